@@ -1,0 +1,152 @@
+"""What measuring costs: the same training steps, watched and unwatched, turn by turn.
+
+mpirun -np 2 python benchmarks/metrics.py [--model resnet18] [--json FILE]
+
+Watched means all that `launcher.train` does by default and under a launcher: every collective
+timed, the page kept, served and written to snapshots, windows exchanged, metrics.jsonl written.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.train.config import TrainConfig, load_config
+from launcher.train.environment import load_tensorflow
+
+load_tensorflow()
+
+import keras  # noqa: E402 - TensorFlow's threads are settled first
+import numpy as np  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from launcher.heartbeat import Heartbeat  # noqa: E402
+from launcher.train.agreement import join  # noqa: E402
+from launcher.train.data import load_dataset  # noqa: E402
+from launcher.train.models import build_model  # noqa: E402
+from launcher.train.observers import Observer, RunStarted, StepDone  # noqa: E402
+from launcher.train.optimizers import make_optimizer  # noqa: E402
+from launcher.train.replicas import Replicas  # noqa: E402
+from launcher.train.steps import Steps  # noqa: E402
+from launcher.train.watch.assemble import assemble  # noqa: E402
+from launcher.train.watch.exporter import Exporter  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", help="may be given more than once")
+    parser.add_argument("--turns", type=int, default=15, help="turns of each kind")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = [measure(model, options.turns) for model in options.model or MODELS]
+    if results[0]["rank"] == 0:
+        table = Table("model", "step", "watched", "cost of a step", "share", title="Measuring")
+        for result in results:
+            plain, watched = result["plain_seconds"], result["watched_seconds"]
+            cost = f"{(watched - plain) * 1e6:+.0f} µs"
+            table.add_row(
+                result["model"],
+                f"{plain * 1e3:.2f} ms",
+                f"{watched * 1e3:.2f} ms",
+                cost,
+                f"{watched / plain - 1:+.2%}",
+            )
+        Console().print(table)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+# Model to steps a turn.
+MODELS = {"cnn": 100, "resnet18": 8}
+
+
+def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
+    """Seconds a step, watched and not: the median of turns that alternate."""
+    steps = MODELS.get(model_name, 20)
+    config = load_config({"model": model_name, "metrics_port": 0})
+    ranks = join(config.backend)
+    output = Path(tempfile.mkdtemp(prefix="measuring-"))
+    os.environ["LAUNCHER_RUN_DIR"] = str(output)
+    data = load_dataset(config)
+    keras.utils.set_random_seed(0)
+
+    def stepper() -> tuple[keras.Model, Steps]:
+        model, optimizer = build_model(config, data), make_optimizer(config)
+        optimizer.build(model.trainable_variables)
+        return model, Steps(config, model, optimizer, ranks, Replicas())
+
+    features, labels = data.train.read(np.arange(config.batch_size))
+    _, unwatched = stepper()
+    unwatched.train(features, labels, False, len(labels))  # traced before anybody watches
+    exporter = Exporter(config)
+    exporter.joined(ranks, output, 0.0)
+    model, watched = stepper()
+    heartbeat = Heartbeat(output / f"heartbeat-{ranks.rank}")
+    observers = assemble(config, model, ranks, output, heartbeat, exporter)
+    observers.on_start(_run(config, ranks.rank, ranks.size, output))
+    watched.train(features, labels, False, len(labels))
+
+    count = 0
+
+    def turn(steps_of: Steps, observer: Observer) -> float:
+        nonlocal count
+        began = started = time.perf_counter()
+        for _ in range(steps):
+            status = steps_of.train(features, labels, False, len(labels))
+            count += 1
+            now = time.perf_counter()
+            seconds, started = now - started, now
+            loss, correct, rows, _ = status
+            observer.on_step(
+                StepDone(0, count, loss, correct, int(rows), 0.1, seconds, len(labels), 0.0)
+            )
+        return (time.perf_counter() - began) / steps
+
+    plain_turns: list[float] = []
+    watched_turns: list[float] = []
+    order: list[tuple[list[float], Callable[[], float]]] = [
+        (plain_turns, lambda: turn(unwatched, Observer())),
+        (watched_turns, lambda: turn(watched, observers)),
+    ]
+    for block in range(turns_of_each + 1):
+        for turns, run in order if block % 2 else reversed(order):
+            seconds = run()
+            if block:  # the first turn warms up
+                turns.append(seconds)
+    return {
+        "model": model_name,
+        "rank": ranks.rank,
+        "ranks": ranks.size,
+        "backend": ranks.name,
+        "plain_seconds": statistics.median(plain_turns),
+        "watched_seconds": statistics.median(watched_turns),
+        "plain_turns": plain_turns,
+        "watched_turns": watched_turns,
+    }
+
+
+def _run(config: TrainConfig, rank: int, size: int, output: Path) -> RunStarted:
+    return RunStarted(
+        model=config.model,
+        dataset=config.dataset,
+        parameters=0,
+        rank=rank,
+        world_size=size,
+        backend="mpi",
+        norm=config.norm,
+        epochs=config.epochs,
+        epoch=0,
+        step=0,
+        steps_per_epoch=100,
+        output=output,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Starts, watches and measures distributed training jobs: `python -m launcher --help`."""

@@ -1,0 +1,1 @@
+"""The verbs of `python -m launcher`, one file each."""

@@ -1,0 +1,45 @@
+"""`launcher doctor`: is this machine fit for a job, and if not, what mends it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from launcher.cli.run_flags import Output
+from launcher.doctor.examination import examine
+from launcher.doctor.finding import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "broken": "red"}
+
+
+def command(
+    output: Output = Path("runs"),
+    self_test: Annotated[
+        bool, typer.Option(help="Let two ranks add up numbers, and time it.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Check all a job stands on; each line is ok, a warning, or broken, with what mends it.
+
+    Exits with 1 when something needed is broken.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    broken = False
+    for finding in examine(output, self_test):
+        broken |= finding.state == "broken"
+        if as_json:
+            print(json.dumps(asdict(finding)), flush=True)
+        else:
+            _show(console, finding)
+    raise typer.Exit(1 if broken else 0)
+
+
+def _show(console: Console, finding: Finding) -> None:
+    state = (f"{finding.state:<8}", _COLOURS[finding.state])
+    console.print(Text.assemble(state, f"{finding.name:<14} {finding.text}"))
+    if finding.mend:
+        console.print(Text(f"{'':22} mend: {finding.mend}", style="bold"))

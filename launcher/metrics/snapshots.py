@@ -1,0 +1,118 @@
+"""The pages of ranks as files, which outlive the ranks, and their sum over ranks and attempts.
+
+Each rank under a launcher rewrites RUN/metrics/attempt-K/rank-N.json every few seconds; the
+launcher reads them when its own page is asked for. No port and no peer has to answer for that.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from launcher.metrics.page import Metric, Page
+
+# Name and labels of a sample.
+Key = tuple[str, tuple[tuple[str, str], ...]]
+Samples = dict[Key, float]
+
+
+def snapshot_path(run: Path, attempt: int, rank: int) -> Path:
+    return run / "metrics" / f"attempt-{attempt}" / f"rank-{rank}.json"
+
+
+def samples_of(page: Page) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in page.registry.collect()
+        for sample in family.samples
+    }
+
+
+def write_snapshot(path: Path, page: Page) -> None:
+    """Replaces the file by the page as it is now. Raises OSError."""
+    content = [[name, labels, value] for (name, labels), value in samples_of(page).items()]
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def read_snapshot(path: Path) -> Samples:
+    content = json.loads(path.read_text())
+    return {
+        (name, tuple((label, text) for label, text in labels)): float(value)
+        for name, labels, value in content
+    }
+
+
+class JobSamples(Collector):
+    """What the snapshots of a run add up to, for a registry.
+
+    Counters and histograms never go backwards while the run lasts: what earlier attempts had
+    counted stays. A rank that is killed takes the last seconds since its last snapshot with it.
+
+    Args:
+        metrics: Those to show, with how each is joined over ranks.
+        run: The run's directory.
+        rank_labels: Whether to keep the ranks apart by a label instead of joining them.
+    """
+
+    def __init__(self, metrics: Iterable[Metric[Any]], run: Path, rank_labels: bool) -> None:
+        self._metrics = list(metrics)
+        self._run = run
+        self._rank_labels = rank_labels
+        self._read: dict[Path, Samples] = {}
+        self._zeros = {} if rank_labels else samples_of(Page(self._metrics))
+
+    def collect(self) -> Iterator[Family]:
+        attempts = self._attempts()
+        for metric in self._metrics:
+            family = Family(metric.name.removesuffix("_total"), metric.help, metric.type)
+            values = {key: 0.0 for key in self._zeros if _belongs(key, metric)}
+            for ranks in attempts if metric.accumulates else attempts[-1:]:
+                for key, value in self._over_ranks(metric, ranks).items():
+                    before = values.get(key, 0.0) if metric.accumulates else 0.0
+                    values[key] = before + value
+            for (name, labels), value in values.items():
+                # An info says on which page it stands.
+                page = {"page": "job"} if "page" in metric.labels else {}
+                family.add_sample(name, {**dict(labels), **page}, value)
+            yield family
+
+    def _over_ranks(self, metric: Metric[Any], ranks: Mapping[int, Samples]) -> Samples:
+        total: Samples = {}
+        for rank, samples in sorted(ranks.items()):
+            mine = {key: value for key, value in samples.items() if _belongs(key, metric)}
+            if self._rank_labels:
+                total |= {_with_rank(key, rank): value for key, value in mine.items()}
+                continue
+            if metric.over_ranks == "first":
+                return mine
+            for key, value in mine.items():
+                before = total.get(key, value if metric.over_ranks == "max" else 0.0)
+                total[key] = max(before, value) if metric.over_ranks == "max" else before + value
+        return total
+
+    def _attempts(self) -> list[dict[int, Samples]]:
+        """For each attempt that left something, oldest first, the samples of its ranks."""
+        attempts: dict[int, dict[int, Samples]] = {}
+        for path in (self._run / "metrics").glob("attempt-*/rank-*.json"):
+            with suppress(OSError, ValueError):  # what was read before stays, and counts
+                self._read[path] = read_snapshot(path)
+        for path, samples in self._read.items():
+            number = int(path.parent.name.removeprefix("attempt-"))
+            rank = int(path.stem.removeprefix("rank-"))
+            attempts.setdefault(number, {})[rank] = samples
+        return [attempts[number] for number in sorted(attempts)]
+
+
+def _with_rank(key: Key, rank: int) -> Key:
+    name, labels = key
+    return name, tuple(sorted({**dict(labels), "rank": str(rank)}.items()))
+
+
+def _belongs(key: Key, metric: Metric[Any]) -> bool:
+    return key[0].removeprefix(metric.name) in metric.suffixes

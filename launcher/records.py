@@ -1,0 +1,172 @@
+"""What is kept of every run: `OUTPUT/ID/` with the job, a journal of events, logs and the result.
+
+Anyone may read it while the run lives and after any crash; only the run's launcher writes it.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher.errors import LauncherError
+from launcher.spec import JobSpec
+from launcher.supervision.events import Event
+from launcher.supervision.guard import tree
+from launcher.supervision.logs import RankLog, append_whole
+
+_SECONDS_BETWEEN_STEPS = 1.0  # the journal keeps at most one step a second of each rank
+_SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "PRIVATE")
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process id together with its start, in seconds since boot, so that it is never mistaken."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessIdentity":
+        return cls(pid, tree.started_at(pid))
+
+    def process(self) -> psutil.Process | None:
+        """The living process, or None if it has ended or another one has its id by now."""
+        try:
+            if tree.started_at(self.pid) != self.started:
+                return None
+            process = psutil.Process(self.pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except (OSError, psutil.Error):
+            return None
+
+
+class Record:
+    """The directory of one run, for its writer: an observer of events."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.id = directory.name
+        self._descriptor: int | None = None
+        self._journaled: dict[int, float] = {}
+        self._phases: dict[int, str] = {}
+        self._logs: dict[tuple[int, int | None], RankLog] = {}
+        self.troubles: list[str] = []
+        self._dropped_events = 0
+
+    @classmethod
+    def create(cls, spec: JobSpec) -> "Record":
+        """Makes the directory and writes the job into it. Raises LauncherError if it cannot."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = spec.output.absolute() / f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
+        record = cls(directory)
+        try:
+            (directory / "logs").mkdir(parents=True)
+            write_json(directory / "spec.json", without_secrets(spec))
+            write_json(directory / "launcher.json", asdict(ProcessIdentity.of(os.getpid())))
+            record._open()
+        except OSError as error:
+            raise LauncherError(
+                f"the run cannot be recorded in {directory}: {error.strerror}; "
+                "choose another place with --output"
+            ) from None
+        return record
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "output":
+            self._log(event)
+        elif event.kind != "beat" or self._is_news(event):
+            self._append(event)
+        if event.kind == "done":
+            with suppress(OSError):
+                write_json(self.directory / "result.json", event.as_json())
+
+    def log_path(self, attempt: int, rank: int | None) -> Path:
+        return log_path(self.directory, attempt, rank)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self.directory / "journal.jsonl", flags, 0o644)
+
+    def _append(self, event: Event) -> None:
+        line = json.dumps(event.as_json()).encode() + b"\n"
+        if self._descriptor is None:
+            return
+        try:
+            append_whole(self._descriptor, line)
+            if event.kind in {"failed", "done"}:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            self._dropped_events += 1
+            self._complain("the journal", error)
+
+    def _log(self, event: Event) -> None:
+        key = (event.attempt, event.rank)
+        log = self._logs.get(key)
+        if log is None:
+            for old in [old for old in self._logs if old[0] < event.attempt]:
+                self._logs.pop(old).close()
+            path = self.log_path(*key)
+            with suppress(OSError):
+                path.parent.mkdir(exist_ok=True)
+            log = self._logs[key] = RankLog(path)
+        error = log.write(event.details["text"])
+        if error is not None:
+            self._complain("the logs", error)
+
+    def _complain(self, what: str, error: OSError) -> None:
+        text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job goes on"
+        if text not in self.troubles:
+            self.troubles.append(text)
+
+    def _is_news(self, event: Event) -> bool:
+        rank = event.rank or 0
+        phase_is_new = self._phases.get(rank) != event.details["phase"]
+        if phase_is_new or event.time - self._journaled.get(rank, 0) >= _SECONDS_BETWEEN_STEPS:
+            self._phases[rank] = event.details["phase"]
+            self._journaled[rank] = event.time
+            return True
+        return False
+
+
+def log_path(directory: Path, attempt: int, rank: int | None) -> Path:
+    """The log of a rank in an attempt; rank None is the transport's own (ssh, mpirun)."""
+    name = "transport.log" if rank is None else f"rank-{rank}.log"
+    return directory / "logs" / f"attempt-{attempt}" / name
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def without_secrets(spec: JobSpec) -> dict[str, Any]:
+    """The job as JSON, with the values of variables that sound secret left out."""
+    content = spec.model_dump(mode="json")
+    for name in spec.environment:
+        if is_secret(name):
+            content["environment"][name] = "(not recorded)"
+    return content
+
+
+def is_secret(name: str) -> bool:
+    return any(word in name.upper() for word in _SECRET)

@@ -1,0 +1,176 @@
+"""Why an attempt failed: the first cause among the exits of all ranks, named and explained."""
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CauseClass = Literal["error", "killed", "oom", "hang", "preempted", "lost host", "bad config"]
+
+# What a healthy rank says when another one has gone: its engine's words, not the cause.
+_PEER_NOISE = re.compile(
+    r"HorovodInternalError|Horovod has been shut down|Connection (?:reset|closed) by peer"
+    r"|Socket closed|Broken pipe|gloo::|\[gloo|Collective ops is aborted|coordination service"
+    r"|Connection refused|failed to connect to all addresses|MPI_ERR|MPI_ABORT|StaleHeartbeat"
+    r"|CoordinationServiceError|heartbeat timeout|Rendezvous.*(?:timed? ?out|failed)",
+    re.IGNORECASE,
+)
+_OUT_OF_MEMORY = re.compile(
+    r"ResourceExhausted|RESOURCE_EXHAUSTED|MemoryError|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|out of memory|Cannot allocate memory"
+)
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Warning)(?:: |$)")
+_LONGEST_QUOTE = 160
+_USAGE_CODES = {2, 126, 127}
+
+# A sign in the last lines, and what the user can do about it.
+_HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"No space left on device|ENOSPC|Disk quota exceeded"),
+        "a disk is full: free space where the rank writes, then start again",
+    ),
+    (
+        re.compile(r"Address already in use|EADDRINUSE"),
+        "a port is taken: choose another, or 0 for a free one; `ss -ltnp` shows who holds it",
+    ),
+    (
+        re.compile(r"No module named"),
+        "install the module into the Python of the launcher, or name another Python",
+    ),
+    (_OUT_OF_MEMORY, "give the rank more memory, or make the batch smaller"),
+)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How one rank ended, as its guard saw it.
+
+    `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
+    since the epoch. `refused` says why the command could not be started at all, `lost` that its
+    host was, `silent` that nobody could say how it ended.
+    """
+
+    rank: int
+    host: str
+    code: int
+    at: float
+    asked: bool = False
+    out_of_memory: str | None = None
+    refused: str | None = None
+    lost: str | None = None
+    silent: bool = False
+    tail: tuple[str, ...] = ()
+    step: int | None = None
+
+    @property
+    def status(self) -> int:
+        """The code a shell would show: 128 plus the number for a signal."""
+        return 128 - self.code if self.code < 0 else self.code
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The failure that came first, in words for the user and fields for programs."""
+
+    kind: CauseClass
+    summary: str
+    rank: int | None = None
+    host: str | None = None
+    exit_code: int | None = None
+    step: int | None = None
+    tail: tuple[str, ...] = ()
+    hint: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the rank, which the event that carries the cause names itself."""
+        return {
+            "class": self.kind,
+            "summary": self.summary,
+            "host": self.host,
+            "exit_code": self.exit_code,
+            "step": self.step,
+            "last_lines": list(self.tail),
+            "hint": self.hint,
+        }
+
+
+def is_peer_noise(ended: Exit) -> bool:
+    """Whether the rank only failed because another one did, as far as its last lines tell."""
+    return ended.code > 0 and any(_PEER_NOISE.search(line) for line in ended.tail[-12:])
+
+
+def first_cause(exits: Sequence[Exit]) -> Cause:
+    """The cause among failed exits: what no peer can explain comes first, then what came first."""
+    return explain(min(exits, key=lambda ended: (_innocence(ended), ended.at)))
+
+
+def _innocence(ended: Exit) -> int:
+    if ended.silent:
+        return 1
+    if ended.asked:
+        return 3
+    return 2 if is_peer_noise(ended) else 0
+
+
+def explain(ended: Exit) -> Cause:
+    """Names the class of one exit and says it in a sentence."""
+    kind, words = _classify(ended)
+    place = f"rank {ended.rank} on {ended.host}"
+    where = "" if ended.step is None else f" after step {ended.step}"
+    if kind in {"error", "oom"}:
+        where += _exception(ended)
+    hint = next((hint for sign, hint in _HINTS if _in_tail(sign, ended)), None)
+    if kind == "oom" and hint is None:
+        hint = "give the rank more memory (--memory), or make the batch smaller"
+    return Cause(
+        kind,
+        f"{place} {words}{where}",
+        rank=ended.rank,
+        host=ended.host,
+        exit_code=ended.status,
+        step=ended.step,
+        tail=ended.tail,
+        hint=hint,
+    )
+
+
+def _classify(ended: Exit) -> tuple[CauseClass, str]:
+    if ended.refused is not None:
+        return "bad config", f"could not start: {ended.refused}"
+    if ended.lost is not None:
+        return "lost host", ended.lost
+    if ended.silent:
+        return "killed", "vanished together with its guard, without a word"
+    if ended.out_of_memory == "kernel":
+        return "oom", "was killed by the kernel for want of memory"
+    if ended.out_of_memory == "limit":
+        return "oom", "was killed for holding more memory than its limit"
+    if ended.status == 128 + signal.SIGTERM:
+        return "preempted", "was told to stop from outside (SIGTERM)"
+    if _in_tail(_OUT_OF_MEMORY, ended):
+        return "oom", f"ran out of memory (exit code {ended.status})"
+    if ended.code < 0:
+        return "killed", f"was killed by {_signal_name(-ended.code)}"
+    if ended.code in _USAGE_CODES:
+        return "bad config", f"refused its arguments or configuration (exit code {ended.code})"
+    if ended.code == 0:
+        return "error", "ended with exit code 0 while its peers were still at work,"
+    return "error", f"failed with exit code {ended.code}"
+
+
+def _exception(ended: Exit) -> str:
+    """What Python says last of an exception that nobody caught."""
+    last = ended.tail[-1] if ended.tail else ""
+    return f": {last[:_LONGEST_QUOTE]}" if _EXCEPTION.match(last) else ""
+
+
+def _in_tail(sign: re.Pattern[str], ended: Exit) -> bool:
+    return any(sign.search(line) for line in ended.tail)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

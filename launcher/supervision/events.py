@@ -1,0 +1,45 @@
+"""What happens in a job, as plain data. Whoever wants to know is a function of one event.
+
+The journal, the terminal and the metrics are such observers; the supervisor knows none of them.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal[
+    "run",  # the run begins: id, directory, ranks, command
+    "started",  # an attempt begins
+    "rank_up",  # pid, host
+    "output",  # one line of a rank or of the transport: stream, text
+    "beat",  # phase, step, numbers
+    "checkpoint",  # step
+    "rank_ended",  # exit_code, by (what ended it), peer (only the noise of another's failure)
+    "failed",  # the cause of an attempt's failure
+    "restarting",  # attempt that comes, seconds to wait
+    "stopping",  # the user or the system asked: signal
+    "warning",  # text
+    "done",  # result, exit_code, seconds
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """`time` in seconds since the epoch; `rank` None when it concerns the whole job."""
+
+    kind: Kind
+    attempt: int = 0
+    rank: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        content: dict[str, Any] = {"time": round(self.time, 3), "event": self.kind}
+        content["attempt"] = self.attempt
+        if self.rank is not None:
+            content["rank"] = self.rank
+        return content | dict(self.details)
+
+
+Observer = Callable[[Event], None]

@@ -1,0 +1,105 @@
+"""Starts the one process a guard is there for: its environment, session, cores and heartbeat."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from launcher import heartbeat
+from launcher.supervision.guard import tree
+from launcher.supervision.guard.order import Order
+
+_STARTUP = str(Path(__file__).parent / "startup")
+
+
+class Child:
+    """The process, the pipes it writes to, and the file it beats into.
+
+    Raises OSError if the command cannot be started; `errno` says why.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="launcher-rank-")
+        self.heartbeat = Path(self.directory.name) / "heartbeat"
+        environment = _environment(order, self.heartbeat)
+        guard = os.getpid()
+        cpus = order.cpus[order.local_rank] if order.cpus else []
+
+        def before_exec() -> None:
+            tree.die_with(guard)
+            if cpus:
+                os.sched_setaffinity(0, cpus)
+
+        try:
+            self._process = subprocess.Popen(
+                order.argv,
+                cwd=order.cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if order.raw else subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=before_exec,
+            )
+        except OSError:
+            self.directory.cleanup()
+            raise
+        self.pid = self._process.pid
+        self.pipes = {
+            stream.fileno(): kind
+            for stream, kind in ((self._process.stdout, "o"), (self._process.stderr, "e"))
+            if stream is not None
+        }
+        for descriptor in self.pipes:
+            os.set_blocking(descriptor, False)
+
+    def reaped(self, status: int) -> int:
+        """Takes the wait status and returns the exit code, negative for a signal."""
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
+
+
+def _environment(order: Order, beats: Path) -> dict[str, str]:
+    environment = dict(os.environ) | order.environment
+    if order.by_local_rank:
+        environment |= order.by_local_rank[order.local_rank]
+    # `python` means the Python that runs the launcher, also where no environment is activated.
+    path = environment.get("PATH", os.defpath).split(os.pathsep)
+    own = os.path.dirname(sys.executable)
+    environment["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
+    if order.raw:
+        # An mpirun that had to be killed could not tidy up.
+        environment["TMPDIR"] = str(beats.parent)
+    else:
+        environment[heartbeat.VARIABLE] = str(beats)
+        environment["LAUNCHER_RANK"] = str(order.rank)
+        environment["LAUNCHER_LOCAL_RANK"] = str(order.local_rank)
+        modules = [_STARTUP, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    return environment
+
+
+def reap() -> dict[int, int]:
+    """Wait statuses of every child, own or adopted, that has ended since the last call."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = status
+
+
+def wake_on_signals(numbers: list[signal.Signals]) -> int:
+    """Turns signals into bytes that can be polled for; returns the descriptor to read."""
+    reading, writing = os.pipe()
+    for descriptor in (reading, writing):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    return reading

@@ -1,0 +1,64 @@
+"""The log of one rank in one attempt: whole lines, a size limit, one older part kept."""
+
+import os
+from pathlib import Path
+
+LIMIT_BYTES = 32 * 1024 * 1024
+
+
+class RankLog:
+    """Appends lines to `path`; at the limit the file becomes `path.1` and a new one begins.
+
+    A full or vanished disk does not stop the job: lines are dropped and counted, and writing goes
+    on when there is room again. A line is written whole or not at all.
+    """
+
+    def __init__(self, path: Path, limit: int = LIMIT_BYTES) -> None:
+        self._path = path
+        self._limit = limit
+        self._descriptor: int | None = None
+        self._size = 0
+        self.dropped = 0
+
+    def write(self, line: str) -> OSError | None:
+        """Appends one line. Returns the error if it had to be dropped."""
+        data = line.encode(errors="replace") + b"\n"
+        try:
+            if self._descriptor is None:
+                self._open()
+            elif self._size + len(data) > self._limit:
+                self._rotate()
+            append_whole(self._descriptor, data)  # type: ignore[arg-type]
+        except OSError as error:
+            self.dropped += 1
+            return error
+        self._size += len(data)
+        return None
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o644)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def _rotate(self) -> None:
+        self.close()
+        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        self._open()
+
+
+def append_whole(descriptor: int, data: bytes) -> None:
+    """Appends all of `data` or nothing: what a full disk took of it is cut off again."""
+    before = os.fstat(descriptor).st_size
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+    except OSError:
+        if written:
+            os.ftruncate(descriptor, before)
+        raise

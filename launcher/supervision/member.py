@@ -1,0 +1,122 @@
+"""One process of the supervisor (a guard, perhaps behind ssh), and what it tells of its ranks."""
+
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from launcher.heartbeat import Beat
+from launcher.supervision.causes import Exit
+from launcher.supervision.guard.frames import Decoder, Frame
+from launcher.supervision.plan import ProcessPlan
+
+_TAIL_LINES = 20
+
+# What a rank must not inherit from a job that happens to surround the launcher.
+_FOREIGN = (
+    "TF_CONFIG",
+    "OMPI_COMM_",
+    "OMPI_MCA_orte",
+    "OMPI_MCA_ess",
+    "PMI_",
+    "PMIX_",
+    "LAUNCHER_",
+    "HOROVOD_RANK",
+    "HOROVOD_SIZE",
+    "HOROVOD_LOCAL_",
+    "HOROVOD_CROSS_",
+)
+
+
+@dataclass
+class RankState:
+    """What is known of one rank in one attempt."""
+
+    rank: int
+    host: str
+    pid: int | None = None
+    started: float | None = None
+    beat: Beat | None = None
+    exit: Exit | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+
+    @property
+    def step(self) -> int | None:
+        return None if self.beat is None else self.beat.step
+
+
+class Member:
+    """Starts the process of a plan, gives it its order, speaks to it and reads from it.
+
+    `heard` is the monotonic time of its last word. Raises OSError if the process cannot be started.
+    """
+
+    def __init__(self, plan: ProcessPlan) -> None:
+        self.plan = plan
+        self.heard = time.monotonic()
+        self.came_up = False
+        self.lost = False
+        self.transport_tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._decoder = Decoder()
+        self._process = subprocess.Popen(
+            plan.argv,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.output = self._process.stdout.fileno()
+        self._input = self._process.stdin.fileno()
+        os.set_blocking(self.output, False)
+        self.tell(plan.order.encode())
+        os.set_blocking(self._input, False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, line: str) -> None:
+        """Sends a line; one that cannot be sent is for a process that is ending anyway."""
+        with suppress(OSError):
+            os.write(self._input, line.encode() + b"\n")
+
+    def read(self) -> tuple[list[Frame], bool]:
+        """The frames that have come, and whether there will be more."""
+        try:
+            data = os.read(self.output, 1 << 16)
+        except BlockingIOError:
+            return [], True
+        if not data:
+            return list(self._decoder.close()), False
+        self.heard = time.monotonic()
+        return list(self._decoder.feed(data)), True
+
+    def wait(self) -> int:
+        """The exit code, once the output has ended; kills a process that lingers without a word."""
+        try:
+            return self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait(5.0)
+
+    def kill(self) -> None:
+        """Ends the process itself, with its session: the last resort. May be called twice."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(OSError):
+                stream.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """The launcher's own environment without the traces of a job around it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}

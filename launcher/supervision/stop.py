@@ -1,0 +1,52 @@
+"""The wish to stop: SIGTERM, Ctrl-C or a closed terminal, once to save and twice to kill."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopRequests:
+    """`signal` is the first one that came, `count` how many; `descriptor` becomes readable."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.count = 0
+        self.descriptor, self._writing = os.pipe()
+        for descriptor in (self.descriptor, self._writing):
+            os.set_blocking(descriptor, False)
+
+    def requested(self) -> bool:
+        return self.count > 0
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, else 143."""
+        return 130 if self.signal == signal.SIGINT else 143
+
+    def drain(self) -> None:
+        os.read(self.descriptor, 64)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        os.close(self._writing)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequests"]:
+        """Takes the signals over while open; only in the main thread."""
+        before = {number: signal.signal(number, self._take) for number in _SIGNALS}
+        # A byte for every signal wakes the supervisor out of its wait at once.
+        previous = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        try:
+            yield self
+        finally:
+            signal.set_wakeup_fd(previous)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        self.signal = self.signal or signal.Signals(number)

@@ -1,0 +1,221 @@
+"""One job from its first attempt to its result: watches, finds the cause, restarts or gives up."""
+
+import random
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.errors import HostError, UsageError
+from launcher.records import Record
+from launcher.supervision.attempt import Attempt
+from launcher.supervision.causes import Cause, Exit, explain, first_cause, is_peer_noise
+from launcher.supervision.events import Event, Kind, Observer
+from launcher.supervision.hang import HangWatch
+from launcher.supervision.stop import StopRequests
+from launcher.supervision.sweep import RUN_DIRECTORY, kill_processes_of
+from launcher.targets.base import SupervisedTarget
+
+_TURN_SECONDS = 0.2
+_SETTLE_SECONDS = 0.2  # exits of the same moment are looked at together
+_NOISE_SETTLE_SECONDS = 0.8  # only the victims have spoken yet: wait for the culprit
+_STACK_SECONDS = 1.0  # for the ranks to write their stacks before they are ended
+_EARLY_EXIT_SECONDS = 3.0
+
+Outcome = Literal["succeeded", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the job ended. `exit_code` is the launcher's own."""
+
+    outcome: Outcome
+    exit_code: int
+    restarts: int
+    cause: Cause | None = None
+
+
+class Supervisor:
+    """Runs the job of a target; `observers` hear every event, the record first."""
+
+    def __init__(
+        self, target: SupervisedTarget, record: Record, observers: Sequence[Observer]
+    ) -> None:
+        self._target = target
+        self._spec = target.spec
+        self._record = record
+        self._observers: list[Observer] = [record, *observers]
+        self._number = 0
+        self._fenced_until = 0.0
+        self._left_behind: list[str] = []
+
+    def run(self, stop: StopRequests) -> Result:
+        """Attempts the job until it succeeds, may not be tried again, or is told to stop."""
+        began = time.monotonic()
+        self._tell(
+            "run",
+            id=self._record.id,
+            directory=str(self._record.directory),
+            ranks=self._spec.ranks,
+            backend=self._spec.backend,
+            command=list(self._spec.command),
+        )
+        result = self._attempts(stop)
+        details: dict[str, Any] = {"result": result.outcome, "exit_code": result.exit_code}
+        details |= {"restarts": result.restarts, "seconds": round(time.monotonic() - began, 2)}
+        if result.cause is not None:
+            details["cause"] = {"rank": result.cause.rank, **result.cause.as_json()}
+        self._tell("done", **details)
+        return result
+
+    def _attempts(self, stop: StopRequests) -> Result:
+        while True:
+            cause = self._try_once(stop)
+            if cause is not None and not stop.requested():
+                self._tell("failed", cause.rank, **cause.as_json())
+            while self._left_behind:
+                self._tell(
+                    "warning", text=f"ended a process left behind: {self._left_behind.pop()}"
+                )
+            if stop.requested():
+                return Result("stopped", stop.exit_code, self._number, cause)
+            if cause is None:
+                return Result("succeeded", 0, self._number)
+            if not self._worth_a_restart(cause):
+                code = 2 if cause.kind == "bad config" else 1
+                return Result("failed", code, self._number, cause)
+            seconds = max(self._backoff(), self._fenced_until - time.monotonic())
+            self._tell("restarting", next=self._number + 1, seconds=round(seconds, 1))
+            self._pause(stop, seconds)
+            if stop.requested():
+                return Result("stopped", stop.exit_code, self._number, cause)
+            self._number += 1
+
+    def _try_once(self, stop: StopRequests) -> Cause | None:
+        """One attempt; returns why it failed, or None if every rank ended with 0."""
+        environment = {
+            RUN_DIRECTORY: str(self._record.directory),
+            "LAUNCHER_ATTEMPT": str(self._number),
+            "LAUNCHER_WORLD_SIZE": str(self._spec.ranks),
+        }
+        try:
+            if self._number > 0:
+                self._target.check()  # a host may have gone in the meantime
+            with self._target.attempt(environment) as plan:
+                self._tell("started", hosts=list(plan.hosts))
+                silence = self._spec.silence_timeout
+                attempt = Attempt(self._number, plan, silence, self._emit)
+                try:
+                    attempt.start()
+                    attempt.wake_on(stop.descriptor)
+                    return self._watch(attempt, stop)
+                finally:
+                    attempt.close()
+                    self._fence(attempt)
+                    self._left_behind = kill_processes_of(self._record.directory)
+        except (UsageError, OSError) as error:
+            return Cause("bad config", str(error))
+        except HostError as error:
+            return Cause("lost host", str(error))
+
+    def _watch(self, attempt: Attempt, stop: StopRequests) -> Cause | None:
+        hang = HangWatch(self._spec.hang_timeout, time.monotonic())
+        cause: Cause | None = None
+        failing_since: float | None = None
+        stops_seen = 0
+        while not attempt.over:
+            attempt.turn(_TURN_SECONDS)
+            self._pass_troubles_on()
+            now = time.monotonic()
+            if stop.count > stops_seen:
+                stop.drain()
+                attempt.end(self._spec.save_timeout if stop.count == 1 else 0.0)
+                name = stop.signal.name if stop.signal else ""
+                self._tell("stopping", signal=name, at_once=stop.count > 1)
+                stops_seen = stop.count
+            if attempt.ending:
+                continue
+            failed = attempt.failed
+            if failed or _early_exit(attempt):
+                failing_since = failing_since or now
+                if now - failing_since > _patience(failed):
+                    attempt.end(max(0.0, self._spec.grace - (now - failing_since)))
+            elif hang.hangs(attempt.states, now, attempt.output_lines):
+                attempt.dump_stacks()
+                _listen(attempt, _STACK_SECONDS)
+                cause = hang.cause(attempt.states)
+                attempt.end(self._spec.grace)
+        return cause or _cause_of(attempt)
+
+    def _worth_a_restart(self, cause: Cause) -> bool:
+        policy = self._spec.restart
+        if cause.kind == "bad config" or self._number >= policy.max_restarts:
+            return False
+        codes = policy.exit_codes
+        return codes is None or cause.exit_code is None or cause.exit_code in codes
+
+    def _backoff(self) -> float:
+        policy = self._spec.restart
+        longest = min(policy.backoff_limit, policy.backoff * 2.0 ** min(self._number, 64))
+        return longest * (1.0 - policy.jitter * random.random())
+
+    def _fence(self, attempt: Attempt) -> None:
+        """A host that was cut off ends its ranks by itself; until then nobody else may write."""
+        spec = self._spec
+        gone = attempt.last_heard + spec.silence_timeout + spec.grace + 1.0
+        self._fenced_until = max(self._fenced_until, gone)
+
+    def _pause(self, stop: StopRequests, seconds: float) -> None:
+        select.select([stop.descriptor], [], [], max(0.0, seconds))
+
+    def _pass_troubles_on(self) -> None:
+        while self._record.troubles:
+            self._tell("warning", text=self._record.troubles.pop(0))
+
+    def _tell(self, kind: Kind, rank: int | None = None, **details: Any) -> None:
+        self._emit(Event(kind, self._number, rank, details))
+
+    def _emit(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
+
+
+def _patience(failed: Sequence[Exit]) -> float:
+    if not failed:
+        return _EARLY_EXIT_SECONDS
+    noise = all(ended.asked or is_peer_noise(ended) for ended in failed)
+    return _NOISE_SETTLE_SECONDS if noise else _SETTLE_SECONDS
+
+
+def _listen(attempt: Attempt, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not attempt.over and time.monotonic() < until:
+        attempt.turn(_TURN_SECONDS)
+
+
+def _early_exit(attempt: Attempt) -> Exit | None:
+    """A rank that ended with 0 in the middle of its training while a peer still trains."""
+    training = any(
+        state.exit is None and state.beat is not None and state.beat.phase == "training"
+        for state in attempt.states
+    )
+    for state in attempt.states:
+        told = state.beat is not None and state.beat.phase != "done"
+        if training and told and state.exit is not None and state.exit.code == 0:
+            return state.exit
+    return None
+
+
+def _cause_of(attempt: Attempt) -> Cause | None:
+    exits = [state.exit for state in attempt.states if state.exit is not None]
+    bad = [ended for ended in exits if ended.code != 0]
+    if not bad:
+        return None
+    early = [
+        state.exit
+        for state in attempt.states
+        if state.exit and state.exit.code == 0 and state.beat and state.beat.phase != "done"
+    ]
+    victims = all(ended.asked or is_peer_noise(ended) for ended in bad)
+    return explain(early[0]) if early and victims else first_cause(bad)

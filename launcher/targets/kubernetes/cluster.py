@@ -1,0 +1,233 @@
+"""The API server behind the official client: objects as plain data, its refusals as our errors.
+
+Every call is bounded in time, and tried again when the server is busy (429) or away for a moment.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from launcher.errors import LauncherError, MissingToolError, UsageError
+from launcher.targets.kubernetes.kinds import EVENT, POD, JobKind, Resource
+from launcher.targets.kubernetes.manifests import Manifest
+from launcher.targets.kubernetes.refusals import GoneError, explain, unreachable
+
+try:
+    import urllib3
+    from kubernetes import client, config, watch
+    from kubernetes.config.config_exception import ConfigException
+except ImportError:
+    raise MissingToolError(
+        "the Kubernetes client is not installed; pip install 'syncbn[kubernetes]'"
+    ) from None
+
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
+_QUIET_SECONDS = 300.0  # a log may have nothing to say for so long before it is asked again
+_TRIES = 5
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class Cluster:
+    """One namespace of one cluster. Its methods raise LauncherError and its kinds."""
+
+    def __init__(self, api: client.ApiClient, namespace: str) -> None:
+        self.namespace = namespace
+        self.host = str(api.configuration.host)
+        self._core = client.CoreV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+        self._review = client.AuthorizationV1Api(api)
+
+    @classmethod
+    def connect(cls, context: str | None, namespace: str | None) -> Self:
+        """By kubeconfig, or as the pod we run in. Raises UsageError if there is neither."""
+        settings = client.Configuration()
+        # Also a POST: should the first have arrived after all, the second meets a conflict.
+        settings.retries = urllib3.Retry(
+            total=_TRIES,
+            backoff_factor=0.2,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        file = os.environ.get("KUBECONFIG")  # the client itself reads it only once, when imported
+        try:
+            config.load_kube_config(file, context=context, client_configuration=settings)
+            default = _context_namespace(file, context)
+        except (ConfigException, OSError) as error:
+            if context is not None or not _NAMESPACE_FILE.exists():
+                raise UsageError(
+                    f"no cluster: {error}; set KUBECONFIG, or name a context with --context"
+                ) from None
+            config.load_incluster_config(client_configuration=settings)
+            default = _NAMESPACE_FILE.read_text().strip()
+        return cls(client.ApiClient(settings), namespace or default)
+
+    def check(self, kind: JobKind) -> None:
+        """Whether the cluster answers, knows the kind, and lets us create it."""
+        self.list(kind.resource, limit=1)
+        wanted = {"namespace": self.namespace, "verb": "create", "group": kind.resource.group}
+        wanted["resource"] = kind.resource.plural
+        review = {"spec": {"resourceAttributes": wanted}}
+        with self._explained(kind.resource):
+            answer = self._review.create_self_subject_access_review(review, **_TIMES)
+        if not answer.status.allowed:
+            raise UsageError(
+                f"no permission to create {kind.resource.plural} in namespace "
+                f"{self.namespace!r}; ask for the rights in k8s/rbac.yaml"
+            )
+
+    def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """The object as the server has it. Raises ConflictError if one of that name is there."""
+        with self._explained(resource):
+            if resource.group:
+                place = self._place(resource)
+                made = self._custom.create_namespaced_custom_object(*place, manifest, **_RAW)
+            else:
+                made = self._core.create_namespaced_service(self.namespace, manifest, **_RAW)
+            return _decoded(made)
+
+    def get(self, resource: Resource, name: str) -> Manifest | None:
+        """The object, or None if there is none of that name."""
+        found = self.list(resource, field_selector=f"metadata.name={name}")
+        return found[0][0] if found[0] else None
+
+    def list(
+        self,
+        resource: Resource,
+        labels: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
+    ) -> tuple[list[Manifest], str]:
+        """The objects, and the version of the whole list, from which to watch on."""
+        with self._explained(resource):
+            answer = self._listing(resource)(
+                label_selector=labels, field_selector=field_selector, limit=limit, **_RAW
+            )
+            content = _decoded(answer)
+        return list(content["items"]), str(content["metadata"].get("resourceVersion", ""))
+
+    def changes(
+        self, resource: Resource, version: str, seconds: int, labels: str = "", fields: str = ""
+    ) -> Iterator[Manifest]:
+        """Objects as they change after `version`, for so long or until the server hangs up.
+
+        Raises GoneError when the server has forgotten that version: list again.
+        """
+        with self._explained(resource):
+            stream = watch.Watch(return_type="object").stream(
+                self._listing(resource),
+                label_selector=labels,
+                field_selector=fields,
+                resource_version=version,
+                timeout_seconds=seconds,
+                _request_timeout=(_CONNECT_SECONDS, seconds + _CONNECT_SECONDS),
+            )
+            try:
+                for event in stream:
+                    yield event["raw_object"]
+            except (urllib3.exceptions.HTTPError, json.JSONDecodeError):
+                return  # the connection was cut: whoever wants to know lists again
+
+    def patch(self, resource: Resource, name: str, change: Manifest) -> None:
+        """Merges the change into the object."""
+        with self._explained(resource):
+            if resource.group:
+                self._custom.patch_namespaced_custom_object(
+                    *self._place(resource), name, change, _content_type=_MERGE, **_TIMES
+                )
+            else:
+                self._core.patch_namespaced_service(
+                    name, self.namespace, change, _content_type=_MERGE, **_TIMES
+                )
+
+    def delete(self, resource: Resource, name: str) -> bool:
+        """Deletes the object and, in the background, what it owns; False if it was not there."""
+        options = {"propagationPolicy": "Background"}
+        try:
+            with self._explained(resource):
+                if resource.group:
+                    self._custom.delete_namespaced_custom_object(
+                        *self._place(resource), name, body=options, **_RAW
+                    )
+                else:
+                    self._core.delete_namespaced_service(name, self.namespace, body=options, **_RAW)
+        except GoneError:
+            return False
+        return True
+
+    def kill_pods(self, labels: str) -> None:
+        """Deletes pods without the time to save."""
+        with self._explained(POD):
+            self._core.delete_collection_namespaced_pod(
+                self.namespace, label_selector=labels, grace_period_seconds=0, **_RAW
+            )
+
+    @contextmanager
+    def log(self, pod: str, container: str, follow: bool, seconds: int | None) -> Iterator[Any]:
+        """The log of a pod, of the last `seconds` or all of it, as a response to read lines from.
+
+        Each line begins with the time it was written.
+        """
+        with self._explained(POD):
+            response = self._core.read_namespaced_pod_log(
+                pod,
+                self.namespace,
+                container=container,
+                follow=follow,
+                since_seconds=seconds,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=(_CONNECT_SECONDS, _QUIET_SECONDS if follow else _ANSWER_SECONDS),
+            )
+            if not 200 <= response.status < 300:
+                raise client.ApiException(http_resp=response)
+        try:
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _listing(self, resource: Resource) -> Any:
+        if resource.group:
+            place = self._place(resource)
+
+            return lambda **options: self._custom.list_namespaced_custom_object(*place, **options)
+        call = {
+            "Service": self._core.list_namespaced_service,
+            POD.kind: self._core.list_namespaced_pod,
+            EVENT.kind: self._core.list_namespaced_event,
+        }[resource.kind]
+        return lambda **options: call(self.namespace, **options)
+
+    def _place(self, resource: Resource) -> tuple[str, str, str, str]:
+        return resource.group, resource.version, self.namespace, resource.plural
+
+    @contextmanager
+    def _explained(self, resource: Resource) -> Iterator[None]:
+        try:
+            yield
+        except client.ApiException as error:
+            raise explain(error, resource, self.namespace) from None
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(self.host, error) from None
+
+
+_MERGE = "application/merge-patch+json"
+_TIMES: dict[str, Any] = {"_request_timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)}
+_RAW: dict[str, Any] = {**_TIMES, "_preload_content": False}
+
+
+def _decoded(response: Any) -> Manifest:
+    content = json.loads(response.data)
+    if not isinstance(content, dict):
+        raise LauncherError(f"expected an object from the API server. Received: {content!r}")
+    return content
+
+
+def _context_namespace(file: str | None, context: str | None) -> str:
+    contexts, active = config.list_kube_config_contexts(file)
+    chosen = next((one for one in contexts if one["name"] == context), active)
+    return str(chosen["context"].get("namespace", "default"))

@@ -1,0 +1,97 @@
+"""What the manifests of all kinds share: names, labels, the objects beside the job itself."""
+
+from typing import Any
+
+from launcher.errors import SpecError
+from launcher.spec import JobSpec
+
+Manifest = dict[str, Any]
+
+INSTANCE = "app.kubernetes.io/instance"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+OURS = "launcher"
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+# Pod names grow by the kind's own suffixes and must stay DNS labels of 63 characters.
+_LONGEST_NAME = 40
+
+
+def check(spec: JobSpec) -> None:
+    """Refuses what a local job may ask for and a cluster cannot give. Raises SpecError."""
+    slots = spec.container.slots
+    if len(spec.name) > _LONGEST_NAME or not spec.name[0].isalpha():
+        raise SpecError(
+            f"name: expected a letter first and at most {_LONGEST_NAME} characters "
+            f"on a cluster. Received: {spec.name!r}"
+        )
+    if spec.ranks % slots:
+        raise SpecError(f"ranks: expected a multiple of the {slots} slots. Received: {spec.ranks}")
+    if spec.hosts:
+        raise SpecError("hosts: a cluster chooses them itself; expected none")
+    if spec.pass_environment:
+        names = ", ".join(spec.pass_environment)
+        raise SpecError(
+            f"pass_environment: values from here are not sent to a cluster ({names}); put them "
+            "into a Secret and name it with --env-secret"
+        )
+    kinds = ("horovod", "tf") if spec.kubernetes.kind != "mpijob" else ("horovod", "tf", "mpi")
+    if spec.backend not in kinds and spec.ranks > 1:
+        raise SpecError(
+            f"backend: expected {' or '.join(kinds)} for kind {spec.kubernetes.kind}"
+            f"{'; mpi needs --kind mpijob' if spec.backend == 'mpi' else ''}. "
+            f"Received: {spec.backend}"
+        )
+
+
+def pod_count(spec: JobSpec) -> int:
+    return spec.ranks // spec.container.slots
+
+
+def labels(spec: JobSpec) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "syncbn", INSTANCE: spec.name, MANAGED_BY: OURS}
+
+
+def metadata(spec: JobSpec, queued: bool = False) -> Manifest:
+    """Name, namespace and labels; `queued` for the one object that Kueue admits."""
+    content: Manifest = {"name": spec.name}
+    if spec.kubernetes.namespace is not None:
+        content["namespace"] = spec.kubernetes.namespace
+    content["labels"] = labels(spec)
+    if queued and spec.kubernetes.queue is not None:
+        content["labels"][QUEUE] = spec.kubernetes.queue
+    return content
+
+
+def suspended(spec: JobSpec) -> Manifest:
+    """A queued job waits until Kueue lets it start."""
+    return {"suspend": True} if spec.kubernetes.queue is not None else {}
+
+
+def headless_service(spec: JobSpec) -> Manifest:
+    """Gives every pod a name that the others find, before it is ready too."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(spec),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": labels(spec),
+            "ports": [{"name": "join", "port": spec.container.port}],
+        },
+    }
+
+
+def disruption_budget(spec: JobSpec) -> list[Manifest]:
+    """Keeps node drains away: one pod gone stops them all."""
+    if not spec.kubernetes.disruption_budget:
+        return []
+    return [
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(spec),
+            # A Job has no scale, so only a number of pods is allowed, no maxUnavailable.
+            "spec": {"minAvailable": pod_count(spec), "selector": {"matchLabels": labels(spec)}},
+        }
+    ]

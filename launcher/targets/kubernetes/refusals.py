@@ -1,0 +1,85 @@
+"""What the API server says when it will not, as our errors: its own reason, and what to do.
+
+LauncherError
+├── ConflictError           an object of that name is there already
+├── GoneError               what was asked for is there no more, or a watch is too old
+└── UsageError              refused for good: no rights, no such kind, a quota, a wrong field
+"""
+
+import json
+from typing import Any
+
+from launcher.errors import LauncherError, MissingToolError, UsageError
+from launcher.targets.kubernetes.kinds import KINDS, Resource
+
+
+class ConflictError(LauncherError):
+    """An object of that name exists, or has changed in the meantime."""
+
+
+class GoneError(LauncherError):
+    """The object, or the version of a list to watch from, is gone."""
+
+
+def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
+    """The error for an ApiException."""
+    said = _message(error)
+    if error.status == 409:
+        return ConflictError(said)
+    if error.status == 410:
+        return GoneError(said)
+    if error.status == 404:
+        return _absent(error, resource, said)
+    if error.status == 401:
+        return UsageError(
+            "the cluster does not know who you are (401); log in again, or choose another --context"
+        )
+    if error.status == 403:
+        return _forbidden(resource, namespace, said)
+    if error.status in {400, 422}:
+        return UsageError(f"the cluster refuses the {resource.kind}: {said}")
+    return LauncherError(f"the cluster failed at {resource.plural} ({error.status}): {said}")
+
+
+def unreachable(host: str, error: Exception) -> LauncherError:
+    """The error for a connection that did not come about or broke."""
+    reason = getattr(error, "reason", None) or error
+    return LauncherError(
+        f"no answer from the cluster at {host}: {reason}; see `kubectl cluster-info`, or choose "
+        "another --context"
+    )
+
+
+def _forbidden(resource: Resource, namespace: str, said: str) -> UsageError:
+    if "exceeded quota" in said:
+        return UsageError(f"{said}; ask for less, or wait until others have ended")
+    if "PodSecurity" in said or "violates" in said:
+        return UsageError(f"the namespace's pod security refuses the {resource.kind}: {said}")
+    return UsageError(f"{said}; the rights it takes are in k8s/rbac.yaml ({namespace})")
+
+
+def _absent(error: Any, resource: Resource, said: str) -> LauncherError:
+    # An unknown path is answered in plain text, an unknown object with a Status that names it.
+    if _status(error).get("details", {}).get("name"):
+        return GoneError(said)
+    kinds = [kind for kind in KINDS.values() if kind.resource.group == resource.group]
+    install = kinds[0].install if kinds else ""
+    if install:
+        return MissingToolError(
+            f"the cluster knows no {resource.kind} ({resource.group}/{resource.version}): install "
+            f"{install}, or use --kind job, which needs nothing"
+        )
+    return GoneError(said)
+
+
+def _message(error: Any) -> str:
+    said = _status(error).get("message") or str(error.body or error.reason or "").strip()
+    return " ".join(said.split())
+
+
+def _status(error: Any) -> dict[str, Any]:
+    try:
+        content = json.loads(error.body or "")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

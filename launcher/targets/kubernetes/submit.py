@@ -1,0 +1,94 @@
+"""Sends a job's objects to a cluster and takes them away again, each whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from launcher.errors import LauncherError, UsageError
+from launcher.targets.kubernetes.cluster import Cluster
+from launcher.targets.kubernetes.kinds import BUDGET, RESOURCES, RUNTIME, SERVICE, JobKind
+from launcher.targets.kubernetes.manifests import INSTANCE, MANAGED_BY, OURS, Manifest
+from launcher.targets.kubernetes.refusals import ConflictError, GoneError
+from launcher.targets.kubernetes.watch import find
+
+DIGEST = "launcher/digest"
+
+
+def submit(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
+    """Creates the objects, the job last; False if this very job was there already.
+
+    May be called twice. If one object is refused, those made before it are deleted again.
+    Raises UsageError when another job holds the name.
+    """
+    made: list[Manifest] = []
+    digest = hashlib.sha256(json.dumps(list(manifests), sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        for manifest in manifests:
+            created = _create(cluster, manifest, digest)
+            if created is not None:
+                made.append(manifest)
+    except BaseException:
+        for manifest in reversed(made):
+            cluster.delete(RESOURCES[manifest["kind"]], manifest["metadata"]["name"])
+        raise
+    _give_to_job(cluster, manifests)
+    return manifests[-1] in made
+
+
+def cancel(cluster: Cluster, name: str, now: bool = False) -> JobKind:
+    """Deletes the job and all that was made for it; its pods save first, unless `now`.
+
+    Raises UnknownRunError if there is no such job.
+    """
+    kind, _ = find(cluster, name)
+    cluster.delete(kind.resource, name)
+    if now:
+        cluster.kill_pods(f"{kind.pods}={name}")
+    for resource in (SERVICE, BUDGET, RUNTIME):
+        try:
+            left, _ = cluster.list(resource, labels=f"{INSTANCE}={name},{MANAGED_BY}={OURS}")
+        except UsageError:
+            if resource is not RUNTIME:
+                raise
+            continue  # this cluster does not have the kind
+        for one in left:
+            cluster.delete(resource, one["metadata"]["name"])
+    return kind
+
+
+def _create(cluster: Cluster, manifest: Manifest, digest: str) -> Manifest | None:
+    """The object made, or None if it was there already as we want it."""
+    resource, name = RESOURCES[manifest["kind"]], manifest["metadata"]["name"]
+    noted = {**manifest["metadata"], "annotations": {DIGEST: digest}}
+    try:
+        return cluster.create(resource, {**manifest, "metadata": noted})
+    except ConflictError:
+        there = cluster.get(resource, name) or {"metadata": {}}
+        if there["metadata"].get("annotations", {}).get(DIGEST) == digest:
+            return None
+        ours = there["metadata"].get("labels", {}).get(MANAGED_BY) == OURS
+        mend = f"launcher cancel {name} --target kubernetes, or " if ours else ""
+        raise UsageError(
+            f"name: another {resource.kind} {name!r} is in namespace {cluster.namespace!r}; "
+            f"{mend}choose another --name"
+        ) from None
+
+
+def _give_to_job(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
+    """Lets the other objects go when the job is deleted, by whomever."""
+    *others, job = manifests
+    there = cluster.get(RESOURCES[job["kind"]], job["metadata"]["name"])
+    if there is None:
+        raise LauncherError(f"job {job['metadata']['name']!r} was deleted while being submitted")
+    owner = {
+        "apiVersion": job["apiVersion"],
+        "kind": job["kind"],
+        "name": there["metadata"]["name"],
+        "uid": there["metadata"]["uid"],
+    }
+    for other in others:
+        change = {"metadata": {"ownerReferences": [owner]}}
+        try:
+            cluster.patch(RESOURCES[other["kind"]], other["metadata"]["name"], change)
+        except GoneError:
+            continue  # the job is being cancelled already

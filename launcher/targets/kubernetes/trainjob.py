@@ -1,0 +1,101 @@
+"""A TrainJob of the Kubeflow trainer, with the TrainingRuntime it needs: none for us is published.
+
+The runtime holds how the pods look, the TrainJob what they run.
+"""
+
+from launcher.errors import SpecError
+from launcher.spec import JobSpec
+from launcher.targets.joining import join_arguments
+from launcher.targets.kubernetes.job import indexed
+from launcher.targets.kubernetes.manifests import (
+    Manifest,
+    disruption_budget,
+    metadata,
+    pod_count,
+    suspended,
+)
+from launcher.targets.kubernetes.pods import container, pod_template, resources
+
+CONTAINER = (
+    "node"  # the trainer puts its image, arguments and amounts into the container of this name
+)
+_API = "trainer.kubeflow.org/v1alpha1"
+_CONTROLLERS = ("trainer.kubeflow.org/trainjob-controller", "kueue.x-k8s.io/multikueue")
+
+
+def manifests(spec: JobSpec) -> list[Manifest]:
+    place = spec.kubernetes
+    if place.managed_by is not None and place.managed_by not in _CONTROLLERS:
+        raise SpecError(
+            f"kubernetes.managed_by: expected {' or '.join(_CONTROLLERS)} for a trainjob. "
+            f"Received: {place.managed_by!r}"
+        )
+    arguments = join_arguments(spec, "indexed", f"{spec.name}-{CONTAINER}-0-0.{spec.name}")
+    node = container(spec, CONTAINER, arguments)
+    trainer: Manifest = {
+        "image": node["image"],
+        "numNodes": pod_count(spec),
+        "args": node.pop("args"),
+    }
+    if amounts := resources(spec):
+        trainer["resourcesPerNode"] = amounts
+    train_job: Manifest = {
+        "apiVersion": _API,
+        "kind": "TrainJob",
+        "metadata": metadata(spec, queued=True),
+        "spec": {
+            **suspended(spec),
+            **({"managedBy": place.managed_by} if place.managed_by else {}),
+            "runtimeRef": {
+                "apiGroup": "trainer.kubeflow.org",
+                "kind": "TrainingRuntime",
+                "name": spec.name,
+            },
+            "trainer": trainer,
+        },
+    }
+    if place.time_limit is not None:
+        train_job["spec"]["activeDeadlineSeconds"] = place.time_limit
+    return [*disruption_budget(spec), _runtime(spec, node), train_job]
+
+
+def _runtime(spec: JobSpec, node: Manifest) -> Manifest:
+    job = indexed(spec, CONTAINER, 0)
+    job.pop("activeDeadlineSeconds", None)
+    return {
+        "apiVersion": _API,
+        "kind": "TrainingRuntime",
+        "metadata": metadata(spec),
+        "spec": {
+            "mlPolicy": {"numNodes": pod_count(spec)},
+            "template": {
+                "spec": {
+                    "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+                    "successPolicy": {"operator": "All"},
+                    "failurePolicy": {
+                        "maxRestarts": spec.restart.max_restarts,
+                        "restartStrategy": "Recreate",
+                    },
+                    "replicatedJobs": [
+                        {
+                            "name": CONTAINER,
+                            "replicas": 1,
+                            "template": {
+                                "metadata": {
+                                    "labels": {
+                                        "trainer.kubeflow.org/trainjob-ancestor-step": "trainer"
+                                    }
+                                },
+                                "spec": {
+                                    **job,
+                                    "template": pod_template(
+                                        spec, node, extra={"restartPolicy": "Never"}
+                                    ),
+                                },
+                            },
+                        }
+                    ],
+                }
+            },
+        },
+    }

@@ -1,0 +1,171 @@
+"""Where a job on a cluster stands, and how that changes until it has ended.
+
+A watch is only the bell: what counts is read anew each time it rings, so that a watch which was
+dropped, too old (410) or merged several changes into one costs nothing but a moment.
+"""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.errors import LauncherError, UnknownRunError, UsageError
+from launcher.supervision.causes import Cause
+from launcher.targets.kubernetes import causes
+from launcher.targets.kubernetes.cluster import Cluster
+from launcher.targets.kubernetes.kinds import EVENT, KINDS, POD, JobKind
+from launcher.targets.kubernetes.manifests import INSTANCE, MANAGED_BY, OURS, Manifest
+from launcher.targets.kubernetes.refusals import GoneError
+
+State = Literal["queued", "pending", "running", "succeeded", "failed"]
+
+_SUCCEEDED = {"Complete", "Completed", "Succeeded"}
+_WATCH_SECONDS = 10
+_SETTLE_SECONDS = 0.3  # changes of the same moment are read together
+_UNREACHABLE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One look at a job; `pods` counts its pods by phase, `cause` says why it failed or waits."""
+
+    name: str
+    kind: str
+    state: State
+    pods: dict[str, int]
+    cause: Cause | None
+    created: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in {"succeeded", "failed"}
+
+    @property
+    def exit_code(self) -> int:
+        """As `launcher run` would end: 0, 1, or 2 when trying again changes nothing."""
+        if self.state != "failed":
+            return 0
+        return 2 if self.cause is not None and self.cause.kind == "bad config" else 1
+
+
+def find(cluster: Cluster, name: str) -> tuple[JobKind, Manifest]:
+    """The job of this name, of whichever kind. Raises UnknownRunError."""
+    for kind in KINDS.values():
+        for job in _ours(cluster, kind, f"{INSTANCE}={name}"):
+            return kind, job
+    raise UnknownRunError(
+        f"no job {name!r} in namespace {cluster.namespace!r} at {cluster.host}; "
+        "see: launcher list --target kubernetes"
+    )
+
+
+def jobs(cluster: Cluster) -> list[JobStatus]:
+    """Every job that was submitted here, the oldest first."""
+    found = [
+        look(cluster, kind, job)
+        for kind in KINDS.values()
+        for job in _ours(cluster, kind, f"{MANAGED_BY}={OURS}")
+    ]
+    return sorted(found, key=lambda job: job.created)
+
+
+def look(cluster: Cluster, kind: JobKind, job: Manifest) -> JobStatus:
+    """Reads the pods, and the events if something seems to be in the way."""
+    name = job["metadata"]["name"]
+    pods, _ = cluster.list(POD, labels=f"{kind.pods}={name}")
+    phases = Counter(str(pod.get("status", {}).get("phase", "Pending")) for pod in pods)
+    conditions = {
+        condition["type"]: condition
+        for condition in job.get("status", {}).get("conditions", [])
+        if condition.get("status") == "True"
+    }
+    state: State = "running" if phases["Running"] else "pending"
+    cause = None
+    if _SUCCEEDED & conditions.keys():
+        state = "succeeded"
+    elif "Failed" in conditions:
+        state = "failed"
+        cause = causes.failure(pods) or _told_by_job(conditions["Failed"])
+    elif "Suspended" in conditions or job.get("spec", {}).get("suspend"):
+        state = "queued"
+    else:
+        cause = causes.failure(pods)
+        if not phases["Running"]:
+            cause = causes.obstacle(pods, _warnings(cluster, name)) or cause
+    created = str(job["metadata"].get("creationTimestamp", ""))
+    return JobStatus(name, job["kind"], state, dict(phases), cause, created)
+
+
+def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[JobStatus]:
+    """Each state of the job that differs from the one before, until it has ended.
+
+    Bears a server that is away for two minutes. Raises LauncherError when it stays away, or when
+    the job is deleted meanwhile.
+    """
+    last: JobStatus | None = None
+    heard = time.monotonic()
+    for number in itertools.count():
+        try:
+            _, version = cluster.list(POD, labels=f"{kind.pods}={name}", limit=1)
+            job = cluster.get(kind.resource, name)
+            if job is None:
+                raise UnknownRunError(f"job {name!r} was deleted")
+            status = look(cluster, kind, job)
+            heard = time.monotonic()
+            if status != last:
+                yield (last := status)
+            if status.ended:
+                return
+            _await_change(cluster, kind, job, status, version)
+        except UsageError:
+            raise
+        except GoneError:
+            continue  # the version is too old to watch from: read it all anew
+        except LauncherError:
+            if time.monotonic() - heard > _UNREACHABLE_SECONDS:
+                raise
+            time.sleep(min(5.0, 0.2 * 2.0 ** min(number, 8)))
+
+
+def _await_change(
+    cluster: Cluster, kind: JobKind, job: Manifest, status: JobStatus, version: str
+) -> None:
+    name = job["metadata"]["name"]
+    if status.pods and set(status.pods) <= {"Succeeded", "Failed"}:
+        version = str(job["metadata"]["resourceVersion"])
+        fields = f"metadata.name={name}"  # all pods have ended: the job's own word is next
+        changes = cluster.changes(kind.resource, version, _WATCH_SECONDS, fields=fields)
+    else:
+        labels = f"{kind.pods}={name}"
+        changes = cluster.changes(POD, version, _WATCH_SECONDS, labels=labels)
+    for _ in changes:
+        time.sleep(_SETTLE_SECONDS)
+        return
+
+
+def _ours(cluster: Cluster, kind: JobKind, labels: str) -> list[Manifest]:
+    try:
+        found, _ = cluster.list(kind.resource, labels=f"{labels},{MANAGED_BY}={OURS}")
+    except UsageError:
+        if kind.install:
+            return []  # this cluster does not have the kind, or not for us
+        raise
+    return [{"kind": kind.resource.kind, **job} for job in found]
+
+
+def _warnings(cluster: Cluster, name: str) -> list[Manifest]:
+    events, _ = cluster.list(EVENT, field_selector="type=Warning")
+    return [
+        event
+        for event in events
+        if str(event.get("involvedObject", {}).get("name", "")).startswith(name)
+    ]
+
+
+def _told_by_job(condition: Manifest) -> Cause:
+    reason, message = condition.get("reason", ""), condition.get("message", "")
+    if reason == "DeadlineExceeded":
+        return Cause("error", "the job took longer than its time limit")
+    return Cause("error", f"the job failed: {reason}: {message}")

@@ -1,0 +1,136 @@
+"""What one host says of itself before a job starts there. Standard library only.
+
+The launcher asks itself, and sends this very text through ssh to the Python of every other host.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+_SIOCGIFADDR = 0x8915
+_MARK = "launcher-probe:"
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The facts of this machine as plain data.
+
+    `request` holds the `directory` and the `command` of the job, the `root` of the asking launcher,
+    and how many free `ports` to name.
+    """
+    root = _root(request["root"])
+    asking, own = _connection()
+    directory = Path(request["directory"])
+    return {
+        "python": platform.python_version(),
+        "tensorflow": _version("tensorflow", "tensorflow-cpu"),
+        "horovod": _version("horovod"),
+        "root": root,
+        "code": _digests(root, directory, request["command"]),
+        "directory": directory.is_dir(),
+        "launcher_address": asking,
+        "address": own,
+        "interface": _interface(own),
+        "nodes": _nodes(root),
+        "ports": _free_ports(request["ports"]),
+    }
+
+
+def report(request: dict[str, Any]) -> None:
+    """Prints the answer behind a mark, since a login may print greetings of its own."""
+    print(_MARK + json.dumps(answer(request)))
+
+
+def find_answer(output: str) -> dict[str, Any] | None:
+    """The answer in what a host has printed, or None."""
+    for line in output.splitlines():
+        if line.startswith(_MARK):
+            return dict(json.loads(line.removeprefix(_MARK)))
+    return None
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _root(asking: str) -> str | None:
+    """The directory that holds the launcher here: the asking one's, else where it is installed."""
+    if Path(asking, "launcher", "spec.py").is_file():
+        return asking
+    spec = importlib.util.find_spec("launcher")
+    return str(Path(spec.origin).parents[1]) if spec is not None and spec.origin else None
+
+
+def _digests(root: str | None, directory: Path, command: list[str]) -> dict[str, str]:
+    """Digests of the launcher, of syncbn, and of every file or module the command names."""
+    places = {name: Path(root, name) for name in ("launcher", "syncbn")} if root else {}
+    for word in command:
+        if (directory / word).is_file():
+            places[word] = directory / word
+    if "-m" in command[:-1]:
+        top = command[command.index("-m") + 1].partition(".")[0]
+        local = [directory / top, directory / f"{top}.py"]
+        places |= {path.name: path for path in local if path.exists() and top not in places}
+    return {name: _digest(path) for name, path in places.items()}
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        total.update(str(file.relative_to(path)).encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def _connection() -> tuple[str, str]:
+    """The address of who asks, and our own that they used."""
+    words = os.environ.get("SSH_CONNECTION", "127.0.0.1 0 127.0.0.1 0").split()
+    return words[0], words[2]
+
+
+def _interface(address: str) -> str | None:
+    """The name of the network interface that has the address (IPv4)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            question = struct.pack("256s", name[:15].encode())
+            try:
+                found = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, question)[20:24]
+            except OSError:
+                continue
+            if socket.inet_ntoa(found) == address:
+                return name
+    return None
+
+
+def _nodes(root: str | None) -> list[list[int]]:
+    if root is not None:
+        sys.path.insert(0, root)
+    try:
+        from launcher.targets.placement import numa_nodes
+    except ImportError:  # said already: no launcher there, or not this one
+        return [sorted(os.sched_getaffinity(0))]
+    return numa_nodes()
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()

@@ -1,0 +1,18 @@
+"""`--json`: every event as one JSON object a line on standard output, for programs."""
+
+import json
+from contextlib import suppress
+
+from launcher.supervision.events import Event
+
+
+class JsonLines:
+    """An observer that prints events, the output of ranks included."""
+
+    def __call__(self, event: Event) -> None:
+        # Whoever read them may be gone; the job is not ended for that.
+        with suppress(OSError, ValueError):
+            print(json.dumps(event.as_json()), flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,59 @@
+"""The launcher's own lines: what an event says to a person."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def cause_lines(cause: Mapping[str, Any], log: str | None) -> list[str]:
+    """A failure: one line that says it all, then the last lines of the rank, then the help."""
+    lines = [f"{cause['class']}: {cause['summary']}"]
+    lines += [f"    | {line}" for line in cause["last_lines"]]
+    if cause["hint"]:
+        lines.append(f"    hint: {cause['hint']}")
+    if log is not None and cause["last_lines"]:
+        lines.append(f"    log:  {log}")
+    return lines
+
+
+def restart_line(next_attempt: int, most: int, seconds: float, checkpoint: int | None) -> str:
+    from_where = "" if checkpoint is None else f" from the checkpoint of step {checkpoint}"
+    return f"restart {next_attempt} of {most}{from_where} in {seconds:.1f} s"
+
+
+def stopping_line(signal: str, at_once: bool) -> str:
+    if at_once:
+        return f"{signal} again: ending the ranks at once"
+    return f"{signal}: the ranks save and stop; once more ends them at once"
+
+
+def end_line(event: Mapping[str, Any]) -> str:
+    restarts = event["restarts"]
+    counted = "no restart" if restarts == 0 else f"{restarts} restart{'s' * (restarts > 1)}"
+    took = f"after {duration(event['seconds'])}, {counted}, exit code {event['exit_code']}"
+    return f"{event['result']} {took}"
+
+
+def next_commands(run: str, output: str, running: bool) -> list[str]:
+    """The three commands one wants next."""
+    where = "" if output == "runs" else f" --output {output}"
+    if running:
+        return [
+            f"launcher status {run} --watch{where}",
+            f"launcher logs {run} --follow{where}",
+            f"launcher cancel {run}{where}",
+        ]
+    return [
+        f"launcher status {run}{where}",
+        f"launcher logs {run}{where}",
+        f"launcher list{where}",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`7.4 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,103 @@
+"""A directory of images, one directory per class, perhaps below train/ and validation/."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launcher.train.config import TrainConfig
+from launcher.train.data.dataset import DataError, DataSet, Examples, Part, hold_out
+from launcher.train.data.images import (
+    CHANNELS,
+    UndecodableError,
+    decode,
+    decode_all,
+    stacked,
+)
+
+_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif"}
+_HELD_OUT = ("validation", "val", "test")
+_DEFAULT_SIDE = 64
+
+
+@dataclass(frozen=True)
+class ImageFiles(Examples):
+    """Images that are read and decoded when their turn comes."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        paths = [self.paths[index] for index in indices]
+        images = decode_all([_content(path) for path in paths], self.side)
+        for path, image in zip(paths, images, strict=True):
+            if isinstance(image, UndecodableError):
+                raise DataError(
+                    f"{path} cannot be read as an image ({image}): "
+                    "mend or remove it, or use --skip-bad-records"
+                )
+        sound = [image for image in images if isinstance(image, np.ndarray)]
+        return stacked(sound, self.side), self.labels[indices]
+
+
+def load(config: TrainConfig, path: Path) -> DataSet:
+    """Lists the images below `path`; labels are the class directories in alphabetical order.
+
+    Raises:
+        DataError: The directory is missing or holds no images.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is not a directory")
+    held = next((path / name for name in _HELD_OUT if (path / name).is_dir()), None)
+    split = held is not None and (path / "train").is_dir()
+    classes = _classes(path / "train" if split else path)
+    train, skipped = _list(path / "train" if split else path, classes, config)
+    shape = (train.side, train.side, CHANNELS)
+    if split and held is not None:
+        validation, more = _list(held, classes, config)
+        return DataSet("folder", train, validation, shape, len(classes), skipped + more)
+    numbers, out = hold_out(len(train), config.validation_part)
+    return DataSet("folder", Part(train, numbers), Part(train, out), shape, len(classes), skipped)
+
+
+def _classes(directory: Path) -> list[str]:
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    if len(names) < 2:
+        raise DataError(f"{directory}: expected one directory per class. Received: {names}")
+    return names
+
+
+def _list(directory: Path, classes: list[str], config: TrainConfig) -> tuple[ImageFiles, int]:
+    side = config.image_size or _DEFAULT_SIDE
+    paths, labels, skipped = [], [], 0
+    for label, name in enumerate(classes):
+        for path in sorted((directory / name).rglob("*")):
+            if path.suffix.lower() not in _ENDINGS:
+                continue
+            if config.skip_bad_records and not _is_sound(path, side):
+                skipped += 1
+                continue
+            paths.append(path)
+            labels.append(label)
+    if not paths:
+        raise DataError(f"{directory} holds no images ({', '.join(sorted(_ENDINGS))})")
+    return ImageFiles(paths, np.asarray(labels, np.int32), side), skipped
+
+
+def _is_sound(path: Path, side: int) -> bool:
+    try:
+        decode(path.read_bytes(), side)
+    except (UndecodableError, OSError):
+        return False
+    return True
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,50 @@
+"""What must be settled before TensorFlow is imported: its threads and its greetings."""
+
+import importlib
+import os
+import sys
+import tempfile
+
+LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow, giving this rank its share of the cores. Settings already made win.
+
+    TensorFlow greets on stderr while it is imported, whatever its log level; that is shown only if
+    the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # More threads than cores, over all ranks of the host, only take turns waiting for each other.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, _cores() // _ranks_on_host())))
+    sys.stderr.flush()
+    shown = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as greetings:
+            os.dup2(greetings.fileno(), 2)
+            try:
+                importlib.import_module("tensorflow")
+            except BaseException:
+                greetings.seek(0)
+                os.write(shown, greetings.read())
+                raise
+            finally:
+                os.dup2(shown, 2)
+    finally:
+        os.close(shown)
+
+
+def is_elastic() -> bool:
+    """Whether horovodrun started this process as part of an elastic job."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ranks_on_host() -> int:
+    for variable in LOCAL_SIZE_VARIABLES:
+        if os.environ.get(variable, "").isdigit():
+            return max(1, int(os.environ[variable]))
+    return 1

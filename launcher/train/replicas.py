@@ -1,0 +1,81 @@
+"""The replicas of this process: usually one, or several devices under MirroredStrategy.
+
+The loop calls the same two methods in both cases. Several processes meet through a communicator
+instead, and each then has one replica.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from launcher.errors import UsageError
+
+# Maps tensors (features, labels, scalars...) of one replica to a vector of sums.
+Body = Callable[..., tf.Tensor]
+
+
+class Replicas:
+    """One replica: this process and its device.
+
+    Attributes:
+        count: Number of replicas.
+    """
+
+    count = 1
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Where variables must be made."""
+        return nullcontext()
+
+    def compiled(self, body: Body, signature: Sequence[tf.TensorSpec]) -> Callable[..., np.ndarray]:
+        """`body` as a graph that is traced once, called with arrays, returning its sums."""
+        graph = tf.function(body, input_signature=signature, autograph=False)
+        return lambda *arrays: graph(*arrays).numpy()
+
+
+class MirroredReplicas(Replicas):
+    """Several GPUs of this process, or logical CPU devices where there is no GPU.
+
+    Args:
+        count: Number of replicas.
+
+    Raises:
+        UsageError: There are fewer GPUs than replicas.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus and len(gpus) < count:
+            raise UsageError(f"--replicas: this machine has {len(gpus)} GPUs. Received: {count}")
+        if not gpus:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            parts = [tf.config.LogicalDeviceConfiguration()] * count
+            tf.config.set_logical_device_configuration(cpu, parts)
+        kind = "GPU" if gpus else "CPU"
+        self._strategy = tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)])
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def compiled(self, body: Body, signature: Sequence[tf.TensorSpec]) -> Callable[..., np.ndarray]:
+        """As of one replica; features and labels, the first two arrays, are divided by rows."""
+        strategy = self._strategy
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def graph(*arguments: Any) -> tf.Tensor:
+            return strategy.reduce("SUM", strategy.run(body, arguments), axis=None)
+
+        def call(features: np.ndarray, labels: np.ndarray, *scalars: tf.Tensor) -> np.ndarray:
+            return graph(self._divided(features), self._divided(labels), *scalars).numpy()
+
+        return call
+
+    def _divided(self, rows: np.ndarray) -> Any:
+        pieces = np.array_split(rows, self.count)
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(pieces[context.replica_id_in_sync_group])
+        )

@@ -1,0 +1,150 @@
+"""What is computed on a batch: a training step in one go or in micro-batches, and an evaluation."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from launcher.train.config import TrainConfig
+from launcher.train.replicas import Replicas
+from syncbn import telemetry
+from syncbn.communicators import Communicator
+from syncbn.gradients import densify
+
+# What a step adds up over the ranks: Σ loss, Σ correct, rows, ranks asked to stop.
+STATUS = ("loss", "correct", "rows", "stop")
+
+
+class Steps:
+    """The compiled functions of one model, made anew when the ranks change.
+
+    The loss of a batch is a sum over rows and gradients are divided by the rows of all ranks, which
+    makes it the mean over the global batch however uneven the shares; a rank without rows takes
+    part with weight zero.
+
+    Args:
+        config: Gives the usual number of rows, by which sums are divided so that the loss, and
+            gradients in half precision, have the size of a mean.
+        model: Built.
+        optimizer: A `syncbn.DistributedOptimizer`.
+        ranks: Where the ranks meet.
+        replicas: Those of this process.
+        micro_batches: Pieces each batch is computed in, one after the other, to save memory. The
+            optimizer sees the same global batch; batch normalization sees the pieces.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: keras.Model,
+        optimizer: Any,
+        ranks: Communicator,
+        replicas: Replicas,
+        micro_batches: int = 1,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._ranks = ranks
+        self._unit = float(config.batch_size)
+        self._smoothing = config.label_smoothing
+        self._micro_batches = micro_batches
+        batch = [
+            tf.TensorSpec([None, *model.input_shape[1:]], tf.float32),
+            tf.TensorSpec([None], tf.int32),
+        ]
+        self._evaluate = replicas.compiled(self._evaluation_body, batch)
+        if micro_batches == 1:
+            self._train = replicas.compiled(self._train_body, [*batch, tf.TensorSpec([])])
+        else:
+            self._sums = [
+                tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
+                for variable in model.trainable_variables
+            ]
+            self._accumulate = replicas.compiled(self._accumulate_body, batch)
+            self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([4])])
+
+    def train(
+        self, features: np.ndarray, labels: np.ndarray, stop: bool, fewest_rows: int
+    ) -> list[float]:
+        """One optimizer step over all ranks.
+
+        Args:
+            features: This process' rows, (rows, *shape).
+            labels: (rows,).
+            stop: Whether this rank was asked to stop; it travels with the losses, so that all ranks
+                learn of it at the same step.
+            fewest_rows: Of any rank in this step. No piece shall be empty, and as many pieces there
+                must be on every rank, for each is a collective.
+
+        Returns:
+            STATUS, summed over the ranks.
+        """
+        asked = tf.constant(float(stop))
+        if self._micro_batches == 1:
+            return self._train(features, labels, asked).tolist()
+        count = min(self._micro_batches, max(1, fewest_rows))
+        pieces = zip(np.array_split(features, count), np.array_split(labels, count), strict=True)
+        sums = np.sum([self._accumulate(*piece) for piece in pieces], axis=0)
+        return self._finish(tf.constant([*sums, float(stop)], tf.float32)).tolist()
+
+    def evaluate(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Σ loss, Σ correct and rows of this process' batch, without any communication."""
+        return self._evaluate(features, labels)
+
+    def _train_body(self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        gradients, sums = self._gradients(features, labels)
+        self._apply(gradients, sums[2])
+        return self._over_ranks(tf.concat([sums, [stop]], axis=0))
+
+    def _accumulate_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        gradients, sums = self._gradients(features, labels)
+        for total, gradient, variable in zip(
+            self._sums, gradients, self._model.trainable_variables, strict=True
+        ):
+            # The mean over no rows is NaN in some layers; nothing must come of no rows.
+            dense = densify(gradient, variable)
+            total.assign_add(tf.where(sums[2] > 0, dense, tf.zeros_like(dense)))
+        return sums
+
+    def _finish_body(self, status: tf.Tensor) -> tf.Tensor:
+        self._apply([tf.identity(total) for total in self._sums], status[2])
+        for total in self._sums:
+            total.assign(tf.zeros_like(total))
+        return self._over_ranks(status)
+
+    def _gradients(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
+        rows = tf.cast(tf.shape(labels)[0], tf.float32)
+        with tf.GradientTape() as tape:
+            logits = self._model(features, training=True)
+            losses = cross_entropy(labels, logits, self._smoothing)
+            penalty = (rows / self._unit) * sum(self._model.losses)
+            loss = self._optimizer.scale_loss(tf.reduce_sum(losses) / self._unit + penalty)
+        gradients = tape.gradient(loss, self._model.trainable_variables)
+        return gradients, tf.stack([tf.reduce_sum(losses), correct(labels, logits), rows])
+
+    def _apply(self, gradients: list[Any], rows: tf.Tensor) -> None:
+        pairs = zip(gradients, self._model.trainable_variables, strict=True)
+        self._optimizer.apply_gradients(pairs, rows=rows / self._unit)
+
+    def _over_ranks(self, status: tf.Tensor) -> tf.Tensor:
+        return telemetry.all_reduce(self._ranks, status, "step_status", "other")
+
+    def _evaluation_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        logits = self._model(features, training=False)
+        losses = cross_entropy(labels, logits)
+        rows = tf.cast(tf.shape(labels)[0], tf.float32)
+        return tf.stack([tf.reduce_sum(losses), correct(labels, logits), rows])
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """Softmax cross-entropy of each row, (rows,) float32; labels are class numbers."""
+    classes = logits.shape[-1]
+    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+
+
+def correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """How many rows have their largest logit at the label, a float32 scalar."""
+    guesses = tf.argmax(logits, axis=-1, output_type=labels.dtype)
+    return tf.reduce_sum(tf.cast(guesses == labels, tf.float32))

@@ -1,0 +1,124 @@
+"""metrics.jsonl: what happened in a run, one JSON object a line, for reports and notebooks.
+
+Every line has `event`, `step` and `time` (seconds since the epoch). `start` opens each attempt;
+`step` lines are thinned out the further a run gets; `window`, `epoch`, `layers`, `checkpoint` and
+`end` are complete. A number that is NaN or infinite is null. Only rank 0 writes; a resumed run
+goes on in the same file.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.train.observers import (
+    EpochDone,
+    Observer,
+    RunStarted,
+    SaveDone,
+    StepDone,
+    WindowDone,
+)
+from launcher.train.watch.statistics import Drift
+
+_ALL_STEPS_UNTIL = 1000
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+class Journal(Observer):
+    """Appends to metrics.jsonl.
+
+    Args:
+        path: The file.
+        about: What the first line of an attempt says besides the run: versions, options.
+        gradient_norm: Of the newest step.
+        drift: Of the moving statistics by layer since it was last asked for.
+    """
+
+    what = "metrics.jsonl"
+
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        gradient_norm: Callable[[], float],
+        drift: Callable[[], Drift],
+    ) -> None:
+        self._path, self._about = path, about
+        self._gradient_norm, self._drift = gradient_norm, drift
+        self._pending: list[str] = []
+        self._written = 0.0
+
+    def on_start(self, run: RunStarted) -> None:
+        """Drops what was written after the checkpoint the run goes on from."""
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _is_before(line, run)]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, self._path)
+        started = {name: value for name, value in asdict(run).items() if name != "output"}
+        attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
+        self._write("start", {**started, "attempt": attempt, **self._about})
+
+    def on_step(self, step: StepDone) -> None:
+        if step.step % thinning(step.step) == 0:
+            self._write("step", {**vars(step), "gradient_norm": self._gradient_norm()}, soon=False)
+
+    def on_window(self, window: WindowDone) -> None:
+        self._write("window", asdict(window))
+
+    def on_saved(self, save: SaveDone) -> None:
+        size = save.path.stat().st_size
+        content = {"step": save.step, "file": save.path.name}
+        self._write("checkpoint", {**content, "seconds": save.seconds, "bytes": size})
+
+    def on_epoch(self, epoch: EpochDone) -> None:
+        self._write("epoch", asdict(epoch))
+        if drift := self._drift():
+            self._write("layers", {"epoch": epoch.epoch, "step": epoch.step, "drift": drift})
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self._write("end", {"step": summary["steps"], "stopped": summary["stopped"]})
+
+    def _write(self, event: str, content: dict[str, Any], soon: bool = True) -> None:
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **_rounded(content)})
+        self._pending.append(line)
+        now = time.monotonic()
+        if soon or now - self._written >= _SECONDS_BETWEEN_WRITES:
+            self._written = now
+            text = "".join(f"{pending}\n" for pending in self._pending)
+            self._pending.clear()
+            with self._path.open("a") as file:
+                file.write(text)
+
+
+def thinning(step: int) -> int:
+    """One step in so many is kept: all of the first, half as many after each doubling."""
+    return 1 << max(0, (step // _ALL_STEPS_UNTIL).bit_length() - 1)
+
+
+def _rounded(content: Any) -> Any:
+    """Seven significant digits, which is what single precision holds."""
+    if isinstance(content, float):
+        return float(f"{content:.7g}") if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {name: _rounded(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_rounded(value) for value in content]
+    return content
+
+
+def _is_before(line: str, run: RunStarted) -> bool:
+    """Whether a line is of what the run goes on from; not so one that was cut off in writing."""
+    try:
+        content = json.loads(line)
+        # At the step where an epoch ends it may be unfinished still: it was not evaluated.
+        redone = content.get("event") == "epoch" and content["epoch"] >= run.epoch
+        return content["step"] <= run.step and not redone
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,60 @@
+"""How far the moving statistics of each normalization layer go from one look to the next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+# Layer to how far its moving mean went, in standard deviations, and its variance, in logarithms;
+# both are root mean squares over the channels.
+Drift = Mapping[str, Sequence[float]]
+
+_EPSILON = 1e-12
+
+
+class Drifts:
+    """Remembers the statistics of `model` as they were at the last call."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._layers = [
+            layer
+            for layer in model._flatten_layers(include_self=False)
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        self._before = self._values()
+
+    def __call__(self) -> Drift:
+        before, self._before = self._before, self._values()
+        return {
+            layer.path: _drift(then, now)
+            for layer, then, now in zip(self._layers, before, self._before, strict=True)
+        }
+
+    def _values(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [
+            (
+                np.asarray(layer.moving_mean, np.float64),
+                np.asarray(layer.moving_variance, np.float64),
+            )
+            for layer in self._layers
+        ]
+
+
+def _drift(
+    before: tuple[np.ndarray, np.ndarray], now: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float]:
+    means = (now[0] - before[0]) / np.sqrt(now[1] + _EPSILON)
+    variances = np.log((now[1] + _EPSILON) / (before[1] + _EPSILON))
+    return _root_mean_square(means), _root_mean_square(variances)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def weights_to_compare(model: keras.Model, norm: str) -> list[Any]:
+    """The variables that are the same on every rank, bit for bit, as long as nothing is wrong."""
+    if norm == "local":  # its moving statistics are each rank's own
+        return list(model.trainable_variables)
+    return [*model.trainable_variables, *model.non_trainable_variables]

@@ -1,0 +1,78 @@
+"""Equal starts: the variables of one rank, bit for bit, on all."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from syncbn.communicators import communicator as current_communicator
+from syncbn.communicators.base import Communicator
+from syncbn.errors import WorldError
+
+
+@tf.autograph.experimental.do_not_convert
+def broadcast_variables(
+    variables: Any, root_rank: int = 0, communicator: Communicator | None = None
+) -> None:
+    """Gives every rank the values of `root_rank`, bit for bit.
+
+    Args:
+        variables: Keras or TensorFlow variables, models (with their compiled optimizer), layers,
+            optimizers, seed generators, or any nesting of lists of them. Equal in number, order,
+            shape and dtype on every rank.
+        root_rank: The rank whose values count.
+        communicator: None for `syncbn.communicator()`.
+
+    Raises:
+        WorldError: The ranks' variables differ in number, shape or dtype.
+        TypeError: Something in `variables` holds no variables.
+    """
+    ranks = communicator or current_communicator()
+    if ranks.size == 1:
+        return
+    targets = list(_variables_in(variables))
+    values = [tf.convert_to_tensor(v.value if _is_keras(v) else v) for v in targets]
+    if tf.executing_eagerly():
+        _check_equal_shapes(values, ranks)
+    for variable, value in zip(targets, ranks.broadcast(values, root_rank), strict=True):
+        variable.assign(value)
+
+
+def _check_equal_shapes(values: list[tf.Tensor], ranks: Communicator) -> None:
+    """Ranks that broadcast different lists would wait for ever, or take each other's values."""
+    described = ";".join(f"{value.dtype.name}{tuple(value.shape)}" for value in values)
+    mine = tf.constant([len(values), zlib.crc32(described.encode())], tf.float64)
+    total = ranks.all_reduce(mine, "broadcast_signature")
+    if not bool(tf.reduce_all(total == mine * ranks.size)):
+        raise WorldError(
+            "broadcast_variables needs the same variables on every rank (number, order, shapes, "
+            f"dtypes). Received: on rank {ranks.rank} {len(values)} variables, "
+            "which differ from another rank's: is the model built everywhere?"
+        )
+
+
+def _variables_in(item: Any) -> Iterator[Any]:
+    """The variables of `item` in a stable order, depth first."""
+    if _is_keras(item) or isinstance(item, tf.Variable):
+        yield item
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _variables_in(part)
+    elif isinstance(item, keras.random.SeedGenerator):
+        yield item.state
+    elif hasattr(item, "variables"):
+        yield from item.variables
+        optimizer = getattr(item, "optimizer", None)
+        if optimizer is not None:
+            yield from optimizer.variables
+    else:
+        raise TypeError(
+            "variables must be variables, models, layers, optimizers or seed generators. "
+            f"Received: {item!r}"
+        )
+
+
+def _is_keras(variable: Any) -> bool:
+    return isinstance(variable, keras.Variable)

@@ -1,0 +1,229 @@
+"""Which communicator this process uses: `init`, `communicator`, and `resolve` for layers."""
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from syncbn.communicators.base import Communicator
+from syncbn.communicators.environment import Surroundings, surroundings
+from syncbn.communicators.local import LocalCommunicator
+from syncbn.errors import MissingEngineError, NotInitializedError, UnknownBackendError, WorldError
+
+if TYPE_CHECKING:
+    from syncbn.communicators.distribute import ReplicaCommunicator
+
+BACKENDS = ("auto", "horovod", "mpi", "tf", "local")
+
+_lock = threading.Lock()
+_current: Communicator | None = None
+_local = LocalCommunicator()
+
+
+def _horovod() -> Communicator:
+    from syncbn.communicators.horovod import initialise_horovod
+
+    return initialise_horovod()
+
+
+def _mpi() -> Communicator:
+    from syncbn.communicators.mpi import MPICommunicator, abort_job_on_uncaught_exception
+
+    abort_job_on_uncaught_exception()
+    return MPICommunicator()
+
+
+def _tf() -> Communicator:
+    from syncbn.communicators.distribute import initialise_cluster
+
+    return initialise_cluster() or LocalCommunicator()
+
+
+_ENGINES: dict[str, Callable[[], Communicator]] = {
+    "horovod": _horovod,
+    "mpi": _mpi,
+    "tf": _tf,
+    "local": lambda: _local,
+}
+
+
+def _choose(around: Surroundings) -> str:
+    """The engine for `backend="auto"`.
+
+    An initialised Horovod is taken at its word. In an MPI job the direct road is the fastest on
+    CPU, while on GPUs only Horovod reduces in device memory.
+    """
+    hvd = sys.modules.get("horovod.tensorflow")
+    if hvd is not None and hvd.is_initialized():
+        return "horovod"
+    if around.engine == "mpi" and tf.config.get_visible_devices("GPU"):
+        try:
+            from syncbn.communicators.horovod import import_horovod
+
+            import_horovod()
+        except MissingEngineError:
+            return "mpi"
+        return "horovod"
+    return around.engine
+
+
+def _pin_gpu(local_rank: int) -> None:
+    """Gives this process the GPU of its local rank, with memory allocated as needed."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return
+    try:
+        mine = gpus[local_rank % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+    except RuntimeError as error:
+        raise WorldError(
+            "syncbn.init() must run before TensorFlow touches a GPU: call it at the top of the "
+            f"program (TensorFlow said: {error})"
+        ) from error
+
+
+def init(backend: str = "auto") -> Communicator:
+    """Joins the job and makes its communicator the current one.
+
+    Call it once, before TensorFlow does any work: it pins the GPU by local rank and, for `tf`,
+    starts the cluster. A second call with the same or the `auto` backend returns the same
+    communicator.
+
+    Args:
+        backend: `"auto"` (what the launcher's environment says), `"horovod"`, `"mpi"` (mpi4py),
+            `"tf"` (the cluster of TF_CONFIG) or `"local"` (this process alone).
+
+    Returns:
+        The communicator over all ranks of the job.
+
+    Raises:
+        UnknownBackendError: `backend` is none of these.
+        MissingEngineError: The engine is not installed; the text names the command.
+        WorldError: The engine sees another number of ranks than the launcher started, or another
+            backend is already initialised.
+    """
+    global _current
+    if backend not in BACKENDS:
+        raise UnknownBackendError(
+            f"backend must be one of {', '.join(BACKENDS)}. Received: backend={backend!r}"
+        )
+    with _lock:
+        around = surroundings()
+        if _current is not None:
+            if backend in ("auto", _current.name):
+                return _current
+            raise WorldError(
+                f"this process already uses the {_current.name} backend; one process has one. "
+                f"Received: backend={backend!r}"
+            )
+        engine = _choose(around) if backend == "auto" else backend
+        joined = _ENGINES[engine]()
+        if engine != "local" and joined.size != around.size:
+            said = f"{around.source} says {around.size}" if around.source else "one was started"
+            raise WorldError(
+                f"the {engine} backend sees {joined.size} rank(s), but {said}. Start the job with "
+                f"{_HOW_TO_START[engine]}, or choose backend {around.engine!r}"
+            )
+        if joined.size > 1:
+            _pin_gpu(joined.local_rank)
+        _current = joined
+        return joined
+
+
+_HOW_TO_START = {
+    "horovod": "horovodrun -np N python ...",
+    "mpi": "mpirun -np N python ...",
+    "tf": "a TF_CONFIG in the environment of each worker",
+}
+
+
+def shutdown() -> None:
+    """Forgets the current communicator, so that `init` may be called again (elastic restarts).
+
+    The engine itself keeps running.
+    """
+    global _current
+    with _lock:
+        _current = None
+
+
+def communicator() -> Communicator:
+    """The current communicator.
+
+    Returns:
+        What `init` returned; without `init`, the local communicator in a single-process program.
+
+    Raises:
+        NotInitializedError: This is one process of several and `init` was not called.
+    """
+    if _current is not None:
+        return _current
+    around = surroundings()
+    if around.size > 1:
+        raise NotInitializedError(
+            f"this process is rank {around.rank} of {around.size} ({around.source}), but no "
+            "communicator was initialised: call syncbn.init() at the top of the program"
+        )
+    return _local
+
+
+def resolve(choice: "str | Communicator") -> Communicator:
+    """The communicator a layer uses at this point of the program.
+
+    Inside `strategy.run` of several replicas it is the replica context's, which must not leave out
+    other processes of the job. Otherwise it is the current one, which must be of the named engine.
+
+    Args:
+        choice: A backend name or a communicator.
+
+    Raises:
+        NotInitializedError: See `communicator`.
+        UnknownBackendError: An unknown name.
+        WorldError: A named engine that is not the current one, or a strategy over the devices of
+            this process in a job of several processes.
+    """
+    if isinstance(choice, Communicator):
+        return choice
+    if choice not in BACKENDS:
+        raise UnknownBackendError(
+            f"communicator must be a Communicator or one of {', '.join(BACKENDS)}. "
+            f"Received: communicator={choice!r}"
+        )
+    if choice == "local":
+        return _local
+    from syncbn.communicators.distribute import current_replica
+
+    replica = current_replica()
+    if replica is not None:
+        return _inside_strategy(choice, replica)
+    now = communicator()
+    # A single process is complete without the engine, which may not even be installed.
+    if choice not in ("auto", now.name) and now.size > 1:
+        raise WorldError(
+            f"the layer asks for the {choice} communicator, but this job runs on {now.name}. "
+            f"Use communicator='auto', or call syncbn.init({choice!r})"
+        )
+    return now
+
+
+def _inside_strategy(choice: str, replica: "ReplicaCommunicator") -> Communicator:
+    if choice not in ("auto", "tf"):
+        raise WorldError(
+            f"the layer asks for the {choice} communicator inside strategy.run of {replica.size} "
+            "replicas, which it does not know. Use communicator='auto'"
+        )
+    if replica.spans_processes:
+        # One replica a process and our own cluster: its collectives are the shorter road.
+        ours = _current if _current is not None and _current.name == "tf" else None
+        return ours if ours is not None and ours.size == replica.size else replica
+    processes = surroundings().size if _current is None else _current.size
+    if choice == "auto" and processes > 1:
+        raise WorldError(
+            f"the strategy joins the {replica.size} replicas of this process, and the job has "
+            f"{processes} processes: start one process for each device and leave the strategy "
+            "out, or join this process' replicas only with communicator='tf'"
+        )
+    return replica

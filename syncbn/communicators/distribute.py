@@ -1,0 +1,261 @@
+"""tf.distribute: collective operations of a TF_CONFIG cluster, and replica contexts.
+
+Two communicators share the name `tf`. `ClusterCommunicator` has one process per rank and works
+anywhere, inside or outside `strategy.run`. `ReplicaCommunicator` stands for one replica of a
+strategy (MirroredStrategy's several replicas live in one process) and works inside `strategy.run`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from syncbn.communicators.base import Communicator, pack_by_dtype
+from syncbn.communicators.environment import cluster_from_tf_config
+from syncbn.errors import NotInitializedError, WorldError
+
+# Far from the small numbers that tf.distribute gives its own groups.
+_GROUP_KEY = 0x5BA7C4
+_TIMEOUT_SECONDS = 600.0
+
+
+def _bits(tensor: tf.Tensor) -> tf.Tensor:
+    """The bit pattern of `tensor` as int32, so that a sum with zeros copies it exactly."""
+    if tensor.dtype in (tf.int32, tf.int64):
+        return tensor
+    if tensor.dtype in (tf.float32, tf.float64):
+        return tf.bitcast(tensor, tf.int32)
+    if tensor.dtype == tf.bool:
+        return tf.cast(tensor, tf.int32)
+    if tensor.dtype.size == 2:
+        return tf.cast(tf.bitcast(tensor, tf.int16), tf.int32)
+    return tf.cast(tf.bitcast(tensor, tf.uint8), tf.int32)
+
+
+def _from_bits(bits: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    if like.dtype in (tf.int32, tf.int64):
+        return bits
+    if like.dtype in (tf.float32, tf.float64):
+        return tf.bitcast(bits, like.dtype)
+    if like.dtype == tf.bool:
+        return tf.cast(bits, tf.bool)
+    return tf.bitcast(tf.cast(bits, tf.int16 if like.dtype.size == 2 else tf.uint8), like.dtype)
+
+
+def _broadcast_by_sum(
+    tensors: Sequence[tf.Tensor],
+    is_root: bool | tf.Tensor,
+    reduce_many: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+) -> list[tf.Tensor]:
+    bits = [_bits(tensor) for tensor in tensors]
+    mine = [tf.where(is_root, pattern, tf.zeros_like(pattern)) for pattern in bits]
+    return [_from_bits(b, t) for b, t in zip(reduce_many(mine), tensors, strict=True)]
+
+
+class ClusterCommunicator(Communicator):
+    """The workers of a TF_CONFIG cluster, one replica each.
+
+    Attributes:
+        strategy: The `tf.distribute.MultiWorkerMirroredStrategy` that holds the cluster.
+    """
+
+    name = "tf"
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        addresses: Sequence[str],
+        rank: int,
+        first: int = 0,
+        group_key: int = _GROUP_KEY,
+    ) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self._addresses = list(addresses)
+        self._rank = rank
+        self._first = first
+        self._group_key = group_key
+        # Numbers the collectives at run time (not at trace time: ranks may retrace differently).
+        # Its handle is also the ordering token that keeps them in program order.
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._instance = tf.Variable(0, dtype=tf.int32, trainable=False)
+
+    @property
+    def rank(self) -> int:
+        return self._rank - self._first
+
+    @property
+    def size(self) -> int:
+        return len(self._addresses)
+
+    def _neighbours(self) -> list[int]:
+        host = self._addresses[self.rank].rsplit(":", 1)[0]
+        return [i for i, a in enumerate(self._addresses) if a.rsplit(":", 1)[0] == host]
+
+    @property
+    def local_rank(self) -> int:
+        return self._neighbours().index(self.rank)
+
+    @property
+    def local_size(self) -> int:
+        return len(self._neighbours())
+
+    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        if self.size == 1:
+            return tensor
+        return tf.raw_ops.CollectiveReduceV2(
+            input=tensor,
+            group_size=self.size,
+            group_key=self._group_key,
+            instance_key=self._instance.assign_add(1, read_value=True),
+            ordering_token=[self._instance.handle],
+            merge_op="Add",
+            final_op="Id",
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
+
+    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        if self.size == 1:
+            return list(tensors)
+        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
+
+    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
+        if self.size == 1:
+            return list(tensors)
+        return _broadcast_by_sum(
+            tensors, self.rank == root, lambda bits: self.all_reduce_many(bits, "broadcast")
+        )
+
+    def barrier(self) -> None:
+        self.all_reduce(tf.zeros([], tf.float32), "barrier")
+
+    def _make_subgroup(self, size: int) -> Communicator:
+        block = self.rank // size
+        start = block * size
+        return ClusterCommunicator(
+            self.strategy,
+            self._addresses[start : start + size],
+            self._rank,
+            first=self._first + start,
+            # Blocks of one size share a key space; sizes are told apart by the high part.
+            group_key=self._group_key + (size << 8) + block + 1,
+        )
+
+
+class ReplicaCommunicator(Communicator):
+    """The replicas of a tf.distribute strategy, seen from inside `strategy.run`.
+
+    Args:
+        context: The replica context of the calling replica.
+        group: Replicas per block, for subgroups; None for all.
+    """
+
+    name = "tf"
+
+    def __init__(self, context: tf.distribute.ReplicaContext, group: int | None = None) -> None:
+        super().__init__()
+        self._context = context
+        self._group = group
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether the strategy's replicas may live in several processes."""
+        return not isinstance(self._context.strategy, tf.distribute.MirroredStrategy)
+
+    @property
+    def _replica(self) -> int | tf.Tensor:
+        return self._context.replica_id_in_sync_group
+
+    @property
+    def rank(self) -> int:
+        replica = self._replica
+        number = replica if isinstance(replica, int) else int(tf.get_static_value(replica))
+        return number if self._group is None else number % self._group
+
+    @property
+    def size(self) -> int:
+        return self._group or int(self._context.num_replicas_in_sync)
+
+    @property
+    def local_rank(self) -> int:
+        return self.rank
+
+    @property
+    def local_size(self) -> int:
+        return self.size
+
+    def _sum(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        return list(self._context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+
+    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        if self.size == 1:
+            return tensor
+        if self._group is None:
+            return self._sum([tensor])[0]
+        # tf.distribute has no subgroups: each block fills its own row of one all-reduce.
+        blocks = int(self._context.num_replicas_in_sync) // self._group
+        block = self._replica // self._group
+        ones = tf.one_hot(block, blocks, dtype=tensor.dtype)
+        rows = tf.tensordot(ones, tensor, axes=0)
+        return tf.gather(self._sum([rows])[0], block)
+
+    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        if self.size == 1:
+            return list(tensors)
+        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
+
+    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
+        if self.size == 1:
+            return list(tensors)
+        return _broadcast_by_sum(
+            tensors,
+            tf.equal(self._replica, root),
+            lambda bits: self.all_reduce_many(bits, "broadcast"),
+        )
+
+    def barrier(self) -> None:
+        self.all_reduce(tf.zeros([], tf.float32), "barrier")
+
+    def _make_subgroup(self, size: int) -> Communicator:
+        return ReplicaCommunicator(self._context, size)
+
+
+def current_replica() -> ReplicaCommunicator | None:
+    """The communicator of the enclosing `strategy.run`, or None outside one.
+
+    Raises:
+        NotInitializedError: Called under `strategy.scope()` of several replicas, outside
+            `strategy.run`, where there is no replica to speak for.
+    """
+    if not tf.distribute.has_strategy():
+        return None
+    context = tf.distribute.get_replica_context()
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return None
+    if context is None:
+        raise NotInitializedError(
+            "synchronized statistics under a strategy of "
+            f"{strategy.num_replicas_in_sync} replicas are computed inside strategy.run. "
+            "Received: a call in its cross-replica context; write strategy.run(step, args=...)"
+        )
+    return ReplicaCommunicator(context)
+
+
+def initialise_cluster() -> ClusterCommunicator | None:
+    """Brings up the cluster TF_CONFIG describes; None when it describes fewer than two workers."""
+    addresses, rank = cluster_from_tf_config(os.environ.get("TF_CONFIG") or "{}")
+    if len(addresses) < 2:
+        return None
+    if not 0 <= rank < len(addresses):
+        raise WorldError(
+            f"TF_CONFIG's task index must lie in 0..{len(addresses) - 1}. Received: {rank}"
+        )
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise WorldError(
+            "the tf backend must be initialised before TensorFlow runs its first operation: call "
+            f"syncbn.init('tf') at the top of the program (TensorFlow said: {error})"
+        ) from error
+    return ClusterCommunicator(strategy, addresses, rank)

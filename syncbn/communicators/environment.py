@@ -1,0 +1,93 @@
+"""What the environment says about the job this process belongs to.
+
+Reads environment variables only: no engine is imported here, so that the answer is known before
+one is chosen.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from syncbn.errors import WorldError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The job as its launcher describes it.
+
+    Attributes:
+        engine: `"horovod"` (HOROVOD_* variables), `"mpi"` (Open MPI or PMI), `"tf"` (TF_CONFIG with
+            more than one worker), or `"local"`.
+        rank: Rank of this process, 0 for a single process.
+        size: Number of processes.
+        source: The variable that told, for error messages.
+    """
+
+    engine: str
+    rank: int
+    size: int
+    source: str
+
+
+def cluster_from_tf_config(text: str) -> tuple[list[str], int]:
+    """The training addresses (`chief` first, then `worker`) of a TF_CONFIG and our index in them.
+
+    Raises:
+        WorldError: `text` is not the JSON that tf.distribute expects.
+    """
+    try:
+        config = json.loads(text)
+        cluster = config.get("cluster", {})
+        chiefs = list(cluster.get("chief", []))
+        addresses = chiefs + list(cluster.get("worker", []))
+        task = config.get("task", {})
+        index = int(task.get("index", 0))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise WorldError(
+            "TF_CONFIG must be JSON with `cluster` and `task` "
+            f'(like {{"cluster": {{"worker": ["host:port"]}}, "task": {{"type": "worker", '
+            f'"index": 0}}}}). Received: {text!r} ({error})'
+        ) from error
+    if task.get("type") == "worker":
+        index += len(chiefs)
+    return addresses, index
+
+
+def surroundings(environ: dict[str, str] | None = None) -> Surroundings:
+    """Reads rank and size, the most specific launcher first.
+
+    Horovod's own variables win over MPI's because `horovodrun --gloo` may run inside an MPI
+    allocation; MPI's win over TF_CONFIG because cloud platforms set TF_CONFIG unasked.
+    """
+    env = dict(os.environ) if environ is None else environ
+    for engine, size_key, rank_key in (
+        ("horovod", "HOROVOD_SIZE", "HOROVOD_RANK"),
+        ("mpi", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("mpi", "PMI_SIZE", "PMI_RANK"),
+    ):
+        if size_key in env:
+            try:
+                size, rank = int(env[size_key]), int(env.get(rank_key, "0"))
+            except ValueError as error:
+                raise WorldError(
+                    f"{size_key} and {rank_key} must be whole numbers. "
+                    f"Received: {env[size_key]!r}, {env.get(rank_key)!r}"
+                ) from error
+            return Surroundings(engine, rank, size, size_key)
+    if env.get("TF_CONFIG"):
+        addresses, index = cluster_from_tf_config(env["TF_CONFIG"])
+        if len(addresses) > 1:
+            return Surroundings("tf", index, len(addresses), "TF_CONFIG")
+    return Surroundings("local", 0, 1, "")
+
+
+def point_to_open_mpi() -> None:
+    """Tells the Open MPI of this Python environment (its wheel) where it lies.
+
+    `mpirun` tells its ranks. In a process started without it, Open MPI would look for its programs
+    where it was built, find none, and abort the process.
+    """
+    if surroundings().engine != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
+        os.environ.setdefault("OPAL_PREFIX", sys.prefix)

@@ -1,0 +1,191 @@
+"""Horovod's core operations (its Keras layer is broken on Keras 3 and is not used).
+
+Operations are matched between ranks by name. Where Horovod itself runs over MPI and the tensors are
+on the CPU, small statistics take the direct MPI road: one Horovod all-reduce waits for the next
+cycle (1 ms by default), one MPI all-reduce takes microseconds.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from syncbn.communicators.base import Communicator, pack_by_dtype, unique_name
+from syncbn.communicators.environment import point_to_open_mpi
+from syncbn.communicators.mpi import MPICommunicator, graph_name
+from syncbn.errors import MissingEngineError
+
+_UNKNOWN_TO_HOROVOD = (tf.bfloat16, tf.uint32, tf.uint64)
+
+_log = logging.getLogger(__name__)
+
+
+def import_horovod() -> Any:
+    """The module `horovod.tensorflow`.
+
+    Raises:
+        MissingEngineError: Horovod is not installed, or was built for another TensorFlow.
+    """
+    try:
+        import horovod.tensorflow as hvd
+    except Exception as error:  # load_op_library raises NotFoundError for a stale build
+        raise MissingEngineError(
+            "the horovod backend needs Horovod built for this TensorFlow. Build it with: "
+            f"python -m launcher install-horovod (import said: {str(error).splitlines()[0]})"
+        ) from error
+    return hvd
+
+
+def wire_name(name: str) -> str:
+    """The name Horovod matches between ranks, from the name of a layer and its operation.
+
+    The numbers Keras puts behind names are left out: a rank that has built one more model, to look
+    at it or to save it, numbers its layers differently, and the ranks would wait for each other for
+    ever. So is the scope of the graph, for the same reason.
+    """
+    stem = re.sub(r"_\d+(?=/|$)", "", name)
+    return graph_name(unique_name(stem).replace("/", "."))
+
+
+class HorovodCommunicator(Communicator):
+    """The ranks of a Horovod process set; the global one unless told otherwise.
+
+    Args:
+        process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
+        direct: The MPI communicator over the same ranks that carries small host sums, or None.
+    """
+
+    name = "horovod"
+
+    def __init__(self, process_set: Any = None, direct: MPICommunicator | None = None) -> None:
+        super().__init__()
+        self._hvd = import_horovod()
+        self._process_set = self._hvd.global_process_set if process_set is None else process_set
+        self._direct = direct
+
+    @property
+    def rank(self) -> int:
+        return int(self._process_set.rank())
+
+    @property
+    def size(self) -> int:
+        return int(self._process_set.size())
+
+    @property
+    def local_rank(self) -> int:
+        return int(self._hvd.local_rank())
+
+    @property
+    def local_size(self) -> int:
+        return int(self._hvd.local_size())
+
+    @property
+    def for_small_sums(self) -> Communicator:
+        return self if self._direct is None else self._direct
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there is nothing to send, now and as long as a graph traced here may live.
+
+        An elastic world of one may grow, a group cannot.
+        """
+        everyone = self._process_set is self._hvd.global_process_set
+        return self.size == 1 and (tf.executing_eagerly() or not everyone)
+
+    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        if self._alone:
+            return tensor
+        if tensor.dtype == tf.bfloat16:
+            return tf.cast(self.all_reduce(tf.cast(tensor, tf.float32), name), tf.bfloat16)
+        return self._hvd.allreduce(
+            tensor,
+            op=self._hvd.Sum,
+            name=wire_name(name),
+            process_set=self._process_set,
+            ignore_name_scope=True,
+        )
+
+    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        if self._alone:
+            return list(tensors)
+        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
+
+    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
+        if self._alone:
+            return list(tensors)
+        if self._process_set is not self._hvd.global_process_set:
+            root = self._process_set.ranks[root]  # Horovod counts roots in the world, always.
+        return [
+            self._broadcast(tensor, root, wire_name(f"broadcast/{index}"))
+            for index, tensor in enumerate(tensors)
+        ]
+
+    def _broadcast(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
+        if tensor.dtype in _UNKNOWN_TO_HOROVOD:
+            received = self._broadcast(tf.bitcast(tensor, tf.uint8), root, name)
+            return tf.bitcast(received, tensor.dtype)
+        return self._hvd.broadcast(
+            tensor,
+            root_rank=root,
+            name=name,
+            process_set=self._process_set,
+            ignore_name_scope=True,
+        )
+
+    def barrier(self) -> None:
+        # Horovod's TensorFlow module has no barrier; nobody has this sum before all have called it.
+        self.all_reduce(tf.zeros([]), "barrier")
+
+    def _make_subgroup(self, size: int) -> Communicator:
+        # Every rank registers every block, in the same order, as Horovod demands.
+        blocks = [
+            self._hvd.add_process_set(list(range(first, first + size)))
+            for first in range(0, self.size, size)
+        ]
+        direct = None
+        if self._direct is not None:
+            subgroup = self._direct.subgroup(size)
+            direct = subgroup if isinstance(subgroup, MPICommunicator) else None
+        return HorovodCommunicator(blocks[self.rank // size], direct)
+
+
+def initialise_horovod() -> HorovodCommunicator:
+    """`hvd.init()` with settings for small messages, and the road of the statistics chosen.
+
+    Settings already in the environment win.
+    """
+    hvd = import_horovod()
+    if not hvd.is_initialized():
+        os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+        point_to_open_mpi()
+        hvd.init()
+    direct = _direct_mpi(hvd)
+    return HorovodCommunicator(direct=direct)
+
+
+def _direct_mpi(hvd: Any) -> MPICommunicator | None:
+    """The MPI road for host statistics if it exists, saying in the log which road and why."""
+    if hvd.size() == 1:
+        return None
+    if not hvd.mpi_enabled():
+        reason = "this Horovod job runs over Gloo, there is no MPI"
+    elif tf.config.get_visible_devices("GPU"):
+        reason = "tensors are on GPUs, where Horovod reduces them in place"
+    else:
+        try:
+            direct = MPICommunicator()
+        except MissingEngineError as error:
+            reason = str(error)
+        else:
+            if (direct.rank, direct.size) == (hvd.rank(), hvd.size()):
+                _log.info(
+                    "statistics go by MPI directly: Horovod runs over MPI and tensors are on CPU"
+                )
+                return direct
+            reason = "MPI numbers the ranks differently"
+    _log.info("statistics go by Horovod all-reduces: %s", reason)
+    return None

@@ -1,0 +1,48 @@
+"""One process: every sum is already complete."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from syncbn.communicators.base import Communicator
+
+
+class LocalCommunicator(Communicator):
+    """The communicator of a single-process program: all operations are the identity."""
+
+    name = "local"
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @property
+    def local_rank(self) -> int:
+        return 0
+
+    @property
+    def local_size(self) -> int:
+        return 1
+
+    @property
+    def jit_compatible(self) -> bool:
+        return True
+
+    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        return tensor
+
+    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        return list(tensors)
+
+    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
+        return list(tensors)
+
+    def barrier(self) -> None:
+        return None
+
+    def _make_subgroup(self, size: int) -> Communicator:
+        return self

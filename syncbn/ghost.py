@@ -1,0 +1,125 @@
+"""Ghost batches (Hoffer et al., 2017): each block of a rank's samples has statistics of its own.
+
+A block is a batch that needs no communication, so the blocks become extra channels of an ordinary
+local normalization. Only the moving statistics are shared by all ranks: the average over blocks.
+"""
+
+import tensorflow as tf
+
+from syncbn import normalize
+from syncbn.communicators.base import Communicator, unique_name
+from syncbn.communicators.local import LocalCommunicator
+from syncbn.moments import Layout, Moments, compute_dtype
+
+
+def normalization(
+    inputs: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    layout: Layout,
+    epsilon: float,
+    block_size: int,
+    communicator: Communicator,
+    name: str,
+    weights: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, Moments]:
+    """Normalizes every block of `block_size` samples by its own moments.
+
+    Returns:
+        The outputs in the compute dtype, and the average of the moments over all blocks of all
+        ranks (one all-reduce, no gradient).
+
+    Raises:
+        ValueError: `block_size` does not divide the batch (an InvalidArgumentError where the batch
+            is only known at run time).
+    """
+    channels = inputs.shape[layout.axis]
+    blocks = _block_count(inputs, block_size)
+    packed = _blocks_to_channels(inputs, layout, blocks, block_size)
+    packed_weights = None
+    if weights is not None:
+        spread = tf.broadcast_to(weights, tf.shape(inputs))
+        packed_weights = _blocks_to_channels(spread, layout, blocks, block_size)
+    inner = Layout(layout.rank, layout.rank - 1)
+    alone = LocalCommunicator()
+    statistics = normalize.batch_moments(packed, inner, alone, name, packed_weights)
+    outputs = normalize.apply_moments(
+        packed,
+        statistics,
+        tf.tile(scale, [blocks]),
+        tf.tile(offset, [blocks]),
+        inner,
+        epsilon,
+        alone,
+        name,
+        packed_weights,
+    )
+    outputs = _channels_to_blocks(outputs, inputs, layout, blocks, block_size)
+    return outputs, _average(statistics, channels, communicator, name)
+
+
+def _block_count(inputs: tf.Tensor, block_size: int) -> tf.Tensor:
+    batch = inputs.shape[0]
+    expected = f"virtual_batch_size must divide the batch of each rank (a multiple of {block_size})"
+    if batch is not None and batch % block_size:
+        raise ValueError(
+            f"{expected}. Received: virtual_batch_size={block_size}, a batch of {batch}"
+        )
+    dynamic = tf.shape(inputs)[0]
+    if batch is None:
+        check = tf.debugging.assert_equal(dynamic % block_size, 0, message=expected)
+        with tf.control_dependencies([check] if check is not None else []):
+            dynamic = tf.identity(dynamic)
+    return dynamic // block_size
+
+
+def _channels_last(layout: Layout) -> list[int]:
+    return [*layout.reduction_axes, layout.axis]
+
+
+def _blocks_to_channels(
+    values: tf.Tensor, layout: Layout, blocks: tf.Tensor, block_size: int
+) -> tf.Tensor:
+    """(blocks·block_size, …, C, …) → (block_size, …, blocks·C)."""
+    values = tf.cast(values, compute_dtype(values.dtype))
+    values = tf.transpose(values, _channels_last(layout))
+    shape = tf.shape(values)
+    rank = layout.rank
+    split = tf.reshape(values, tf.concat([[blocks, block_size], shape[1:]], axis=0))
+    moved = tf.transpose(split, [*range(1, rank), 0, rank])
+    merged = tf.concat([[block_size], shape[1:-1], [blocks * shape[-1]]], axis=0)
+    return tf.reshape(moved, merged)
+
+
+def _channels_to_blocks(
+    packed: tf.Tensor, like: tf.Tensor, layout: Layout, blocks: tf.Tensor, block_size: int
+) -> tf.Tensor:
+    """The inverse of `_blocks_to_channels`."""
+    rank = layout.rank
+    order = _channels_last(layout)
+    channels = like.shape[layout.axis]
+    inner = tf.shape(packed)[:-1]
+    split = tf.reshape(packed, tf.concat([inner, [blocks, channels]], axis=0))
+    moved = tf.transpose(split, [rank - 1, *range(rank - 1), rank])
+    joined = tf.concat([[blocks * block_size], inner[1:], [channels]], axis=0)
+    outputs = tf.transpose(tf.reshape(moved, joined), [order.index(i) for i in range(rank)])
+    outputs.set_shape(like.shape)
+    return outputs
+
+
+def _average(statistics: Moments, channels: int, communicator: Communicator, name: str) -> Moments:
+    """Mean and variance averaged over the blocks that counted anything, on all ranks."""
+    counts = tf.broadcast_to(statistics.count, tf.shape(statistics.mean))
+    table = [tf.reshape(v, [-1, channels]) for v in (statistics.mean, statistics.variance, counts)]
+    used = tf.cast(table[2] > 0.0, tf.float64)
+    columns = [used, used * table[0], used * table[1], table[2]]
+    wire = tf.concat([tf.reduce_sum(column, axis=0) for column in columns], axis=0)
+    wire = communicator.all_reduce(wire, unique_name(f"{name}/ghost"))
+    number, mean, variance, samples = tf.split(wire, 4)
+    # The count serves Bessel's correction, which is that of one block.
+    per_block = tf.math.divide_no_nan(samples, number)
+    return Moments(
+        per_block,
+        tf.math.divide_no_nan(mean, number),
+        tf.math.divide_no_nan(variance, number),
+    )

@@ -1,0 +1,235 @@
+"""SyncBatchNormalization: the Keras surface of synchronized batch normalization."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from syncbn import arguments, forward
+from syncbn.communicators import Communicator, resolve
+from syncbn.errors import SyncbnError
+from syncbn.moments import Layout
+
+Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+@keras.saving.register_keras_serializable(package="syncbn")
+class SyncBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization whose statistics are those of all samples on all ranks.
+
+    A `keras.layers.BatchNormalization` in every respect (weights, names, configuration, defaults),
+    except that in training the mean and variance are those of the batch joined over the ranks of
+    the job. Every rank counts by its samples, so shards may be uneven, or empty. One all-reduce
+    forward and one backward carry float64 sums.
+
+    Training (`training=True` and `trainable`): `y = γ·(x − mean)/√(variance + ε) + β`, and the
+    moving statistics move towards the batch's, equal bit for bit on all ranks. Inference uses the
+    moving statistics and communicates nothing.
+
+    Args:
+        axis: Integer, the channel axis.
+        momentum: Momentum of the moving statistics.
+        epsilon: Added to the variance.
+        center: Whether to add `beta`.
+        scale: Whether to multiply by `gamma`.
+        beta_initializer: Initializer of `beta`.
+        gamma_initializer: Initializer of `gamma`.
+        moving_mean_initializer: Initializer of the moving mean.
+        moving_variance_initializer: Initializer of the moving variance.
+        beta_regularizer: Optional regularizer of `beta`.
+        gamma_regularizer: Optional regularizer of `gamma`.
+        beta_constraint: Optional constraint of `beta`.
+        gamma_constraint: Optional constraint of `gamma`.
+        renorm: Batch renormalization (Ioffe, 2017), with synchronized statistics.
+        renorm_clipping: Dictionary with optional keys `rmax`, `rmin`, `dmax`.
+        renorm_momentum: Momentum of the statistics renorm corrects towards.
+        synchronized: `False` makes it a local batch normalization.
+        communicator: A `syncbn.Communicator`, or the name of a backend; `"auto"` is the current one
+            (`syncbn.init`), or the replica context's inside `strategy.run`.
+        group_size: Share statistics among blocks of this many consecutive ranks only (for example
+            those of a host); must divide the number of ranks. None: all ranks.
+        virtual_batch_size: Ghost batch normalization (Hoffer et al., 2017): normalize each block of
+            this many samples of a rank by its own statistics; must divide the rank's batch. The
+            moving statistics follow the average over all blocks of all ranks.
+        adjustment: Callable from the shape of the inputs (an int32 tensor) to `(scale, bias)`,
+            applied to the normalized values before `gamma` and `beta`, in training only.
+        zero_debias_moving_mean: Divide the moving mean by `1 − momentum^step`, so that its initial
+            zero has no weight (adds two non-trainable weights).
+        bessel_correction: Let the moving variance follow the unbiased n/(n−1) estimate, with n the
+            count over all ranks. Keras uses the population variance.
+        activation: Applied to the outputs.
+        **kwargs: Base layer arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating point, any rank ≥ 2. Statistics of float16 and bfloat16 inputs are computed
+            in float32 or wider.
+        training: Python bool.
+        mask: Positions that count, of the shape of `inputs` without its last axis (as in Keras), or
+            without its channel axis where only that fits. Masked values, NaN included, have no
+            share in the statistics of any rank.
+        batch_weights: Frequency weight of each sample, shape (batch,), not negative; a sample of
+            weight 2 counts as two equal samples.
+
+    Raises:
+        ValueError: An argument out of its domain; the text says what was expected.
+        syncbn.errors.NotInitializedError: A process of a multi-process job without `syncbn.init()`.
+
+    References:
+        - Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
+        - Ioffe, 2017, https://arxiv.org/abs/1702.03275
+        - Hoffer et al., 2017, https://arxiv.org/abs/1705.08741
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: dict[str, float] | None = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool = True,
+        communicator: str | Communicator = "auto",
+        group_size: int | None = None,
+        virtual_batch_size: int | None = None,
+        adjustment: Adjustment | None = None,
+        zero_debias_moving_mean: bool = False,
+        bessel_correction: bool = False,
+        activation: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise SyncbnError(
+                "SyncBatchNormalization needs the TensorFlow backend of Keras. Received: "
+                f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
+            )
+        arguments.check_numbers(momentum, renorm_momentum, epsilon)
+        if renorm:
+            arguments.check_renorm_clipping(renorm_clipping)
+        super().__init__(
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            renorm=renorm,
+            renorm_clipping=renorm_clipping,
+            renorm_momentum=renorm_momentum,
+            synchronized=synchronized,
+            **kwargs,
+        )
+        arguments.check_communicator(communicator)
+        arguments.check_positive_integer("group_size", group_size)
+        arguments.check_positive_integer("virtual_batch_size", virtual_batch_size)
+        arguments.check_adjustment(adjustment)
+        arguments.check_compatible(self.renorm, virtual_batch_size, group_size)
+        self._convert_input_args = False  # `__call__` does it
+        self.communicator = communicator
+        self.group_size = group_size
+        self.virtual_batch_size = virtual_batch_size
+        self.adjustment = adjustment
+        self.zero_debias_moving_mean = zero_debias_moving_mean
+        self.bessel_correction = bessel_correction
+        self.activation = keras.activations.get(activation)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        arguments.check_axis(self.axis, input_shape, self.virtual_batch_size)
+        super().build(input_shape)
+        self._layout = Layout(len(input_shape), self.axis % len(input_shape))
+        if self.zero_debias_moving_mean:
+            self.moving_mean_biased = self._statistic("moving_mean_biased")
+            # A mask may run along the channels: each counts its own steps.
+            self.moving_mean_step = self._statistic("moving_mean_step")
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # Keras would cast every float argument to the compute dtype, batch_weights included, and
+        # half precision cannot count.
+        mask = getattr(inputs, "_keras_mask", None)
+        inputs = self.dtype_policy.convert_input(inputs, self.autocast, self.input_dtype)
+        if mask is not None:
+            inputs._keras_mask = mask
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        mask: tf.Tensor | None = None,
+        batch_weights: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        arguments.check_floating(inputs)
+        if mask is None:  # Keras hands on the mask of the inputs only to calls of one tensor.
+            mask = getattr(inputs, "_keras_mask", None)
+        weights = arguments.joint_weights(inputs, self._layout, mask, batch_weights)
+        if training and self.trainable:
+            outputs = forward.training(self, inputs, self._layout, weights)
+        else:
+            outputs = forward.inference(self, inputs, self._layout)
+        return self.activation(tf.cast(outputs, self.compute_dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        chosen = self.communicator
+        return {
+            **super().get_config(),
+            "communicator": chosen if isinstance(chosen, str) else chosen.name,
+            "group_size": self.group_size,
+            "virtual_batch_size": self.virtual_batch_size,
+            "adjustment": keras.saving.serialize_keras_object(self.adjustment),
+            "zero_debias_moving_mean": self.zero_debias_moving_mean,
+            "bessel_correction": self.bessel_correction,
+            "activation": keras.activations.serialize(self.activation),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SyncBatchNormalization":
+        config = dict(config)
+        if isinstance(config.get("adjustment"), dict):
+            config["adjustment"] = keras.saving.deserialize_keras_object(config["adjustment"])
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        return f"<SyncBatchNormalization name={self.name}, built={self.built}>"
+
+    @property
+    def supports_jit(self) -> bool:
+        """Keras' `compile(jit_compile="auto")` reads it: XLA cannot compile a host collective."""
+        if not self.synchronized:
+            return self._supports_jit
+        try:
+            return self._supports_jit and resolve(self.communicator).jit_compatible
+        except SyncbnError:  # not initialised yet; the first call says so
+            return False
+
+    @supports_jit.setter
+    def supports_jit(self, value: bool) -> None:
+        self._supports_jit = value
+
+    def _statistic(self, name: str) -> Any:
+        shape = self.moving_mean.shape
+        return self.add_weight(
+            shape=shape, name=name, initializer="zeros", trainable=False, autocast=False
+        )
+
+
+# Keras files weights by the name of the class (`layers/batch_normalization/vars` in .weights.h5 and
+# inside .keras): with the same name a weights file fits a model whichever of the two layers it has.
+SyncBatchNormalization.__name__ = keras.layers.BatchNormalization.__name__

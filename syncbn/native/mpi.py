@@ -1,0 +1,45 @@
+"""MPI_Allreduce as a TensorFlow operation: mpi4py lends its function and its handles to C++."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from syncbn import native
+from syncbn.native.build import library
+
+
+class NativeSum:
+    """`NativeSum(mpi, comm)(tensor, name)` is the sum of `tensor` over the ranks of `comm`."""
+
+    def __init__(self, operations: Any, mpi: Any, comm: Any) -> None:
+        self._operations = operations
+        self._mpi = mpi
+        register = ctypes.CDLL(str(library())).syncbn_register_mpi
+        register.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int]
+        register.restype = ctypes.c_int64
+        self._number = register(
+            ctypes.cast(ctypes.CDLL(mpi.__file__).MPI_Allreduce, ctypes.c_void_p),
+            int(mpi.IN_PLACE),
+            mpi._handleof(comm),
+            mpi._handleof(mpi.SUM),
+            mpi._sizeof(mpi.Comm) == ctypes.sizeof(ctypes.c_void_p),
+        )
+
+    def __call__(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        code = np.dtype(tensor.dtype.as_numpy_dtype).char
+        return self._operations.syncbn_mpi_all_reduce(
+            tensor=tensor,
+            communicator=self._number,
+            datatype=self._mpi._handleof(self._mpi.Datatype.fromcode(code)),
+            name=name,
+        )
+
+
+def native_sum(mpi: Any, comm: Any) -> NativeSum | None:
+    """The operation for `comm`, or None where the C++ operations or MPI's address are missing."""
+    operations = native.operations()
+    if operations is None or not hasattr(mpi, "_handleof"):  # mpi4py before 4.0
+        return None
+    return NativeSum(operations, mpi, comm)

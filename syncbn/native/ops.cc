@@ -1,0 +1,374 @@
+// The kernels as TensorFlow operations on the CPU, and a sum over ranks by MPI between them.
+//
+// Built for the TensorFlow and the processor at hand by build.py. The operations are cheap to start
+// (no Python, no thread hop: IsExpensive is false) and use TensorFlow's intra-op threads. Work is cut
+// by the number of threads alone and partial sums are added in order, so results repeat bit by bit.
+
+#include <mutex>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels.h"
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/lib/core/threadpool.h"
+
+namespace syncbn {
+
+namespace shape_inference = tensorflow::shape_inference;
+using shape_inference::InferenceContext;
+
+namespace {
+
+using tensorflow::DEVICE_CPU;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+// Below so many values a thread costs more than it saves.
+constexpr int64_t kValuesPerThread = 1 << 16;
+
+template <typename Value>
+const Value* input_data(OpKernelContext* context, int index) {
+  return context->input(index).flat<Value>().data();
+}
+
+class ChannelOp : public OpKernel {
+ public:
+  explicit ChannelOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("axis", &axis_));
+  }
+  bool IsExpensive() override { return false; }
+
+ protected:
+  Planes planes(const Tensor& x) const {
+    Planes p{1, x.dim_size(axis_), 1};
+    for (int i = 0; i < axis_; ++i) p.outer *= x.dim_size(i);
+    for (int i = axis_ + 1; i < x.dims(); ++i) p.inner *= x.dim_size(i);
+    return p;
+  }
+
+  // Number of parts the outer positions of `p` are cut into.
+  static int64_t parts(OpKernelContext* context, Planes p) {
+    const int64_t threads = context->device()->tensorflow_cpu_worker_threads()->num_threads;
+    return std::max<int64_t>(1, std::min({threads, p.outer, p.size() / kValuesPerThread}));
+  }
+
+  // Calls work(part, offset, planes) for each part, on as many threads.
+  template <typename Work>
+  static void in_parts(OpKernelContext* context, Planes p, int64_t number, const Work& work) {
+    const auto one = [&](int64_t part) {
+      const int64_t begin = p.outer * part / number, end = p.outer * (part + 1) / number;
+      work(part, begin * p.stride(), p.part(end - begin));
+    };
+    if (number == 1) return one(0);
+    auto* workers = context->device()->tensorflow_cpu_worker_threads()->workers;
+    workers->ParallelFor(
+        number, tensorflow::thread::ThreadPool::SchedulingParams::Fixed(1),
+        [&](int64_t begin, int64_t end) {
+          for (int64_t part = begin; part < end; ++part) one(part);
+        });
+  }
+
+  // Two sums by channel, (2, C): sums(offset, planes, r, q) adds those of one part.
+  template <typename Sums>
+  static std::vector<double> total(OpKernelContext* context, Planes p, const Sums& sums) {
+    const int64_t number = parts(context, p), length = 2 * p.channels;
+    std::vector<double> partial(number * length);
+    in_parts(context, p, number, [&](int64_t part, int64_t offset, Planes piece) {
+      double* r = &partial[part * length];
+      sums(offset, piece, r, r + p.channels);
+    });
+    for (int64_t part = 1; part < number; ++part)
+      for (int64_t i = 0; i < length; ++i) partial[i] += partial[part * length + i];
+    partial.resize(length);
+    return partial;
+  }
+
+ private:
+  int axis_;
+};
+
+template <typename In>
+class LocalSumsOp : public ChannelOp {
+ public:
+  using ChannelOp::ChannelOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    const Planes p = planes(input);
+    const In* x = input_data<In>(context, 0);
+    std::vector<double> pivot(p.channels);
+    choose_pivot(x, p, pivot.data());
+    const auto sums = total(context, p, [&](int64_t offset, Planes piece, double* r, double* q) {
+      local_sums(x + offset, piece, pivot.data(), r, q);
+    });
+    Tensor* wire;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {4 * p.channels + 2}, &wire));
+    pack(p.outer * p.inner, pivot.data(), sums.data(), sums.data() + p.channels, p.channels,
+         wire->flat<double>().data());
+  }
+};
+
+template <typename In>
+class NormalizeOp : public ChannelOp {
+ public:
+  using ChannelOp::ChannelOp;
+  using T = typename ComputeType<In>::type;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    const Planes p = planes(input);
+    const auto options = context->input(6).flat<double>();
+    const double epsilon = options(0), momentum = options(1);
+    const bool bessel_correction = options(2) != 0;
+
+    Tensor *output, *joined, *next_mean, *next_variance;
+    OP_REQUIRES_OK(context, context->allocate_output(0, input.shape(), &output));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {2 * p.channels + 1}, &joined));
+    OP_REQUIRES_OK(context, context->allocate_output(2, {p.channels}, &next_mean));
+    OP_REQUIRES_OK(context, context->allocate_output(3, {p.channels}, &next_variance));
+
+    double* moments = joined->flat<double>().data();
+    merge(context->input(1).flat<double>().data(), p.channels, moments);
+    const double count = moments[0], *mean = moments + 1, *variance = mean + p.channels;
+    std::vector<double> target(variance, variance + p.channels);
+    if (bessel_correction && count > 1)
+      for (double& value : target) value *= count / (count - 1);
+    const double kept = count > 0 ? momentum : 1.0;
+    move(input_data<T>(context, 4), mean, kept, p.channels, next_mean->flat<T>().data());
+    move(input_data<T>(context, 5), target.data(), kept, p.channels,
+         next_variance->flat<T>().data());
+
+    const auto terms = Terms<T>::of_normalization(
+        moments, p.channels, epsilon, input_data<T>(context, 2), input_data<T>(context, 3));
+    const In* x = input_data<In>(context, 0);
+    In* y = output->flat<In>().data();
+    in_parts(context, p, parts(context, p), [&](int64_t, int64_t offset, Planes piece) {
+      normalize(x + offset, piece, terms, y + offset);
+    });
+  }
+};
+
+template <typename In>
+class GradientSumsOp : public ChannelOp {
+ public:
+  using ChannelOp::ChannelOp;
+  using T = typename ComputeType<In>::type;
+
+  void Compute(OpKernelContext* context) override {
+    const Planes p = planes(context->input(1));
+    const In *g = input_data<In>(context, 0), *x = input_data<In>(context, 1);
+    const double* moments = input_data<double>(context, 2);
+    const double *mean = moments + 1, *variance = mean + p.channels;
+    const T* scale = input_data<T>(context, 3);
+    const double epsilon = input_data<double>(context, 4)[0];
+
+    const auto sums = total(context, p, [&](int64_t offset, Planes piece, double* r, double* q) {
+      local_gradient_sums(g + offset, x + offset, piece, mean, r, q);
+    });
+    Tensor *wire, *towards_scale, *towards_offset;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {2 * p.channels}, &wire));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {p.channels}, &towards_scale));
+    OP_REQUIRES_OK(context, context->allocate_output(2, {p.channels}, &towards_offset));
+    auto shared = wire->flat<double>();
+    auto of_scale = towards_scale->flat<T>(), of_offset = towards_offset->flat<T>();
+    for (int64_t c = 0; c < p.channels; ++c) {
+      // The sums were taken about the mean rounded to T; the rest of it is the same for all values.
+      const double first = sums[c];
+      const double second = sums[p.channels + c] - (mean[c] - static_cast<T>(mean[c])) * first;
+      shared(c) = scale[c] * first;
+      shared(p.channels + c) = scale[c] * second;
+      of_scale(c) = static_cast<T>(second / std::sqrt(variance[c] + epsilon));
+      of_offset(c) = static_cast<T>(first);
+    }
+  }
+};
+
+template <typename In>
+class InputGradientOp : public ChannelOp {
+ public:
+  using ChannelOp::ChannelOp;
+  using T = typename ComputeType<In>::type;
+
+  void Compute(OpKernelContext* context) override {
+    const Planes p = planes(context->input(1));
+    const In *g = input_data<In>(context, 0), *x = input_data<In>(context, 1);
+    const auto terms = Terms<T>::of_gradient(
+        input_data<double>(context, 2), p.channels, input_data<double>(context, 5)[0],
+        input_data<T>(context, 3), input_data<double>(context, 4));
+    // In the memory of g where nobody else needs it: one stream less, and one tensor less.
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
+                                {0}, 0, context->input(1).shape(), &output));
+    In* dx = output->flat<In>().data();
+    in_parts(context, p, parts(context, p), [&](int64_t, int64_t offset, Planes piece) {
+      input_gradient(g + offset, x + offset, piece, terms, dx + offset);
+    });
+  }
+};
+
+// MPI as handed over by mpi4py: the address of MPI_Allreduce and handles of this process. Handles
+// are pointers in Open MPI and ints in MPICH.
+struct Mpi {
+  void* all_reduce;
+  void* in_place;
+  int64_t communicator, sum;
+  bool pointers;
+};
+
+std::mutex mpi_lock;
+std::vector<Mpi> mpi_table;
+
+template <typename Handle>
+int call_all_reduce(const Mpi& mpi, const void* from, void* to, int count, int64_t type) {
+  using Function = int (*)(const void*, void*, int, Handle, Handle, Handle);
+  return reinterpret_cast<Function>(mpi.all_reduce)(from, to, count, (Handle)type, (Handle)mpi.sum,
+                                                    (Handle)mpi.communicator);
+}
+
+class MpiAllReduceOp : public OpKernel {
+ public:
+  explicit MpiAllReduceOp(OpKernelConstruction* context) : OpKernel(context) {
+    int64_t communicator;
+    OP_REQUIRES_OK(context, context->GetAttr("communicator", &communicator));
+    OP_REQUIRES_OK(context, context->GetAttr("datatype", &datatype_));
+    std::lock_guard<std::mutex> guard(mpi_lock);
+    OP_REQUIRES(context, communicator >= 0 && communicator < int64_t(mpi_table.size()),
+                absl::InvalidArgumentError(absl::StrCat(
+                    "this graph was traced in another process: its MPI communicator ", communicator,
+                    " is not known here")));
+    mpi_ = mpi_table[communicator];
+  }
+  bool IsExpensive() override { return false; }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    Tensor* output;
+    OP_REQUIRES_OK(context,
+                   context->forward_input_or_allocate_output({0}, 0, input.shape(), &output));
+    OP_REQUIRES(context, input.NumElements() <= INT32_MAX,
+                absl::InvalidArgumentError(absl::StrCat(
+                    "MPI sums at most 2147483647 numbers at once. Received: ",
+                    input.NumElements())));
+    const void* from = input.data() == output->data() ? mpi_.in_place : input.data();
+    const auto call = mpi_.pointers ? call_all_reduce<void*> : call_all_reduce<int>;
+    const int code = call(mpi_, from, output->data(), int(input.NumElements()), datatype_);
+    OP_REQUIRES(context, code == 0,
+                absl::UnavailableError(absl::StrCat("MPI_Allreduce failed with code ", code)));
+  }
+
+ private:
+  Mpi mpi_;
+  int64_t datatype_;
+};
+
+}  // namespace
+
+// Shapes of small outputs follow from C at run time; Python sets them where graphs need them.
+REGISTER_OP("SyncbnLocalSums")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("axis: int")
+    .Input("x: T")
+    .Output("wire: double")
+    .SetShapeFn(shape_inference::UnknownShape);
+
+REGISTER_OP("SyncbnNormalize")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Compute: {float, double}")
+    .Attr("axis: int")
+    .Input("x: T")
+    .Input("wire: double")
+    .Input("scale: Compute")
+    .Input("offset: Compute")
+    .Input("moving_mean: Compute")
+    .Input("moving_variance: Compute")
+    .Input("options: double")
+    .Output("y: T")
+    .Output("moments: double")
+    .Output("next_mean: Compute")
+    .Output("next_variance: Compute")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->input(0));
+      context->set_output(1, context->Vector(InferenceContext::kUnknownDim));
+      context->set_output(2, context->input(4));
+      context->set_output(3, context->input(5));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("SyncbnGradientSums")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Compute: {float, double}")
+    .Attr("axis: int")
+    .Input("gradient: T")
+    .Input("x: T")
+    .Input("moments: double")
+    .Input("scale: Compute")
+    .Input("options: double")
+    .Output("wire: double")
+    .Output("towards_scale: Compute")
+    .Output("towards_offset: Compute")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->Vector(InferenceContext::kUnknownDim));
+      context->set_output(1, context->input(3));
+      context->set_output(2, context->input(3));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("SyncbnInputGradient")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Compute: {float, double}")
+    .Attr("axis: int")
+    .Input("gradient: T")
+    .Input("x: T")
+    .Input("moments: double")
+    .Input("scale: Compute")
+    .Input("wire: double")
+    .Input("options: double")
+    .Output("towards_x: T")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->input(1));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("SyncbnMpiAllReduce")
+    .Attr("T: {float, double, int8, uint8, int16, uint16, int32, uint32, int64, uint64}")
+    .Attr("communicator: int")
+    .Attr("datatype: int")
+    .Input("tensor: T")
+    .Output("total: T")
+    .SetIsStateful()  // so that TensorFlow runs sums in program order, the same on every rank
+    .SetShapeFn(shape_inference::UnchangedShape);
+
+#define REGISTER(In)                                                                       \
+  REGISTER_KERNEL_BUILDER(                                                                 \
+      Name("SyncbnLocalSums").Device(DEVICE_CPU).TypeConstraint<In>("T"), LocalSumsOp<In>); \
+  REGISTER_KERNEL_BUILDER(                                                                 \
+      Name("SyncbnNormalize").Device(DEVICE_CPU).TypeConstraint<In>("T"), NormalizeOp<In>); \
+  REGISTER_KERNEL_BUILDER(                                                                 \
+      Name("SyncbnGradientSums").Device(DEVICE_CPU).TypeConstraint<In>("T"),               \
+      GradientSumsOp<In>);                                                                 \
+  REGISTER_KERNEL_BUILDER(                                                                 \
+      Name("SyncbnInputGradient").Device(DEVICE_CPU).TypeConstraint<In>("T"),              \
+      InputGradientOp<In>)
+
+REGISTER(Eigen::half);
+REGISTER(Eigen::bfloat16);
+REGISTER(float);
+REGISTER(double);
+
+REGISTER_KERNEL_BUILDER(Name("SyncbnMpiAllReduce").Device(DEVICE_CPU), MpiAllReduceOp);
+
+}  // namespace syncbn
+
+// Makes an MPI communicator known and returns its number in this process.
+extern "C" int64_t syncbn_register_mpi(void* all_reduce, void* in_place, int64_t communicator,
+                                       int64_t sum, int handles_are_pointers) {
+  std::lock_guard<std::mutex> guard(syncbn::mpi_lock);
+  syncbn::mpi_table.push_back({all_reduce, in_place, communicator, sum, handles_are_pointers != 0});
+  return int64_t(syncbn::mpi_table.size()) - 1;
+}

@@ -1,0 +1,186 @@
+"""Whole models from Keras' batch normalization to the synchronized one, and back."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from syncbn.layer import SyncBatchNormalization
+from syncbn.surgery.copying import UncopyableError, carry_compilation, copy_model, is_copyable
+from syncbn.surgery.replacing import build_with_weights_of, replace_layers
+from syncbn.surgery.settling import settle_debiasing, settle_renorm
+
+_LOG = logging.getLogger(__name__)
+
+# Kept as objects: a configuration would lose functions and communicators.
+_OBJECTS = (
+    "beta_initializer",
+    "gamma_initializer",
+    "moving_mean_initializer",
+    "moving_variance_initializer",
+    "beta_regularizer",
+    "gamma_regularizer",
+    "beta_constraint",
+    "gamma_constraint",
+)
+_OWN_OBJECTS = ("communicator", "adjustment", "activation")
+_OWN = (
+    *_OWN_OBJECTS,
+    "group_size",
+    "virtual_batch_size",
+    "zero_debias_moving_mean",
+    "bessel_correction",
+)
+
+# These say which weights a layer has; changing them would not keep the weights.
+_FIXED = ("self", "kwargs", "axis", "center", "scale")
+_CHANGEABLE = tuple(
+    name
+    for name in inspect.signature(SyncBatchNormalization.__init__).parameters
+    if name not in _FIXED
+)
+
+
+def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.Model:
+    """The model with every batch normalization synchronized.
+
+    Each `keras.layers.BatchNormalization` becomes a `syncbn.SyncBatchNormalization` with the same
+    name, place, weights (bit for bit), trainable flag, dtype policy, regularizers and arguments. A
+    layer that already is a `SyncBatchNormalization` keeps its arguments but for those given, so
+    converting twice is converting once. Subclasses of either are left alone: their code may rely
+    on what they override; the log names them.
+
+    **Sequential and functional models** (nested at any depth, with shared layers, several inputs
+    and outputs) are copied: the original and its weights stay untouched. Custom layers inside are
+    copied through their configuration, then changed.
+
+    **Subclassed models are changed in place and returned**, since nothing tells how to rebuild
+    them: every attribute, list, tuple, dict and set of layers, at any depth. So is a functional
+    model with a layer that has no configuration; the log says so. The variables stay the same
+    objects, and references held outside the model still see the old layers.
+
+    A compiled model comes back compiled alike, with the state of its optimizer, which stays a
+    `DistributedOptimizer` if it was one; where the loss or the optimizer has no configuration the
+    copy is not compiled, and a warning says so.
+
+    Args:
+        model: A Keras model, built or not, compiled or not.
+        **layer_arguments: Arguments of `SyncBatchNormalization` for all its batch normalizations,
+            for example `communicator="mpi"`, `group_size=4`, `momentum=0.9`. Not `axis`, `center`,
+            `scale`, `name`, `dtype` or `trainable`, which each layer keeps.
+
+    Returns:
+        The converted model: a copy, or `model` itself where it was changed in place.
+
+    Raises:
+        ValueError: `model` is no Keras model, or an argument is unknown or out of its domain.
+    """
+    _check_model("convert_sync_batchnorm", model)
+    for name in layer_arguments:
+        if name not in _CHANGEABLE:
+            raise ValueError(
+                f"layer_arguments must be among {', '.join(_CHANGEABLE)}. Received: {name}="
+                f"{layer_arguments[name]!r}"
+            )
+    SyncBatchNormalization(**layer_arguments)  # an argument out of its domain fails here
+
+    def converted(layer: keras.Layer) -> keras.Layer | None:
+        if type(layer) is SyncBatchNormalization:
+            arguments = _arguments(layer)
+        elif type(layer) is keras.layers.BatchNormalization:
+            arguments = {**_arguments(layer), "synchronized": True}
+        else:
+            return None
+        return _rebuilt(layer, SyncBatchNormalization, {**arguments, **layer_arguments})
+
+    return _apply(model, converted)
+
+
+def revert_sync_batchnorm(model: keras.Model) -> keras.Model:
+    """The model with Keras' own batch normalization in place of every synchronized one.
+
+    The counterpart of `convert_sync_batchnorm`, with the same rules for what is copied and what is
+    changed in place. Weights, names, trainable flags and inference stay as they are. Training is
+    then local to a process, and what Keras' layer does not know (`group_size`,
+    `virtual_batch_size`, `adjustment`, `zero_debias_moving_mean`, `bessel_correction`, and the
+    communicator) is dropped.
+
+    Raises:
+        ValueError: `model` is no Keras model, or a layer has an `activation`, which Keras' layer
+            cannot express.
+    """
+    _check_model("revert_sync_batchnorm", model)
+
+    def reverted(layer: keras.Layer) -> keras.Layer | None:
+        if type(layer) is not SyncBatchNormalization:
+            return None
+        if layer.activation is not keras.activations.linear:
+            raise ValueError(
+                "keras.layers.BatchNormalization has no activation: put a layer "
+                "keras.layers.Activation behind it first. Received: layer "
+                f"{layer.name!r} with activation={keras.activations.serialize(layer.activation)!r}"
+            )
+        arguments = {k: v for k, v in _arguments(layer).items() if k not in _OWN}
+        return _rebuilt(
+            layer, keras.layers.BatchNormalization, {**arguments, "synchronized": False}
+        )
+
+    for layer in model._flatten_layers():
+        reverted(layer)  # refuses before anything is changed in place
+    return _apply(model, reverted)
+
+
+def _check_model(function: str, model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{function} expects a keras.Model. Received: {type(model).__name__}")
+
+
+def _apply(
+    model: keras.Model, replacement: Callable[[keras.Layer], keras.Layer | None]
+) -> keras.Model:
+    target = model
+    if is_copyable(model):
+        try:
+            target = copy_model(model)
+        except UncopyableError as reason:
+            _LOG.warning("model %r is changed in place: %s", model.name, reason)
+    count = replace_layers(target, replacement)
+    left = [
+        layer.name
+        for layer in target._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and type(layer) not in (keras.layers.BatchNormalization, SyncBatchNormalization)
+    ]
+    if left:
+        _LOG.warning("left alone, since they are subclasses: %s", ", ".join(left))
+    _LOG.info("model %r: replaced %d batch normalizations", model.name, count)
+    if target is not model:
+        carry_compilation(model, target)
+    elif count and model.compiled:
+        # The new layers may not run under XLA, or may now; this asks them anew.
+        model._jit_compile = None
+    return target
+
+
+def _arguments(layer: Any) -> dict[str, Any]:
+    """What to construct such a layer with."""
+    arguments = layer.get_config()
+    objects = (*_OBJECTS, *_OWN_OBJECTS) if type(layer) is SyncBatchNormalization else _OBJECTS
+    arguments |= {name: getattr(layer, name) for name in objects}
+    return {**arguments, "dtype": layer.dtype_policy}
+
+
+def _rebuilt(old: Any, kind: type[keras.Layer], arguments: dict[str, Any]) -> keras.Layer:
+    """A layer of another kind around the same variables."""
+    new = kind(**arguments)
+    if not old.built:
+        return new
+    build_with_weights_of(new, old)
+    mean, variance = (keras.ops.convert_to_numpy(v) for v in (old.moving_mean, old.moving_variance))
+    if new.renorm and not old.renorm:
+        settle_renorm(new, mean, variance)
+    if not getattr(old, "zero_debias_moving_mean", False) and mean.any():
+        settle_debiasing(new, mean)
+    return new

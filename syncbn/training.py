@@ -1,0 +1,299 @@
+"""DistributedOptimizer: gradients averaged over the ranks for any Keras 3 optimizer.
+
+Horovod's own Keras classes average nothing, or fail, on Keras 3; this one stands on the
+communicators alone and so works on every backend.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from syncbn import telemetry
+from syncbn.communicators import communicator as current_communicator
+from syncbn.communicators import resolve
+from syncbn.communicators.base import Communicator
+from syncbn.gradients import (
+    Gradient,
+    densify,
+    divide,
+    keras_reduces,
+    presence_of,
+    reduce_gradients,
+    wire_dtype,
+)
+
+_serial = itertools.count()
+
+
+class _Distributed:
+    """What `DistributedOptimizer` adds to an optimizer's class, as the first of its bases."""
+
+    _ranks: Communicator | None
+    _collective: str
+    _passes: int
+    _average: bool
+    _wire: tf.DType | None
+    _rows: tf.Tensor | None
+
+    def build(self, variables: Sequence[Any]) -> None:
+        outer = sys._getframe(1).f_locals.get("self")
+        if outer is not self and isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            # The outer optimizer would look for infinities before the gradients are averaged, and
+            # ranks that disagree about them would wait for each other for ever.
+            raise ValueError(
+                "Loss scaling must stand inside: use "
+                "syncbn.DistributedOptimizer(keras.optimizers.LossScaleOptimizer(optimizer)). "
+                "Received: LossScaleOptimizer(DistributedOptimizer(optimizer)) "
+                "(compile() adds the outer one under the mixed_float16 policy)"
+            )
+        super().build(variables)  # type: ignore[misc]
+        self._add_pass_state(variables)
+
+    def _add_pass_state(self, variables: Sequence[Any]) -> None:
+        if self._passes > 1 and not hasattr(self, "_pass_sums"):
+            add: Any = self.add_variable  # type: ignore[attr-defined]
+            self._pass_sums = [add(v.shape, dtype=v.dtype, name="pass_sum") for v in variables]
+            self._pass_presence = add((len(variables),), dtype="float32", name="pass_presence")
+            self._pass_weight = add((), dtype="float32", name="pass_weight")
+            self._pass_count = add((), dtype="int32", name="pass_count")
+
+    @contextmanager
+    def weighed(self, rows: Any) -> Iterator[None]:
+        """Within it, `scale_loss` and `apply` weigh this rank's mean loss by `rows`, its batch."""
+        self._rows = tf.cast(rows, tf.float32)
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    @tf.autograph.experimental.do_not_convert
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        if self._rows is not None and not keras_reduces():
+            # Before the gradient is taken, not after: synchronized layers mix the rows of all
+            # ranks on the way back, and there each row must have the same weight.
+            loss = loss * tf.cast(self._rows, loss.dtype)
+        return super().scale_loss(loss)  # type: ignore[misc]
+
+    @tf.autograph.experimental.do_not_convert
+    def apply_gradients(self, grads_and_vars: Iterable[Any], rows: Any = None) -> Any:
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        self.apply(gradients, variables, rows=rows)
+        return self.iterations  # type: ignore[attr-defined]
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(
+        self,
+        grads: Sequence[Gradient],
+        trainable_variables: Sequence[Any] | None = None,
+        rows: Any = None,
+    ) -> None:
+        """Averages `grads` over the ranks, then updates the variables as the optimizer does.
+
+        Args:
+            grads: One gradient per variable: dense, `IndexedSlices`, or None.
+            trainable_variables: The variables; None for those the optimizer was built with.
+            rows: For ranks whose batches differ in size: what this rank's loss is a sum of. With
+                the loss summed over rows it is their number; with the sum divided by some constant,
+                the number divided by it. None counts every rank alike.
+        """
+        if keras_reduces():
+            if rows is not None:
+                replicas = resolve("auto")
+                total = replicas.all_reduce(tf.cast(rows, tf.float32), f"{self._collective}_rows")
+                grads = [None if g is None else divide(g, total) for g in grads]
+            self._update(list(grads), trainable_variables)
+            return
+        ranks = self._ranks or current_communicator()
+        weight = self._rows if rows is None else tf.cast(rows, tf.float32)
+        if ranks.size == 1 and self._passes == 1 and weight is None:
+            self._update(list(grads), trainable_variables)
+            return
+        if not tf.executing_eagerly() and _inside_xla():
+            raise ValueError(
+                "Gradients cannot be averaged inside a graph compiled by XLA: "
+                "call compile(..., jit_compile=False) "
+                "(syncbn.callbacks.BroadcastVariables does it for fit)"
+            )
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables  # type: ignore[attr-defined]
+        variables = list(trainable_variables)
+        if not self.built:  # type: ignore[has-type]
+            self.build(variables)
+            self.built = True
+        weight = tf.ones([]) if weight is None else weight
+        dense = [densify(g, v) for g, v in zip(grads, variables, strict=True)]
+        presence = presence_of(grads)
+        if self._passes == 1:
+            self._reduce_and_apply(dense, presence, weight, variables, ranks)
+        else:
+            self._accumulate(dense, presence, weight, variables, ranks)
+
+    def _update(self, gradients: list[Gradient], variables: Sequence[Any] | None) -> None:
+        telemetry.note_norm("gradient_norm", gradients)
+        super().apply(gradients, variables)  # type: ignore[misc]
+
+    def _accumulate(
+        self,
+        gradients: list[tf.Tensor],
+        presence: tf.Tensor,
+        weight: tf.Tensor,
+        variables: list[Any],
+        ranks: Communicator,
+    ) -> None:
+        """Adds up local gradients; every `backward_passes_per_step`-th call reduces and applies."""
+        sums = [self._pass_sums[self._get_variable_index(v)] for v in variables]  # type: ignore[attr-defined]
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.assign_add(gradient)
+        self._pass_presence.assign(tf.maximum(self._pass_presence.value, presence))
+        self._pass_weight.assign_add(weight)
+        self._pass_count.assign_add(1)
+
+        def step() -> None:
+            totals = [total.value for total in sums]
+            held, weights = self._pass_presence.value, self._pass_weight.value
+            self._reduce_and_apply(totals, held, weights, variables, ranks)
+            for state in (*sums, self._pass_presence, self._pass_weight, self._pass_count):
+                state.assign(tf.zeros_like(state.value))
+
+        tf.cond(tf.equal(self._pass_count.value, self._passes), step, lambda: None)
+
+    def _reduce_and_apply(
+        self,
+        gradients: list[tf.Tensor],
+        presence: tf.Tensor,
+        weight: tf.Tensor,
+        variables: list[Any],
+        ranks: Communicator,
+    ) -> None:
+        reduced = reduce_gradients(
+            gradients, presence, weight, ranks, self._collective, self._average, self._wire
+        )
+        here = tf.get_static_value(presence)
+        # Keras leaves alone a variable without gradient (weight decay would move it); so do we
+        # when no rank has one. A rank that has one needs not ask.
+        missing = [
+            (
+                variable,
+                index,
+                tf.identity(variable.value if isinstance(variable, keras.Variable) else variable),
+            )
+            for index, variable in enumerate(variables)
+            if here is None or not here[index]
+        ]
+        self._update(reduced.gradients, variables)
+        for variable, index, before in missing:
+            variable.assign(tf.where(reduced.presence[index] > 0, variable, before))
+
+
+def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
+    optimizer: keras.optimizers.Optimizer,
+    communicator: Communicator | None = None,
+    backward_passes_per_step: int = 1,
+    compression: str | None = None,
+    average: bool = True,
+) -> keras.optimizers.Optimizer:
+    """Makes a Keras 3 optimizer average gradients over the ranks before it uses them.
+
+    The gradients travel together in one all-reduce per dtype, before clipping, loss unscaling and
+    the update. Works in `fit`, `train_on_batch` and custom loops. Ranks whose batches differ in
+    size take the gradient of the loss summed over rows and `apply_gradients(..., rows=n)`, or, for
+    `fit`, call `weigh_rows(model)`.
+
+    Within `strategy.run` of tf.distribute with several replicas Keras itself adds up the gradients
+    (its loops divide the loss by the number of replicas), and only `rows` matters here.
+
+    Args:
+        optimizer: Any Keras 3 optimizer; built or not, its state is kept. A `LossScaleOptimizer`
+            stands inside: `DistributedOptimizer(LossScaleOptimizer(optimizer))`.
+        communicator: Where the ranks meet; None for `syncbn.communicator()`.
+        backward_passes_per_step: Calls whose gradients are added up locally before one reduction
+            and one update; `iterations` counts updates.
+        compression: `"float16"` or `"bfloat16"` to halve what is sent, or None.
+        average: False to sum over ranks (and passes) instead.
+
+    Returns:
+        The same object, now of a class derived from its own: `isinstance` holds, and it is saved
+        and loaded as the plain optimizer.
+
+    Raises:
+        TypeError: `optimizer` is not a Keras 3 optimizer.
+        ValueError: Another argument is out of range, or `optimizer` is distributed already.
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"optimizer must be a Keras 3 optimizer. Received: optimizer={optimizer!r}")
+    if isinstance(optimizer, _Distributed):
+        raise ValueError("optimizer is already distributed: wrap it once")
+    if isinstance(backward_passes_per_step, bool) or backward_passes_per_step < 1:
+        raise ValueError(
+            "backward_passes_per_step must be a whole number of at least 1. "
+            f"Received: backward_passes_per_step={backward_passes_per_step!r}"
+        )
+    wire = wire_dtype(compression)
+    plain = type(optimizer)
+    # The plain class's name and module, so that a saved model asks for nothing of ours.
+    derived = type(plain.__name__, (_Distributed, plain), {"__module__": plain.__module__})
+    # Past the tracking of Keras' own __setattr__, which is for state.
+    for name, value in {
+        "__class__": derived,
+        "_ranks": communicator,
+        "_collective": f"gradients_{next(_serial)}",
+        "_passes": backward_passes_per_step,
+        "_average": average,
+        "_wire": wire,
+        "_rows": None,
+    }.items():
+        object.__setattr__(optimizer, name, value)
+    if optimizer.built:
+        optimizer._add_pass_state(optimizer._trainable_variables)
+    return optimizer
+
+
+def weigh_rows(model: keras.Model) -> keras.Model:
+    """Makes `fit` and `train_on_batch` of a compiled model weigh each rank by its batch's rows.
+
+    Needed when ranks may see batches of different sizes, as in an uneven last step.
+    """
+    optimizer = model.optimizer
+    if not isinstance(optimizer, _Distributed):
+        raise ValueError(
+            "model must be compiled with a syncbn.DistributedOptimizer. "
+            f"Received: optimizer={optimizer!r}"
+        )
+    train_step = model.train_step
+
+    def weighed_train_step(data: Any) -> Any:
+        with optimizer.weighed(tf.shape(tf.nest.flatten(data)[0])[0]):
+            return train_step(data)
+
+    model.train_step = weighed_train_step
+    return model
+
+
+def carry_distribution(source: keras.Model, target: keras.Model) -> None:
+    """Makes the plain optimizer of `target` distributed, and its rows weighed, as `source` has it.
+
+    For a model rebuilt from configurations, which say nothing of either.
+    """
+    example = source.optimizer
+    if not isinstance(example, _Distributed):
+        return
+    DistributedOptimizer(
+        target.optimizer,
+        example._ranks,
+        example._passes,
+        None if example._wire is None else example._wire.name,
+        example._average,
+    )
+    if getattr(vars(source).get("train_step"), "__name__", None) == "weighed_train_step":
+        weigh_rows(target)
+
+
+def _inside_xla() -> bool:
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -1,0 +1,106 @@
+"""The containers of one test: on a network of their own, looked into, killed, gone after it."""
+
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Small and quiet: two cores serve all containers.
+_ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS=1", "OMP_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
+_SAFE = (
+    *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
+    *("--security-opt", "no-new-privileges"),
+)
+
+
+@dataclass
+class Engine:
+    """`docker` for one test. Names are made unique; everything is removed by `clean`."""
+
+    docker: str
+    image: str
+    environment: dict[str, str] = field(default_factory=dict)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+    def __post_init__(self) -> None:
+        self.network = f"test-{self.token}"
+        self._networks = [self.network]
+        self._containers: list[str] = []
+        self._volumes: list[str] = []
+        self("network", "create", "--internal", self.network)
+
+    def __call__(self, *words: str, timeout: float = 60, check: bool = True) -> str:
+        """The output of `docker WORDS`. Raises AssertionError with its stderr if it fails."""
+        done = subprocess.run(
+            [self.docker, *words],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, **self.environment},
+        )
+        assert done.returncode == 0 or not check, f"docker {' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def volume(self) -> str:
+        """A new volume, that the user of the image may write to."""
+        name = f"test-{self.token}-{len(self._volumes)}"
+        self._volumes.append(name)
+        self("volume", "create", name)
+        return name
+
+    def start(self, name: str, *command: str, options: tuple[str, ...] = ()) -> str:
+        """Starts a container in the background, safe as in a cluster; `name` is its host name."""
+        container = f"{name}-{self.token}"
+        self._containers.append(container)
+        settings = [word for one in _ENVIRONMENT for word in ("--env", one)]
+        place = ["--network", self.network, "--network-alias", name, "--hostname", name]
+        begin = ["run", "--detach", "--name", container, *place, *settings, *_SAFE, *options]
+        self(*begin, self.image, *command)
+        return container
+
+    def wait(self, container: str, seconds: float) -> int:
+        """The exit code. Raises AssertionError with the log when it does not come in time."""
+        try:
+            return int(self("wait", container, timeout=seconds))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end in {seconds:g} s:\n{self.log(container)}") from None
+
+    def log(self, container: str) -> str:
+        """Both streams of a container, to now."""
+        done = subprocess.run(
+            [self.docker, "logs", container],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.stdout
+
+    def says(self, container: str, text: str, seconds: float = 90) -> None:
+        """Waits until the log has the text. Raises AssertionError with the log if it never does."""
+        self.until(lambda: text in self.log(container), seconds, lambda: self.log(container))
+
+    def until(
+        self, condition: Callable[[], bool], seconds: float, told: Callable[[], str] = str
+    ) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, f"not within {seconds:g} s:\n{told()}"
+            time.sleep(0.2)
+
+    def inspect(self, container: str) -> dict:
+        return dict(json.loads(self("inspect", container))[0])
+
+    def clean(self) -> None:
+        """Removes all that was made. May be called twice."""
+        for container in self._containers:
+            self("rm", "--force", "--volumes", container, check=False)
+        for network in self._networks:
+            self("network", "rm", network, check=False)
+        for volume in self._volumes:
+            self("volume", "rm", "--force", volume, check=False)

@@ -1,0 +1,170 @@
+"""docker-compose.yml as it is, under Compose v2 and docker-compose 1.29, and `--target compose`."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docker.containers import Engine
+from tests.docker.engine import compose_plugin, docker_command
+from tests.processes import REPOSITORY
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
+
+TRAIN = "python -m launcher.train --model dnn --epochs 2 --output /runs/digits --resume"
+
+
+@dataclass
+class Compose:
+    """One of the two programs, for one project of the tests."""
+
+    command: list[str]
+    project: str
+    environment: dict[str, str]
+
+    def __call__(self, *words: str, timeout: float = 240) -> tuple[int, str]:
+        """The exit code and all output."""
+        done = subprocess.run(
+            [*self.command, "--project-name", self.project, *words],
+            cwd=REPOSITORY,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+
+@pytest.fixture(params=["v2", "1.29"])
+def compose(request: pytest.FixtureRequest, image: str) -> Iterator[Compose]:
+    environment = {"IMAGE": image, "COMMAND": TRAIN, "PROMETHEUS_IMAGE": "syncbn-test/prometheus"}
+    if request.param == "v2":
+        directory = compose_plugin()
+        if directory is None:
+            pytest.skip("no Compose v2 plugin in the next Debian release")
+        environment["DOCKER_CONFIG"] = str(directory)
+        command = [docker_command() or "docker", "compose"]
+    else:
+        if shutil.which("docker-compose") is None:
+            pytest.skip("no docker-compose: apt-get install docker-compose")
+        command = ["docker-compose"]
+    compose = Compose(command, f"test{uuid.uuid4().hex[:8]}", environment)
+    yield compose
+    compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
+
+
+def test_up_trains_on_two_containers_and_ends_with_the_jobs_exit_code(
+    compose: Compose, engine: Engine
+) -> None:
+    code, output = compose("up", "--exit-code-from", "head", "head", "worker")
+    assert code == 0, output
+    assert "2 ranks over horovod" in output
+    volume = f"{compose.project}_runs:/runs"
+    shown = engine(
+        *("run", "--rm", "--volume", volume, "--entrypoint", "grep", engine.image),
+        *("-rho", "weights .*", "/runs/digits/logs"),
+    )
+    digests = re.findall(r"weights ([0-9a-f]{64})", shown)
+    assert len(digests) == 2
+    assert len(set(digests)) == 1
+
+
+def test_the_world_size_and_a_failure_come_from_the_environment_and_the_job(
+    compose: Compose,
+) -> None:
+    compose.environment |= {"WORKERS": "2", "COMMAND": f"{TRAIN} --model nonsense"}
+    code, output = compose("up", "--exit-code-from", "head", "head", "worker")
+    assert code == 2, output
+    assert "--model: expected one of" in output
+    assert "3 ranks, horovod" in output
+
+
+def test_prometheus_sees_the_job_and_every_rank(
+    compose: Compose, engine: Engine, tmp_path: Path
+) -> None:
+    _prometheus_image(engine, tmp_path)
+    compose.environment["COMMAND"] = f"{TRAIN} --epochs 400"
+    code, output = compose("up", "--detach")
+    assert code == 0, output
+    engine.until(lambda: _up() == {"job": 1, "ranks": 2}, 150, lambda: str(_up()))
+    assert "2 ranks, horovod" in compose("logs", "head")[1]
+
+
+def test_the_file_has_one_private_network_and_publishes_on_loopback_alone() -> None:
+    content = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+    assert content["networks"]["job"]["internal"] is True
+    for name in ("head", "worker"):
+        service = content["services"][name]
+        assert service["networks"] == ["job"]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+    ports = [port for one in content["services"].values() for port in one.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert content["services"]["grafana"]["profiles"] == ["grafana"]
+
+
+def test_launcher_run_drives_the_same_and_takes_the_job_away(
+    engine: Engine, tmp_path: Path
+) -> None:
+    name = f"test{engine.token}"
+    words = ["run", "--target", "compose", "-np", "3", "--name", name, "--threads", "1"]
+    words += ["--image", engine.image, "--", *TRAIN.split()]
+    directory = compose_plugin() if shutil.which("docker-compose") is None else None
+    variables = {"DOCKER_CONFIG": str(directory)} if directory else {}
+    path = f"{Path(engine.docker).parent}:{os.environ['PATH']}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher", *words],
+            cwd=tmp_path,
+            env={**os.environ, **variables, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "3 ranks over horovod" in done.stdout
+        assert engine("ps", "--all", "--quiet", "--filter", f"name={name}") == ""
+    finally:
+        engine("volume", "rm", "--force", f"{name}_runs", check=False)
+
+
+def _up() -> dict[str, int]:
+    """How many targets of each job answer Prometheus."""
+    query = "http://127.0.0.1:9090/api/v1/query?query=sum%20by%20(job)%20(up)"
+    try:
+        with urllib.request.urlopen(query, timeout=5) as answer:
+            found = json.load(answer)["data"]["result"]
+    except OSError:
+        return {}
+    return {one["metric"]["job"]: int(one["value"][1]) for one in found}
+
+
+def _prometheus_image(engine: Engine, directory: Path) -> None:
+    """Debian's Prometheus in an image, for want of a registry."""
+    prometheus = shutil.which("prometheus")
+    if prometheus is None:
+        pytest.skip("no prometheus: apt-get install prometheus")
+    dockerfile = (
+        "FROM python:3.11-slim-bookworm\n"
+        "COPY prometheus /bin/prometheus\n"
+        "RUN mkdir /prometheus && chown 65534:65534 /prometheus\n"
+        "USER 65534:65534\n"
+        'ENTRYPOINT ["/bin/prometheus"]\n'
+    )
+    shutil.copy(prometheus, directory / "prometheus")
+    (directory / "Dockerfile").write_text(dockerfile)
+    engine("build", "--tag", "syncbn-test/prometheus", str(directory), timeout=120)

@@ -1,0 +1,112 @@
+"""What a run survives: being stopped in mid-epoch, a damaged checkpoint, another world size."""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.test_train import TRAIN, _digests, _summary
+from tests.jobs import Job
+from tests.processes import Launcher
+
+RUN = ["--model", "dnn", "--epochs", "6", "--batch-size", "4", "--deterministic"]
+
+
+def _epochs(output: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, as its journal has them."""
+    journal = output / "metrics.jsonl"
+    if not journal.exists():
+        return []
+    lines = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
+    return [line for line in lines if line.get("event") == "epoch"]
+
+
+def _wait_for(condition: Callable[[], object], job: Job, seconds: float = 40) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, job.wait(0).transcript()
+        time.sleep(0.01)
+
+
+def _first_epoch_done(output: Path) -> bool:
+    return bool(_epochs(output))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(180)
+def test_a_stopped_run_goes_on_to_the_very_same_weights(
+    mpirun: Launcher, single_process: Launcher, tmp_path: Path
+) -> None:
+    whole, stopped, fewer = tmp_path / "whole", tmp_path / "stopped", tmp_path / "fewer"
+    mpirun(2, TRAIN, [*RUN, "--output", str(whole)]).check()
+
+    # SIGTERM to one rank, not the one that writes: both leave at the same step, after saving.
+    job = mpirun.start(2, TRAIN, [*RUN, "--output", str(stopped)])
+    _wait_for(lambda: _first_epoch_done(stopped), job)
+    job.rank_process(1).send_signal(signal.SIGTERM)
+    result = job.wait(60)
+    assert result.returncode == 143, result.transcript()
+    assert result.orphans == ()
+    assert "stopped by SIGTERM after step" in result.stdout[0]
+    summary = _summary(stopped)
+    assert summary["stopped"]
+    checkpoints = sorted((stopped / "checkpoints").iterdir())
+    assert int(checkpoints[-1].stem.removeprefix("step-")) == summary["steps"]
+    assert summary["steps"] % 180 != 0, "stopped at the end of an epoch, which proves nothing"
+    shutil.copytree(stopped, fewer)
+
+    # The rest of that epoch has the very batches that were left.
+    mpirun(2, TRAIN, [*RUN, "--output", str(stopped), "--resume"]).check()
+    assert _summary(stopped)["resumed_from"] == str(checkpoints[-1])
+    assert _summary(stopped)["steps"] == _summary(whole)["steps"]
+    assert set(_digests(stopped)) == set(_digests(whole))
+    assert [epoch["epoch"] for epoch in _epochs(stopped)] == [0, 1, 2, 3, 4, 5]
+    losses = [[epoch["loss"] for epoch in _epochs(output)] for output in (stopped, whole)]
+    assert losses[0] == losses[1]
+
+    # One rank instead of two, and the last checkpoint half written by a crash that synced nothing.
+    last = sorted((fewer / "checkpoints").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    result = single_process(1, TRAIN, [*RUN, "--output", str(fewer), "--resume"]).check()
+    assert "world size was 2, is now 1" in result.stdout[0]
+    assert "is damaged" in result.stdout[0]
+    assert _summary(fewer)["resumed_from"] != str(last)
+    assert _summary(fewer)["accuracy"] > 0.95
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(90)
+def test_a_second_sigterm_ends_a_rank_that_hangs(mpirun: Launcher, tmp_path: Path) -> None:
+    job = mpirun.start(2, TRAIN, [*RUN, "--epochs", "500", "--output", str(tmp_path)])
+    _wait_for(lambda: _first_epoch_done(tmp_path), job)
+    job.rank_process(0).suspend()  # rank 1 now waits in an all-reduce that never comes
+    waiting = job.rank_process(1)
+    waiting.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert waiting.is_running()
+    waiting.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    result = job.wait(60)
+    assert time.monotonic() - started < 15
+    assert result.returncode == 143
+    assert result.orphans == ()
+
+
+@pytest.mark.timeout(90)
+def test_checkpoints_of_something_else_are_refused(
+    single_process: Launcher, tmp_path: Path
+) -> None:
+    first = ["--model", "dnn", "--epochs", "1", "--output", str(tmp_path)]
+    single_process(1, TRAIN, first).check()
+    again = single_process(1, TRAIN, first)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr[0]
+    other = single_process(1, TRAIN, [*first, "--model", "cnn", "--resume"])
+    assert other.returncode == 2
+    assert "of another model or optimizer" in other.stderr[0]
+    assert "hidden1/kernel" in other.stderr[0]

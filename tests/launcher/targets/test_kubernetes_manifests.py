@@ -1,0 +1,185 @@
+"""What `render --target kubernetes` prints: valid for the cluster, and the same as yesterday.
+
+After a wanted change: REWRITE_GOLDEN=1 make test ARGS=tests/launcher/targets
+"""
+
+import os
+import subprocess
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.cli.job_flags import target_of
+from launcher.errors import SpecError
+from launcher.spec import build_spec, read_toml
+from launcher.targets.kubernetes.target import KubernetesTarget
+from tests.launcher.targets.jobs import FULL, KINDS, PLAIN, job
+from tests.launcher.targets.schemas import CRDS, pod_specs, validate
+from tests.processes import REPOSITORY
+
+GOLDEN = Path(__file__).parent / "golden"
+CUSTOM = {"jobset", "mpijob", "trainjob"}
+EXAMPLE = REPOSITORY / "k8s" / "example.toml"
+
+
+def rendered(fields: dict[str, Any], kind: str, **kubernetes: Any) -> list[dict[str, Any]]:
+    target = KubernetesTarget(job(fields, kind=kind, **kubernetes))
+    return list(yaml.safe_load_all(target.render()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
+def test_the_manifests_are_what_they_were(fields: dict[str, Any], kind: str) -> None:
+    text = KubernetesTarget(job(fields, kind=kind)).render() + "\n"
+    golden = GOLDEN / f"{fields['name']}-{kind}.yaml"
+    if os.environ.get("REWRITE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
+def test_the_api_takes_the_manifests(fields: dict[str, Any], kind: str) -> None:
+    if kind in CUSTOM and not CRDS.is_dir():
+        pytest.skip(f"no schemas of custom kinds in {CRDS}")
+    for manifest in rendered(fields, kind):
+        validate(manifest)
+
+
+def test_a_misspelt_field_of_a_custom_kind_would_be_noticed() -> None:
+    if not CRDS.is_dir():
+        pytest.skip(f"no schemas of custom kinds in {CRDS}")
+    job_set = rendered(PLAIN, "jobset")[-1]
+    job_set["spec"]["failurePolicy"]["maxRestart"] = 3
+    with pytest.raises(Exception, match="maxRestart"):
+        validate(job_set)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_meet_the_restricted_pod_security_standard(kind: str) -> None:
+    pods = [pod for manifest in rendered(FULL, kind) for pod in pod_specs(manifest)]
+    assert len(pods) == (2 if kind == "mpijob" else 1)
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert all(
+            volume.keys() <= {"name", "emptyDir", "persistentVolumeClaim"}
+            for volume in pod["volumes"]
+        )
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_get_the_time_to_save_and_the_values_of_secrets_are_not_written(kind: str) -> None:
+    manifests = rendered(FULL, kind)
+    for pod in (pod for manifest in manifests for pod in pod_specs(manifest)):
+        assert pod["terminationGracePeriodSeconds"] > FULL["save_timeout"] + 4
+        variables = {one["name"]: one for one in pod["containers"][0]["env"]}
+        assert variables["DATA_TOKEN"]["valueFrom"] == {
+            "secretKeyRef": {"name": "storage", "key": "token"}
+        }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_manifests_in_k8s_are_those_of_the_example(kind: str) -> None:
+    fields = read_toml(EXAMPLE)
+    fields["kubernetes"]["kind"] = kind
+    path = REPOSITORY / "k8s" / (f"{kind}.yaml" if kind in CUSTOM else "base/job.yaml")
+    if os.environ.get("REWRITE_GOLDEN"):
+        path.write_text(target_of(build_spec(fields)).render() + "\n")
+    assert path.read_text() == target_of(build_spec(fields)).render() + "\n"
+
+
+@pytest.mark.parametrize("name", ["base", "overlays/gpu"])
+def test_kustomize_builds_what_the_api_takes(name: str) -> None:
+    if which("kubectl") is None:
+        pytest.skip("no kubectl, which has kustomize in it")
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(REPOSITORY / "k8s" / name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    manifests = list(yaml.safe_load_all(built))
+    for manifest in manifests:
+        validate(manifest)
+    (pod,) = (pod for manifest in manifests for pod in pod_specs(manifest))
+    asked = pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
+    assert asked == ("1" if name.endswith("gpu") else None)
+
+
+@pytest.mark.parametrize("path", ["rbac.yaml", "claim.yaml", "networkpolicy.yaml"])
+def test_the_api_takes_what_is_applied_beside_the_job(path: str) -> None:
+    for manifest in yaml.safe_load_all((REPOSITORY / "k8s/base" / path).read_text()):
+        validate(manifest)
+
+
+def test_the_alerts_for_the_operator_are_the_alert_rules() -> None:
+    rules = yaml.safe_load((REPOSITORY / "k8s/alert-rules.yaml").read_text())
+    alerts = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "launcher"},
+        "spec": rules,
+    }
+    path = REPOSITORY / "k8s/monitoring/alerts.yaml"
+    if os.environ.get("REWRITE_GOLDEN"):
+        path.write_text(yaml.safe_dump(alerts, sort_keys=False, width=100))
+    assert yaml.safe_load(path.read_text()) == alerts
+
+
+def test_a_queued_job_waits_for_kueue_and_a_tainted_node_is_put_up_with() -> None:
+    queued = rendered(FULL, "job")[-1]
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "vision"
+    assert queued["spec"]["suspend"] is True
+    assert "suspend" not in rendered(PLAIN, "job")[-1]["spec"]
+
+
+def test_a_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
+    _, budget, _ = rendered(FULL, "job")
+    assert budget["spec"]["minAvailable"] == 3
+    assert [one["kind"] for one in rendered(PLAIN, "job", disruption_budget=False)] == [
+        "Service",
+        "Job",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "0digits"}, "name: expected a letter first"),
+        ({"name": "x" * 41}, "name: expected a letter first and at most 40"),
+        ({"ranks": 3, "container": {"slots": 2}}, "ranks: expected a multiple of the 2 slots"),
+        ({"hosts": [{"name": "h1", "slots": 2}]}, "hosts:"),
+        ({"pass_environment": ["HOME"]}, "pass_environment: .* --env-secret"),
+        ({"backend": "mpi"}, "backend: .*--kind mpijob"),
+        ({"backend": "local"}, "backend: expected horovod or tf"),
+        ({"container": {"image": "No Image"}}, "container.image"),
+        ({"container": {"shared_memory": "1 GB"}}, "container.shared_memory"),
+        ({"kubernetes": {"namespace": "My_Space"}}, "kubernetes.namespace"),
+        ({"kubernetes": {"cpu": "many"}}, "kubernetes.cpu"),
+        ({"kubernetes": {"memory": "4 gigs"}}, "kubernetes.memory"),
+        ({"kubernetes": {"node_selector": {"a b": "c"}}}, "kubernetes.node_selector"),
+        ({"kubernetes": {"queue": "A"}}, "kubernetes.queue"),
+        ({"kubernetes": {"volumes": [{"claim": "a", "path": "b"}]}}, "kubernetes.volumes.0.path"),
+        ({"kubernetes": {"tolerations": [{"operator": "Equal"}]}}, "kubernetes.tolerations.0"),
+        ({"kubernetes": {"time_limit": 0}}, "kubernetes.time_limit"),
+        ({"kubernetes": {"kind": "cronjob"}}, "kubernetes.kind"),
+        ({"kubernetes": {"nodes": 3}}, "kubernetes.nodes: no such field"),
+        ({"kubernetes": {"kind": "mpijob", "user": 2000}}, "kubernetes.user"),
+        ({"kubernetes": {"kind": "trainjob", "managed_by": "x.y/z"}}, "kubernetes.managed_by"),
+    ],
+)
+def test_bad_input_is_refused_by_the_name_of_its_field(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        KubernetesTarget(build_spec({**PLAIN, **change})).render()

@@ -1,0 +1,77 @@
+"""Which of several failed ranks is the cause, and what class it is."""
+
+import pytest
+
+from launcher.supervision.causes import CauseClass, Exit, explain, first_cause, is_peer_noise
+
+
+def ended(rank: int = 0, code: int = 1, at: float = 0.0, **known: object) -> Exit:
+    return Exit(rank, "h", code, at, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (ended(code=1), "error"),
+        (ended(code=0), "error"),
+        (ended(code=-9), "killed"),
+        (ended(code=-11), "killed"),
+        (ended(code=-15), "preempted"),
+        (ended(code=143), "preempted"),
+        (ended(code=2), "bad config"),
+        (ended(code=126), "bad config"),
+        (ended(code=127, refused="command not found: x"), "bad config"),
+        (ended(code=255, lost="has not been heard of"), "lost host"),
+        (ended(code=-9, out_of_memory="kernel"), "oom"),
+        (ended(code=-9, out_of_memory="limit"), "oom"),
+        (ended(code=1, tail=("tensorflow.errors.ResourceExhaustedError: OOM",)), "oom"),
+        (ended(code=1, tail=("MemoryError",)), "oom"),
+        (ended(code=-6, tail=("terminate: std::bad_alloc",)), "oom"),
+        (ended(code=1, silent=True), "killed"),
+    ],
+)
+def test_classes(failure: Exit, kind: CauseClass) -> None:
+    assert explain(failure).kind == kind
+
+
+def test_the_signal_is_named_and_counted_as_a_shell_does() -> None:
+    cause = explain(ended(rank=3, code=-11, step=7))
+    assert cause.summary == "rank 3 on h was killed by SIGSEGV after step 7"
+    assert cause.exit_code == 139
+
+
+def test_the_first_failure_is_the_cause() -> None:
+    assert first_cause([ended(0, at=2.0), ended(1, at=1.0)]).rank == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "horovod.common.exceptions.HorovodInternalError: Connection reset by peer",
+        "[/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:1234",
+        "UnavailableError: Collective ops is aborted by: Socket closed",
+        "MPI_ABORT was invoked on rank 1",
+    ],
+)
+def test_the_words_of_a_victim_are_no_cause(line: str) -> None:
+    victim, culprit = ended(0, at=1.0, tail=(line,)), ended(1, at=2.0, tail=("ValueError: x",))
+    assert is_peer_noise(victim)
+    assert first_cause([victim, culprit]).rank == 1
+    assert first_cause([victim]).rank == 0, "but better than nothing"
+
+
+def test_who_was_told_to_end_is_the_last_to_be_blamed() -> None:
+    told, killed = ended(0, -15, at=1.0, asked=True), ended(1, -9, at=2.0)
+    assert first_cause([told, killed]).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("OSError: [Errno 28] No space left on device: 'x'", "a disk is full"),
+        ("OSError: [Errno 98] Address already in use", "a port is taken"),
+        ("ModuleNotFoundError: No module named 'tensorflow'", "install the module"),
+    ],
+)
+def test_hints(line: str, hint: str) -> None:
+    assert hint in (explain(ended(tail=(line,))).hint or "")

@@ -1,0 +1,101 @@
+"""The doctor on this machine, and on machines that lack something."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.doctor import machine, services, software
+from launcher.doctor.finding import Finding
+from tests.launcher.launches import REPOSITORY
+
+
+def doctor(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", "doctor", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(180)
+def test_this_machine_is_fit_and_two_ranks_can_add() -> None:
+    done = doctor("--json")
+    findings = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 0, done.stdout
+    assert findings["TensorFlow"]["state"] == findings["self-test"]["state"] == "ok"
+    assert " in " in findings["self-test"]["text"]
+    assert "MPI" in findings
+    wanted = {"Keras", "GPUs", "Horovod", "cores", "shared memory", "open files", "ports", "disk"}
+    assert wanted <= findings.keys()
+    for one in findings.values():
+        assert one["state"] == "ok" or one["mend"], "whatever is not well says what mends it"
+
+
+@pytest.mark.timeout(180)
+def test_something_broken_is_exit_code_1_and_says_what_mends_it() -> None:
+    done = doctor("--no-self-test", "--output", "/proc/runs", KERAS_BACKEND="numpy")
+    assert done.returncode == 1
+    assert "broken" in done.stdout
+    assert "mend: export KERAS_BACKEND=tensorflow" in done.stdout
+    assert "mend: choose another place: --output DIRECTORY" in done.stdout
+
+
+def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    finding = only(machine.look_at_cores())
+    assert (finding.state, finding.mend) == ("warning", "unset OMP_NUM_THREADS")
+
+
+def test_few_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        finding = only(machine.look_at_limits())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert finding.state == "warning"
+    assert finding.mend.startswith("ulimit -n ")
+
+
+def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
+    finding = only(machine.look_at_disk(tmp_path / "a" / "b"))
+    assert finding.state in {"ok", "warning"}
+    assert str(tmp_path) in finding.text
+
+
+def test_nothing_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert only(services.look_at_docker()).mend == "apt-get install docker.io"
+    assert only(services.look_at_kubernetes()).state == "warning"
+
+
+def test_a_docker_engine_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert only(services.look_at_docker()).text == "the engine does not answer"
+
+
+def test_mpi_says_its_version() -> None:
+    finding = only(software.look_at_mpi())
+    assert finding.state in {"ok", "warning"}
+    assert "MPI" in finding.text or finding.mend

@@ -1,0 +1,90 @@
+"""The record by which a rank tells where it is."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from launcher.heartbeat import VARIABLE, Beat, Heartbeat, decode, encode, read
+
+
+def test_without_a_path_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    Heartbeat.from_environment().beat("training", 1, loss=0.5)
+
+
+def test_beats_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "beat"
+    monkeypatch.setenv(VARIABLE, str(path))
+    assert read(path) is None
+    heartbeat = Heartbeat.from_environment()
+    heartbeat.beat("training", 7, loss=0.5)
+    beat = read(path)
+    assert beat is not None
+    assert (beat.phase, beat.step, beat.saved, beat.numbers) == ("training", 7, None, {"loss": 0.5})
+    heartbeat.beat("training", 8)
+    assert read(path) == beat, "not more than five a second"
+    heartbeat.beat("saving", 8)
+    assert read(path) != beat, "a change of phase always"
+
+
+def test_a_save_that_has_ended_is_remembered(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path / "beat")
+    for phase, step in (("training", 3), ("saving", 4), ("training", 5), ("evaluating", 5)):
+        heartbeat.beat(phase, step)  # type: ignore[arg-type]
+    beat = read(tmp_path / "beat")
+    assert beat is not None
+    assert beat.saved == 4
+
+
+def test_a_place_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path) -> None:
+    Heartbeat(tmp_path / "none" / "beat").beat("training", 1)
+
+
+def test_numbers_that_do_not_fit_are_left_out() -> None:
+    beat = Beat("training", 1, None, 0.0, {f"number_{i:03}": 1.0 for i in range(100)})
+    record = encode(beat)
+    assert len(record) == 512
+    kept = decode(record)
+    assert kept is not None
+    assert 5 < len(kept.numbers) < 100
+
+
+def test_a_torn_record_is_no_beat() -> None:
+    first = encode(Beat("training", 1, None, 1.0))
+    second = encode(Beat("evaluating", 22, None, 2.0))
+    for cut in range(1, 511):
+        torn = first[:cut] + second[cut:]
+        if torn not in (first, second):
+            assert decode(torn) is None
+    assert decode(b"") is None
+
+
+def test_reading_while_writing_never_gives_nonsense(tmp_path: Path) -> None:
+    path = tmp_path / "beat"
+    heartbeat = Heartbeat(path)
+    over = threading.Event()
+
+    def write() -> None:
+        step = 0
+        while not over.is_set():
+            step += 1
+            heartbeat.beat("training" if step % 2 else "saving", step, twice=2.0 * step)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3000):
+            beat = read(path)
+            assert beat is None or beat.numbers["twice"] == 2 * (beat.step or 0)
+    finally:
+        over.set()
+        writer.join()
+
+
+def test_the_file_never_grows(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path / "beat")
+    for step in range(10):
+        heartbeat.beat("training" if step % 2 else "saving", step)
+    assert os.path.getsize(tmp_path / "beat") == 512

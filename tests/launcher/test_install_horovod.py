@@ -1,0 +1,213 @@
+"""`launcher install-horovod`, run as a user runs it, on machines that lack one thing each."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.errors import LauncherError
+from launcher.horovod_build.build import cached_wheel, default_cache
+from launcher.horovod_build.machine import find_recipe
+from launcher.horovod_build.recipe import ARCHIVE, Edit, Recipe
+from tests.processes import REPOSITORY, find_executable
+
+RECIPE = Recipe("2.21.0", "cp311", "x86_64", "open-mpi-4.1.8", "../../../..", gpu=False)
+SITE_PACKAGES = Path(sysconfig.get_path("platlib"))
+
+
+def install_horovod(
+    *arguments: str, python: str | Path = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, "-m", "launcher", "install-horovod", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+class Environment:
+    """A virtual environment with the packages and programs of this one, less those left out."""
+
+    def __init__(self, root: Path, without: tuple[str, ...]) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
+        self.python = root / "bin" / "python"
+        self.site_packages = root / SITE_PACKAGES.relative_to(sys.prefix)
+        _link_all(SITE_PACKAGES, self.site_packages, without)
+        _link_all(Path(sys.prefix, "bin"), root / "bin", without)
+        _link_all(Path(sys.prefix, "lib"), root / "lib", without)
+        # A PATH of its own, so that the system's programs do not fill the gap.
+        self.path = root / "path"
+        self.path.mkdir()
+        for name in {"c++", "make", "cmake", "mpirun", "mpicxx"} - set(without):
+            if found := find_executable(name):
+                (self.path / name).symlink_to(found)
+
+    def install_horovod(
+        self, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return install_horovod(
+            *arguments, python=self.python, **({"PATH": str(self.path)} | environment)
+        )
+
+
+def _link_all(source: Path, target: Path, without: tuple[str, ...]) -> None:
+    for entry in source.iterdir():
+        name = entry.name.lower()
+        if not name.startswith(without) and not (target / entry.name).exists():
+            (target / entry.name).symlink_to(entry)
+
+
+def assert_refuses(
+    result: subprocess.CompletedProcess[str], code: int, what: str, mend: str
+) -> None:
+    assert result.returncode == code, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert what in result.stderr
+    assert mend in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("without", "what", "mend"),
+    [
+        pytest.param("tensorflow", "TensorFlow is not installed", "syncbn[cpu]", id="tensorflow"),
+        pytest.param("c++", "no C++ compiler", "apt-get install g++", id="compiler"),
+        pytest.param("make", "no make", "apt-get install make", id="make"),
+        pytest.param("cmake", "no CMake", "syncbn[horovod]", id="cmake"),
+        pytest.param("mpi", "no MPI", "syncbn[mpi]", id="mpi"),
+    ],
+)
+def test_missing_tool_is_one_line_with_the_mending_command(
+    tmp_path: Path, without: str, what: str, mend: str
+) -> None:
+    left_out = ("mpirun", "mpicxx") if without == "mpi" else (without,)
+    environment = Environment(tmp_path / "venv", (*left_out, "horovod"))
+    assert_refuses(environment.install_horovod("--cache-dir", str(tmp_path)), 2, what, mend)
+
+
+def test_open_mpi_5_is_refused(tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv", ("mpirun", "mpicxx", "horovod"))
+    for name in ("mpirun", "mpicxx"):
+        program = environment.path / name
+        program.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.7'\n")
+        program.chmod(0o755)
+    assert_refuses(environment.install_horovod(), 2, "Open MPI 5.0.7", "syncbn[mpi]")
+
+
+def test_gpu_without_cuda_is_refused(tmp_path: Path) -> None:
+    result = install_horovod(
+        "--gpu", "--force", "--cache-dir", str(tmp_path), HOROVOD_CUDA_HOME=str(tmp_path)
+    )
+    assert_refuses(result, 2, "no nvcc", "HOROVOD_CUDA_HOME")
+
+
+def test_cache_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = install_horovod("--force", "--cache-dir", str(file))
+    assert_refuses(result, 2, str(file), "--cache-dir")
+
+
+def test_working_horovod_is_left_alone() -> None:
+    pytest.importorskip("horovod", reason="Horovod is not built")
+    result = install_horovod()
+    assert result.returncode == 0, result.stderr
+    assert "is installed and works" in result.stdout
+
+
+def test_kept_wheel_serves_another_environment(tmp_path: Path) -> None:
+    if cached_wheel(find_recipe(gpu=False), default_cache()) is None:
+        pytest.skip("no wheel of this recipe in the cache")
+    environment = Environment(tmp_path / "venv", ("horovod", "c++"))
+    result = environment.install_horovod()
+    assert result.returncode == 0, result.stderr
+    assert "works, installed from" in result.stdout
+    # Not only found by way of the environment that built it: its libmpi is the one beside it.
+    (library,) = (environment.site_packages / "horovod" / "tensorflow").glob("mpi_lib*.so")
+    linked = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+    (mpi,) = (line for line in linked.splitlines() if "libmpi.so" in line)
+    assert str(environment.python.parents[1]) in mpi
+
+
+@pytest.mark.multiprocess
+def test_horovodrun_needs_neither_an_activated_environment_nor_ssh(tmp_path: Path) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not built")
+    horovodrun = find_executable("horovodrun")
+    assert horovodrun is not None
+    result = subprocess.run(
+        [horovodrun, "-np", "2", sys.executable, "-c", "print('rank ran')"],
+        env={"HOME": str(tmp_path), "PATH": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("rank ran") == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give the machine another name")
+def test_gloo_needs_no_resolvable_host_name() -> None:
+    # Horovod's process sets ignore HOROVOD_GLOO_IFACE and look that name up; our edit mends it.
+    pytest.importorskip("horovod", reason="Horovod is not built")
+    rename = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$0" "$@"']
+    result = subprocess.run(
+        [*rename, sys.executable, "-m", "launcher", "install-horovod"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "is installed and works" in result.stdout
+
+
+def test_failed_build_shows_the_end_of_its_log_and_leaves_nothing(tmp_path: Path) -> None:
+    archive = default_cache() / ARCHIVE
+    if archive.exists():
+        shutil.copy(archive, tmp_path)
+    result = install_horovod("--force", "--cache-dir", str(tmp_path), CXX="false")
+    assert result.returncode == 1
+    assert "is not able to compile a simple test program" in result.stderr
+    (log,) = tmp_path.glob("*.log")
+    assert result.stderr.rstrip().endswith(f"The whole log: {log}")
+    assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, log.name}
+
+
+def test_damaged_source_is_not_built(tmp_path: Path) -> None:
+    (tmp_path / ARCHIVE).write_bytes(b"not the archive")
+    # Without an index to fetch it from again there is nothing to go on with.
+    result = install_horovod("--force", "--cache-dir", str(tmp_path), PIP_NO_INDEX="1")
+    assert result.returncode == 1
+    assert "pip download failed" in result.stderr
+
+
+def test_edit_refuses_a_source_it_was_not_made_for(tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text("add_library(a)\nadd_library(a)\n")
+    with pytest.raises(LauncherError, match=r"once in CMakeLists\.txt\. Received: 2 times"):
+        Edit("CMakeLists.txt", "add_library(a)\n", "").apply(tmp_path)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+def test_recipes_that_differ_never_share_a_wheel(name: str) -> None:
+    change: dict[str, Any] = {name: not RECIPE.gpu if name == "gpu" else "another"}
+    other = replace(RECIPE, **change)
+    assert other.cache_name != RECIPE.cache_name
+    assert other.version != RECIPE.version
+
+
+def test_gpu_recipe_reduces_through_nccl() -> None:
+    assert RECIPE.switches["HOROVOD_WITHOUT_GPU"] == "1"
+    gpu = replace(RECIPE, gpu=True).switches
+    assert gpu["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    assert "HOROVOD_WITHOUT_GPU" not in gpu

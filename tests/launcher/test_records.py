@@ -1,0 +1,159 @@
+"""What is kept of a run, and that it can be read whatever happened to its writer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LauncherError, UnknownRunError
+from launcher.history import find_run, launcher_of, list_runs, read_journal, read_run
+from launcher.records import ProcessIdentity, Record, log_path
+from launcher.spec import JobSpec, build_spec
+from launcher.supervision.events import Event
+from launcher.supervision.logs import RankLog
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    secret = {"API_TOKEN": "hush", "PLAIN": "seen"}
+    fields = {"command": ["a"], "ranks": 2, "output": tmp_path / "runs", "environment": secret}
+    return build_spec(fields)
+
+
+def begin(record: Record, spec: JobSpec) -> None:
+    details = {"id": record.id, "directory": str(record.directory), "ranks": spec.ranks}
+    record(Event("run", details=details | {"backend": "local", "command": ["a"]}))
+    record(Event("started", details={"hosts": ["localhost"] * spec.ranks}))
+
+
+def test_a_run_is_read_back_from_its_journal(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    begin(record, spec)
+    record(Event("rank_up", rank=0, details={"pid": 1, "started": 2.0, "host": "localhost"}))
+    record(Event("beat", rank=0, details={"phase": "training", "step": 3, "loss": 0.5}))
+    record(Event("checkpoint", rank=0, details={"step": 3}))
+    run = read_run(record.directory)
+    assert (run.state, run.attempt, run.checkpoint) == ("running", 0, 3)
+    assert (run.ranks[0].state, run.ranks[0].step) == ("training", 3)
+    assert run.ranks[0].numbers == {"loss": 0.5}
+    assert run.ranks[1].state == "starting"
+    done = {"result": "succeeded", "exit_code": 0, "seconds": 1.0, "restarts": 0}
+    record(Event("done", details=done))
+    record.close()
+    run = read_run(record.directory)
+    assert (run.state, run.exit_code, run.ended) == ("succeeded", 0, True)
+    assert json.loads((record.directory / "result.json").read_text())["result"] == "succeeded"
+
+
+def test_secrets_are_not_recorded(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    record.close()
+    kept = json.loads((record.directory / "spec.json").read_text())["environment"]
+    assert kept == {"API_TOKEN": "(not recorded)", "PLAIN": "seen"}
+
+
+def test_a_line_cut_by_a_crash_is_left_out(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    begin(record, spec)
+    record.close()
+    with open(record.directory / "journal.jsonl", "a") as journal:
+        journal.write('{"time": 1, "event": "do')
+    assert [event["event"] for event in read_journal(record.directory)] == ["run", "started"]
+
+
+def test_steps_are_journaled_once_a_second_at_most(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    begin(record, spec)
+    for step in range(50):
+        beat = {"phase": "training", "step": step}
+        record(Event("beat", rank=0, details=beat, time=1000.0 + step * 0.1))
+    record.close()
+    steps = [event["step"] for event in read_journal(record.directory) if event["event"] == "beat"]
+    assert steps == [0, 10, 20, 30, 40]
+
+
+def test_a_run_whose_launcher_is_gone_is_lost(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    begin(record, spec)
+    record.close()
+    assert launcher_of(record.directory) == ProcessIdentity.of(os.getpid())
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity = ProcessIdentity.of(process.pid)
+    (record.directory / "launcher.json").write_text(
+        json.dumps({"pid": identity.pid, "started": identity.started})
+    )
+    assert read_run(record.directory).state == "running"
+    process.kill()
+    process.wait()
+    assert launcher_of(record.directory) is None
+    assert read_run(record.directory).state == "lost"
+
+
+def test_a_recycled_process_id_is_not_mistaken() -> None:
+    own = ProcessIdentity.of(os.getpid())
+    assert own.process() is not None
+    assert ProcessIdentity(own.pid, own.started - 10.0).process() is None
+
+
+def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> None:
+    output = tmp_path / "runs"
+    with pytest.raises(UnknownRunError, match="start one: launcher run"):
+        find_run(output, None)
+    first = Record.create(spec).directory
+    time.sleep(0.02)
+    second = Record.create(spec.model_copy(update={"name": "other"})).directory
+    assert list_runs(output) == [first, second]
+    assert find_run(output, None) == second
+    assert find_run(output, "job") == first
+    assert find_run(output, second.name) == second
+    for name, problem in (("none", "no run begins"), ("", "more than one run begins")):
+        with pytest.raises(UnknownRunError, match=problem):
+            find_run(output, name)
+
+
+def test_a_place_that_cannot_be_written(spec: JobSpec) -> None:
+    with pytest.raises(LauncherError, match="choose another place with --output"):
+        Record.create(spec.model_copy(update={"output": Path("/proc/runs")}))
+
+
+def test_logs_are_kept_per_rank_and_attempt(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    for attempt, rank in ((0, 0), (0, 1), (1, 0)):
+        text = f"attempt {attempt}, rank {rank}"
+        record(Event("output", attempt, rank, {"stream": "stdout", "text": text}))
+    record(Event("output", 1, None, {"stream": "stderr", "text": "mpirun says"}))
+    record.close()
+    texts = {
+        (attempt, rank): log_path(record.directory, attempt, rank).read_text()
+        for attempt, rank in ((0, 0), (0, 1), (1, 0), (1, None))
+    }
+    assert texts[0, 1] == "attempt 0, rank 1\n"
+    assert texts[1, 0] == "attempt 1, rank 0\n"
+    assert texts[1, None] == "mpirun says\n"
+
+
+def test_logs_are_rotated_in_whole_lines(tmp_path: Path) -> None:
+    log = RankLog(tmp_path / "log", limit=1000)
+    lines = [f"line {number:04}" for number in range(250)]
+    for line in lines:
+        assert log.write(line) is None
+    log.close()
+    older, newer = (tmp_path / "log.1").read_text(), (tmp_path / "log").read_text()
+    assert max(len(older), len(newer)) <= 1000
+    kept = (older + newer).splitlines()
+    assert kept == lines[-len(kept) :]
+    assert len(kept) > 100
+
+
+def test_a_log_that_cannot_be_written_counts_what_it_drops(tmp_path: Path) -> None:
+    log = RankLog(tmp_path / "none" / "log")
+    assert isinstance(log.write("x"), FileNotFoundError)
+    assert log.dropped == 1
+    (tmp_path / "none").mkdir()
+    assert log.write("y") is None
+    log.close()
+    assert (tmp_path / "none" / "log").read_text() == "y\n"

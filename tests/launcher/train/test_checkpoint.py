@@ -1,0 +1,98 @@
+"""Checkpoints on a real disk: whole or absent, and known when damaged."""
+
+import resource
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from launcher.errors import UsageError
+from launcher.train.checkpoint import Checkpoint, CheckpointStore, check_fits
+
+
+class Variable:
+    def __init__(self, path: str, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+
+
+def _checkpoint(step: int) -> Checkpoint:
+    arrays: list[np.ndarray] = [
+        np.full((3, 2), step, np.float32),
+        np.array(7, np.int64),
+        np.array([1.5, -2.0], ml_dtypes.bfloat16),
+        np.array([True, False]),
+    ]
+    return Checkpoint(step, {"position": {"epoch": 1}, "variables": ["a", "b", "c", "d"]}, arrays)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    saved = _checkpoint(12)
+    path = store.save(saved)
+    loaded, warnings = store.latest()
+    assert loaded is not None
+    assert (loaded.step, loaded.path, warnings) == (12, path, [])
+    assert loaded.meta["position"] == {"epoch": 1}
+    for before, after in zip(saved.arrays, loaded.arrays, strict=True):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape)
+        assert before.tobytes() == after.tobytes()
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (5, 90, 100, 1000):
+        store.save(_checkpoint(step))
+    assert [path.name for path in store.paths()] == ["step-0000000100.npz", "step-0000001000.npz"]
+
+
+@pytest.mark.parametrize("damage", ["one bit", "cut short", "empty", "no zip"])
+def test_a_damaged_file_is_passed_over_with_a_word(tmp_path: Path, damage: str) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    store.save(_checkpoint(1))
+    last = store.save(_checkpoint(2))
+    content = bytearray(last.read_bytes())
+    if damage == "one bit":
+        content[content.index(np.full(6, 2, np.float32).tobytes()) + 5] ^= 1
+    elif damage == "cut short":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    else:
+        content[:] = b"something else"
+    last.write_bytes(content)
+    loaded, warnings = store.latest()
+    assert loaded is not None
+    assert loaded.step == 1
+    assert len(warnings) == 1
+    assert str(last) in warnings[0]
+
+
+def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    store.save(_checkpoint(1))
+
+    # No file of this process may grow beyond this: the write breaks off in the middle.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.save(_checkpoint(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    loaded, warnings = store.latest()
+    assert loaded is not None
+    assert (loaded.step, warnings) == (1, [])
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "nowhere", keep=1).latest() == (None, [])
+
+
+def test_another_model_is_refused_by_its_first_difference() -> None:
+    ours = [Variable("a", (3, 2)), Variable("b", ()), Variable("c", (2,)), Variable("d", (2,))]
+    check_fits(_checkpoint(1), ours)
+    with pytest.raises(UsageError, match=r"expected x \(2,\). Received: c \(2,\)"):
+        check_fits(_checkpoint(1), [*ours[:2], Variable("x", (2,)), ours[3]])
+    with pytest.raises(UsageError, match=r"expected 3 variables\. Received: 4"):
+        check_fits(_checkpoint(1), ours[:3])

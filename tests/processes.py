@@ -1,0 +1,205 @@
+"""Starts real ranks for tests: `mpirun`, `horovodrun`, a TF_CONFIG cluster, or one process.
+
+The fixtures in conftest.py hand these launchers to the tests; jobs.py says what can be done with a
+started job.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.jobs import TOKEN, Job, JobResult
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(sys.executable).parent
+
+# What one rank must not inherit from a job that happens to surround the tests.
+_RANK_VARIABLES = ("TF_CONFIG", "HOROVOD_", "OMPI_", "PMI_", "PMIX_", "LAUNCHER_")
+
+_QUIET_AND_SMALL = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    # Open MPI: allow root and more ranks than cores, yield while waiting, stay on this machine.
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    "OMPI_MCA_plm": "isolated",
+    "OMPI_MCA_btl": "self,vader,tcp",
+    "OMPI_MCA_btl_tcp_if_include": "lo",
+    "OMPI_MCA_oob_tcp_if_include": "lo",
+}
+
+
+class Launcher:
+    """Starts `program` on `size` ranks: a Path is a script, a string a module for `python -m`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._jobs: list[Job] = []
+
+    def __call__(
+        self,
+        size: int,
+        program: Path | str,
+        arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+        timeout: float = 100,
+        options: Sequence[str] = (),
+    ) -> JobResult:
+        """Runs the job to its end. `options` go to the launcher, `arguments` to the program."""
+        return self.start(size, program, arguments, environment=environment, options=options).wait(
+            timeout
+        )
+
+    def start(
+        self,
+        size: int,
+        program: Path | str,
+        arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+    ) -> Job:
+        """Starts the job and returns at once; the end of the test kills it, however that comes."""
+        directory = self._directory / f"job-{len(self._jobs)}-{uuid.uuid4().hex[:6]}"
+        directory.mkdir(parents=True)
+        job = Job([], directory, uuid.uuid4().hex, size)
+        self._jobs.append(job)
+        inherited = {
+            name: text for name, text in os.environ.items() if not name.startswith(_RANK_VARIABLES)
+        }
+        variables = inherited | _QUIET_AND_SMALL | {TOKEN: job.token}
+        variables["PATH"] = f"{SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+        command = python_command(program, arguments)
+        self._launch(job, command, variables | dict(environment or {}), options)
+        return job
+
+    def close(self) -> None:
+        """Kills every job this launcher started."""
+        for job in self._jobs:
+            job.kill()
+
+    def _launch(
+        self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
+    ) -> None:
+        raise NotImplementedError
+
+
+class Mpirun(Launcher):
+    """`mpirun -np N`."""
+
+    def _launch(
+        self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
+    ) -> None:
+        mpirun = [_executable("mpirun"), "--oversubscribe", "--bind-to", "none"]
+        mpirun += ["--output-filename", str(job.directory), "-np", str(job.size), *options]
+        _spawn(job, [*mpirun, *command], environment)
+
+
+class Horovodrun(Launcher):
+    """`horovodrun -np N`, over MPI unless `--gloo` is among the options."""
+
+    def _launch(
+        self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
+    ) -> None:
+        horovodrun = [_executable("horovodrun"), "-np", str(job.size)]
+        horovodrun += ["--output-filename", str(job.directory)]
+        if "--gloo" in options and "--network-interfaces" not in options:
+            horovodrun += ["--network-interfaces", "lo"]
+        _spawn(job, [*horovodrun, *options, *command], environment)
+
+
+class TensorFlowCluster(Launcher):
+    """N processes on loopback, each with its TF_CONFIG and nothing above them, as pods would be."""
+
+    def _launch(
+        self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
+    ) -> None:
+        if options:
+            raise ValueError(
+                f"a TF_CONFIG cluster has no launcher to give options to. Received: {list(options)}"
+            )
+        job.reserved = [_reserve_port() for _ in range(job.size)]
+        workers = [f"127.0.0.1:{reserved.getsockname()[1]}" for reserved in job.reserved]
+        # The ports stay ours to the end: we hold them bound but silent, the workers bind beside us.
+        shared = environment | {"TF_GRPC_REUSE_PORT": "1"}
+        for rank in range(job.size):
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+            _spawn_rank(job, rank, command, shared | {"TF_CONFIG": json.dumps(task)})
+
+
+class SingleProcess(Launcher):
+    """One plain `python` with no launcher; the size must be 1."""
+
+    def _launch(
+        self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
+    ) -> None:
+        if job.size != 1 or options:
+            raise ValueError(f"expected 1 process, no options. Received: {job.size}, {options}")
+        _spawn_rank(job, 0, command, environment)
+
+
+def python_command(program: Path | str, arguments: Sequence[str] = ()) -> list[str]:
+    """This interpreter with a script (Path) or a module (string)."""
+    target = [str(program)] if isinstance(program, Path) else ["-m", program]
+    return [sys.executable, *target, *arguments]
+
+
+def find_executable(name: str) -> str | None:
+    """The executable beside this interpreter, else the one on PATH, else None."""
+    return shutil.which(name, path=str(SCRIPTS)) or shutil.which(name)
+
+
+def _executable(name: str) -> str:
+    found = find_executable(name)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} stands neither beside {sys.executable} nor on PATH; run `make test`"
+        )
+    return found
+
+
+def _spawn(job: Job, command: list[str], environment: dict[str, str]) -> None:
+    with (job.directory / "launcher").open("wb") as output:
+        job.processes.append(_popen(command, environment, output.fileno(), subprocess.STDOUT))
+
+
+def _spawn_rank(job: Job, rank: int, command: list[str], environment: dict[str, str]) -> None:
+    directory = job.directory / f"rank.{rank}"
+    directory.mkdir()
+    with (directory / "stdout").open("wb") as stdout, (directory / "stderr").open("wb") as stderr:
+        job.processes.append(_popen(command, environment, stdout.fileno(), stderr.fileno()))
+
+
+def _popen(
+    command: list[str], environment: dict[str, str], stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+    )
+
+
+def _reserve_port() -> socket.socket:
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved

@@ -1,0 +1,24 @@
+"""Four logical devices on the CPU, so that MirroredStrategy has replicas within the test process.
+
+They must be declared before TensorFlow runs anything, hence at import.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import tensorflow as tf
+
+from tests.syncbn.runs import Runs
+
+_CPU = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    _CPU, [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
+)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The reports of every world, each made once in a session."""
+    with ExitStack() as stack:
+        yield Runs(tmp_path_factory.mktemp, stack)

@@ -1,0 +1,54 @@
+"""What each rank of a matrix job runs: `python -m tests.syncbn.matrix_program BACKEND`.
+
+Prints one JSON line: the name of each world this rank is part of, and what it reported.
+"""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+import syncbn
+from syncbn.communicators import shutdown
+from syncbn.communicators.distribute import ClusterCommunicator
+from syncbn.errors import NotInitializedError
+from tests.syncbn import fitting
+from tests.syncbn.runs import report
+from tests.syncbn.worlds import ProcessWorld, StrategyWorld
+
+
+def before_init(backend: str) -> str:
+    """What a program that forgot `init` is told, by the layer where it may run at all."""
+    try:
+        if backend == "tf":  # Which must be initialised before any operation.
+            syncbn.communicator()
+        else:
+            layer = syncbn.SyncBatchNormalization()
+            inputs = np.ones((2, 3), "float32")
+            layer(inputs, training=False)
+            layer(inputs, training=True)
+    except NotInitializedError as error:
+        return str(error)
+    return "no error"
+
+
+def main(backend: str) -> dict[str, Any]:
+    told = before_init(backend)
+    communicator = syncbn.init(backend)
+    answer: dict[str, Any] = {backend: report(ProcessWorld(communicator))}
+    answer[backend] |= {
+        "before init": {"told": [told]},
+        "fit": {"model": [fitting.fit(communicator)]},
+    }
+    if isinstance(communicator, ClusterCommunicator):
+        inside = StrategyWorld(communicator.strategy, [communicator.rank])
+        answer["tf-strategy"] = report(inside)
+        # A program that never called `init` but brought its own strategy.
+        shutdown()
+        answer["tf-strategy-alone"] = report(inside)
+    return answer
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))

@@ -1,0 +1,98 @@
+"""Runs the rank programs of the matrix, each job once, and keeps what its ranks reported."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncbn.communicators.local import LocalCommunicator
+from tests.processes import Horovodrun, Launcher, Mpirun, TensorFlowCluster
+from tests.syncbn import counting, features, matrix
+from tests.syncbn.worlds import ProcessWorld, World, mirrored
+
+PROGRAM = "tests.syncbn.matrix_program"
+
+# World: the launcher of its job, the launcher's options, the backend.
+JOBS: dict[str, tuple[type[Launcher], list[str], str]] = {
+    "mpi": (Mpirun, [], "mpi"),
+    "horovod-mpi": (Horovodrun, ["--mpi"], "horovod"),
+    "horovod-gloo": (Horovodrun, ["--gloo"], "horovod"),
+    "multiworker": (TensorFlowCluster, [], "tf"),
+}
+# Further worlds of the multi-worker job, by their names in a rank's answer.
+INSIDE_STRATEGY = {
+    "multiworker-strategy": "tf-strategy",
+    "multiworker-strategy-alone": "tf-strategy-alone",
+}
+IN_PROCESS = [pytest.param("local", 1), pytest.param("mirrored", 2), pytest.param("mirrored", 3)]
+_MARKS = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
+MULTI_PROCESS = [
+    pytest.param(world, size, marks=_MARKS)
+    for size in (2, 3)
+    for world in (*JOBS, *INSIDE_STRATEGY)
+]
+WORLDS = [*IN_PROCESS, *MULTI_PROCESS]
+
+# What one world reported: part of the program → name of the case → one report per rank.
+Reports = dict[str, dict[str, list[Any]]]
+
+
+def report(world: World) -> Reports:
+    """Everything one world is asked for, from the ranks held here."""
+    counts = counting.count(world)
+    return {
+        "matrix": matrix.run(world),
+        "features": features.run(world),
+        "counts": {name: [found] for name, found in counts.items()},
+    }
+
+
+class Runs:
+    """Each world's reports, made when first asked for."""
+
+    def __init__(self, directory: Callable[[str], Path], stack: ExitStack) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._reports: dict[tuple[str, int], Reports | Exception] = {}
+
+    def reports(self, world: str, size: int) -> Reports:
+        job = "multiworker" if world in INSIDE_STRATEGY else world
+        if (job, size) not in self._reports:
+            try:
+                self._run(job, size)
+            except Exception as error:  # every test of the job reports it
+                self._reports[job, size] = error
+        found = self._reports.get((world, size), self._reports[job, size])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _run(self, job: str, size: int) -> None:
+        if job == "local":
+            self._reports[job, size] = report(ProcessWorld(LocalCommunicator()))
+            return
+        if job == "mirrored":
+            self._reports[job, size] = report(mirrored(size))
+            return
+        kind, options, backend = JOBS[job]
+        if kind is Horovodrun and find_spec("horovod") is None:
+            pytest.skip("Horovod is not built: python -m launcher install-horovod")
+        launcher = kind(self._directory(f"{job}-{size}-"))
+        self._stack.callback(launcher.close)
+        answers = launcher(size, PROGRAM, [backend], timeout=280, options=options).json()
+        names = {job: backend}
+        if job == "multiworker":
+            names |= INSIDE_STRATEGY
+        for world, name in names.items():
+            self._reports[world, size] = _joined([answer[name] for answer in answers])
+
+
+def _joined(answers: list[dict[str, dict[str, list[Any]]]]) -> Reports:
+    """The reports of all ranks side by side."""
+    return {
+        part: {case: [r for answer in answers for r in answer[part][case]] for case in cases}
+        for part, cases in answers[0].items()
+    }

@@ -1,0 +1,231 @@
+"""Communicators without a job: the local one, names, packing, and which communicator is current."""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+import syncbn
+from syncbn.communicators import Communicator, resolve, shutdown
+from syncbn.communicators.base import pack_by_dtype, unique_name
+from syncbn.communicators.distribute import ReplicaCommunicator
+from syncbn.communicators.environment import cluster_from_tf_config, surroundings
+from syncbn.communicators.local import LocalCommunicator
+from syncbn.errors import (
+    MissingEngineError,
+    NotInitializedError,
+    SyncbnError,
+    UnknownBackendError,
+    WorldError,
+)
+from tests.processes import Launcher
+from tests.syncbn.worlds import mirrored
+
+TF_CONFIG = json.dumps(
+    {
+        "cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]},
+        "task": {"type": "worker", "index": 1},
+    }
+)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A process that has not called `init`, before and after."""
+    shutdown()
+    yield
+    shutdown()
+
+
+def test_local_operations_are_the_identity() -> None:
+    local = LocalCommunicator()
+    tensor = tf.constant([1.0, 2.0])
+    assert (local.rank, local.size, local.local_rank, local.local_size) == (0, 1, 0, 1)
+    assert local.all_reduce(tensor, "x") is tensor
+    assert local.all_reduce_many([tensor], "x") == [tensor]
+    assert local.broadcast([tensor]) == [tensor]
+    local.barrier()
+    assert local.subgroup(1) is local
+    assert repr(local) == "LocalCommunicator(rank=0, size=1)"
+
+
+@pytest.mark.parametrize("size", [0, -1, 2, 1.0, True, "1"])
+def test_group_size_must_divide(size: object) -> None:
+    with pytest.raises(WorldError, match="group_size must divide the 1 ranks") as caught:
+        LocalCommunicator().subgroup(size)  # type: ignore[arg-type]
+    assert f"Received: group_size={size!r}" in str(caught.value)
+
+
+def test_packing_keeps_order_shapes_and_dtypes() -> None:
+    tensors = [tf.zeros([2, 3]), tf.constant(1, tf.int32), tf.ones([0]), tf.ones([], tf.float64)]
+    sent = []
+
+    def reduce(flat: tf.Tensor, dtype: str) -> tf.Tensor:
+        sent.append((dtype, flat.shape[0]))
+        return flat * 2
+
+    received = pack_by_dtype(tensors, reduce)
+    assert sent == [("float32", 6), ("int32", 1), ("float64", 1)]
+    assert [(t.shape, t.dtype) for t in received] == [(t.shape, t.dtype) for t in tensors]
+    assert [int(received[1]), float(received[3])] == [2, 2.0]
+
+
+def test_names_are_unique_within_a_graph_and_equal_between_traces() -> None:
+    def trace() -> list[str]:
+        names: list[str] = []
+        step = tf.function(lambda: names.extend(unique_name(s) for s in ("a", "b", "a", "a")))
+        step.get_concrete_function()
+        return names
+
+    assert trace() == trace() == ["a/1", "b/1", "a/2", "a/3"]
+    assert unique_name("a") == unique_name("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ("local", 0, 1)),
+        ({"HOROVOD_SIZE": "4", "HOROVOD_RANK": "3"}, ("horovod", 3, 4)),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, ("mpi", 1, 2)),
+        ({"PMI_SIZE": "3", "PMI_RANK": "2"}, ("mpi", 2, 3)),
+        ({"TF_CONFIG": TF_CONFIG}, ("tf", 2, 3)),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}}'}, ("local", 0, 1)),
+        ({"TF_CONFIG": ""}, ("local", 0, 1)),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1", "PMI_SIZE": "9"}, ("horovod", 1, 2)),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "TF_CONFIG": TF_CONFIG}, ("mpi", 0, 2)),
+    ],
+    ids=str,
+)
+def test_what_the_launcher_says(variables: dict[str, str], expected: tuple[str, int, int]) -> None:
+    around = surroundings(variables)
+    assert (around.engine, around.rank, around.size) == expected
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}', '{"task": {"index": "x"}}', "7"])
+def test_broken_tf_config(text: str) -> None:
+    with pytest.raises(WorldError, match="TF_CONFIG must be JSON") as caught:
+        cluster_from_tf_config(text)
+    assert f"Received: {text!r}" in str(caught.value)
+
+
+def test_broken_numbers_of_ranks() -> None:
+    with pytest.raises(WorldError, match=r"must be whole numbers\. Received: 'two'"):
+        surroundings({"HOROVOD_SIZE": "two"})
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_single_process_is_local_without_init() -> None:
+    assert syncbn.communicator().name == "local"
+    assert all(resolve(name).name == "local" for name in ("auto", "horovod", "mpi", "tf", "local"))
+    assert syncbn.init() is syncbn.init("local") is syncbn.communicator()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_one_process_has_one_engine() -> None:
+    syncbn.init("local")
+    with pytest.raises(WorldError, match=r"already uses the local .*backend='mpi'"):
+        syncbn.init("mpi")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_an_engine_that_sees_fewer_ranks_than_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(NotInitializedError, match=r"rank 0 of 2 \(PMI_SIZE\).*call syncbn.init"):
+        syncbn.communicator()
+    with pytest.raises(WorldError, match=r"the tf backend sees 1 rank\(s\), but PMI_SIZE says 2"):
+        syncbn.init("tf")
+    syncbn.init("local")  # On purpose: this process alone.
+    assert syncbn.communicator().size == 1
+
+
+def test_resolve_takes_a_communicator_as_it_is() -> None:
+    mine = LocalCommunicator()
+    assert resolve(mine) is mine
+    with pytest.raises(UnknownBackendError, match=r"communicator must be .*'gloo'"):
+        resolve("gloo")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_replicas_are_found_inside_strategy_run_only() -> None:
+    world = mirrored(2)
+    found: list[Communicator] = []
+    world.strategy.run(lambda: found.append(resolve("auto")))
+    assert [type(ranks) for ranks in found] == [ReplicaCommunicator] * 2
+    assert sorted(ranks.rank for ranks in found) == [0, 1]
+    assert {ranks.size for ranks in found} == {2}
+    assert {(ranks.local_rank, ranks.local_size) for ranks in found} == {(0, 2), (1, 2)}
+    assert resolve("auto").name == "local"
+    with (
+        world.strategy.scope(),
+        pytest.raises(NotInitializedError, match=r"write strategy.run\(step"),
+    ):
+        resolve("auto")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_strategy_must_not_leave_out_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each process' replicas would share statistics, and the processes silently would not.
+    def inside(choice: str) -> list[Communicator]:
+        found: list[Communicator] = []
+        mirrored(2).strategy.run(lambda: found.append(resolve(choice)))
+        return found
+
+    with pytest.raises(WorldError, match=r"asks for the mpi .* inside strategy.run of 2"):
+        inside("mpi")
+    monkeypatch.setenv("PMI_SIZE", "3")
+    with pytest.raises(WorldError, match="the 2 replicas of this process, and the job has 3"):
+        inside("auto")
+    assert [ranks.size for ranks in inside("tf")] == [2, 2]
+    assert [ranks.size for ranks in inside("local")] == [1, 1]
+
+
+def test_replicas_sum_broadcast_and_group() -> None:
+    def step(mine: tf.Tensor) -> list[tf.Tensor]:
+        ranks = resolve("auto")
+        ranks.barrier()
+        pair = ranks.subgroup(2)
+        return [
+            ranks.all_reduce(mine, "sum"),
+            *ranks.all_reduce_many([mine, tf.cast(mine, tf.int64)], "many"),
+            ranks.broadcast([mine], root=3)[0],
+            pair.all_reduce(mine, "pair"),
+            ranks.subgroup(1).all_reduce(mine, "alone"),
+        ]
+
+    for graph in (False, True):
+        results = mirrored(4).compile(step, graph)([[float(10**rank)] for rank in range(4)])
+        for rank, ours in enumerate(results):
+            pair = 11.0 if rank < 2 else 1100.0
+            assert [float(v) for v in ours] == [1111.0, 1111.0, 1111, 1000.0, pair, 10.0**rank]
+
+
+def test_errors_are_one_tree() -> None:
+    for kind in (NotInitializedError, MissingEngineError, UnknownBackendError, WorldError):
+        assert issubclass(kind, SyncbnError)
+    assert issubclass(UnknownBackendError, ValueError)
+    assert issubclass(MissingEngineError, ImportError)
+
+
+ALONE = """
+import json, sys
+import syncbn
+ranks = syncbn.init(sys.argv[1])
+ranks.barrier()
+print(json.dumps([ranks.name, ranks.rank, ranks.size, ranks.local_rank, ranks.local_size]))
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("backend", ["mpi", "horovod", "tf", "auto"])
+def test_a_plain_process_is_a_world_of_one_on_every_engine(
+    backend: str, single_process: Launcher, script: Callable[[str], Path]
+) -> None:
+    # Open MPI from a wheel ended a process that mpirun had not started.
+    if backend == "horovod" and find_spec("horovod") is None:
+        pytest.skip("Horovod is not built: python -m launcher install-horovod")
+    (answer,) = single_process(1, script(ALONE), [backend]).json()
+    name = backend if backend in ("mpi", "horovod") else "local"
+    assert answer == [name, 0, 1, 0, 1]

@@ -1,0 +1,33 @@
+"""One collective forward, one backward, none in inference: counted in graphs, bytes included."""
+
+import pytest
+
+from tests.syncbn.counting import CHANNELS
+from tests.syncbn.runs import WORLDS, Runs
+
+# float64: two parts of the count and four sums a channel; then two sums a channel.
+FORWARD, BACKWARD = 8 * (2 + 4 * CHANNELS), 8 * 2 * CHANNELS
+
+# The worlds whose statistics go by MPI.
+BY_MPI = ("mpi", "horovod-mpi")
+
+
+@pytest.mark.parametrize(("world", "size"), WORLDS)
+def test_one_collective_each_way(world: str, size: int, runs: Runs) -> None:
+    for found in runs.reports(world, size)["counts"]["training"]:
+        if world == "local":
+            assert found == []
+        elif (world, size) == ("mirrored", 3):
+            assert found == []  # Three replicas sum by AddN, which is no collective operation.
+        elif world in BY_MPI:
+            assert {kind for kind, _ in found} == {"SyncbnMpiAllReduce"}
+            assert [size for _, size in found] == [FORWARD, BACKWARD]
+        else:
+            replicas = size if world == "mirrored" else 1
+            assert sorted(size for _, size in found) == sorted([FORWARD, BACKWARD] * replicas)
+
+
+@pytest.mark.parametrize(("world", "size"), WORLDS)
+def test_no_collective_without_training(world: str, size: int, runs: Runs) -> None:
+    counts = runs.reports(world, size)["counts"]
+    assert all(found == [] for found in counts["inference"] + counts["frozen"])
