@@ -63,6 +63,9 @@ class MPICommunicator(Communicator):
         mpi = import_mpi()
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD if comm is None else comm
+        # Asked once: Horovod ends MPI in every process as soon as one of them leaves, and a rank
+        # that still has a model to save may not ask any more.
+        self._rank, self._size = int(self._comm.Get_rank()), int(self._comm.Get_size())
         host = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
         self._local_rank, self._local_size = host.Get_rank(), host.Get_size()
         host.Free()
@@ -73,11 +76,11 @@ class MPICommunicator(Communicator):
 
     @property
     def rank(self) -> int:
-        return int(self._comm.Get_rank())
+        return self._rank
 
     @property
     def size(self) -> int:
-        return int(self._comm.Get_size())
+        return self._size
 
     @property
     def local_rank(self) -> int:

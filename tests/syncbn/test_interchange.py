@@ -158,7 +158,7 @@ def test_our_configuration_is_read_back_whole() -> None:
 
 
 TRAIN = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import keras, numpy as np, tensorflow as tf
 import syncbn
@@ -176,6 +176,7 @@ model.compile(syncbn.DistributedOptimizer(keras.optimizers.Adam(0.01)), "mse")
 images = np.random.default_rng(ranks.rank).normal(size=(12, 6, 6, 3)).astype("float32")
 model.fit(images, images.mean((1, 2))[:, :2], batch_size=4, verbose=0)
 if ranks.rank == 0:
+    time.sleep(2)  # the other rank has left the job by now, which must not disturb this one
     model.save(directory / "model.keras")
     model.save_weights(directory / "model.weights.h5")
     model.export(directory / "exported", verbose=False)
