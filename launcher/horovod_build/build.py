@@ -51,14 +51,14 @@ def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) 
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Beside the final place: only inside one file system is the last move one step.
-        workplace = tempfile.TemporaryDirectory(prefix=".build-", dir=cache)
+        scratch = tempfile.TemporaryDirectory(prefix=".build-", dir=cache)
     except OSError as error:
         raise UsageError(
             f"the wheel cache must be a directory that can be written. "
             f"Received: {cache} ({error.strerror}). Choose another with --cache-dir"
         ) from error
     log = cache / f"{recipe.cache_name}.log"
-    with workplace as name:
+    with scratch as name:
         directory = Path(name)
         archive = _fetch(cache, directory, log)
         shutil.unpack_archive(archive, directory)

@@ -54,7 +54,11 @@ class Communicator(ABC):
         """Whether graphs holding this communicator's collectives may be compiled by XLA."""
         return False
 
-    @abstractmethod
+    @property
+    def _alone(self) -> bool:
+        """Whether there is nobody to send to, now and as long as a graph traced here may live."""
+        return self.size == 1
+
     def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         """The sum of `tensor` over all ranks.
 
@@ -65,18 +69,29 @@ class Communicator(ABC):
         Returns:
             A tensor of the same shape and dtype, bitwise equal on every rank.
         """
+        return tensor if self._alone else self._sum(tensor, name)
 
-    @abstractmethod
     def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """`all_reduce` of several tensors in as few messages as there are dtypes."""
+        if self._alone:
+            return list(tensors)
+        return pack_by_dtype(tensors, lambda flat, dtype: self._sum(flat, f"{name}/{dtype}"))
 
-    @abstractmethod
     def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
         """The tensors of rank `root`, bit for bit, on every rank."""
+        return list(tensors) if self._alone else self._broadcast(tensors, root)
 
     @abstractmethod
     def barrier(self) -> None:
         """Returns once every rank has called it."""
+
+    @abstractmethod
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        """`all_reduce` between ranks that are not alone."""
+
+    @abstractmethod
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
+        """`broadcast` between ranks that are not alone."""
 
     @abstractmethod
     def _make_subgroup(self, size: int) -> "Communicator":

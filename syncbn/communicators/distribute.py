@@ -7,10 +7,11 @@ strategy (MirroredStrategy's several replicas live in one process) and works ins
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import tensorflow as tf
 
-from syncbn.communicators.base import Communicator, pack_by_dtype
+from syncbn.communicators.base import Communicator
 from syncbn.communicators.environment import cluster_from_tf_config
 from syncbn.errors import NotInitializedError, WorldError
 
@@ -100,9 +101,7 @@ class ClusterCommunicator(Communicator):
     def local_size(self) -> int:
         return len(self._neighbours())
 
-    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        if self.size == 1:
-            return tensor
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         return tf.raw_ops.CollectiveReduceV2(
             input=tensor,
             group_size=self.size,
@@ -114,14 +113,7 @@ class ClusterCommunicator(Communicator):
             timeout_seconds=_TIMEOUT_SECONDS,
         )
 
-    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
-        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
-
-    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         return _broadcast_by_sum(
             tensors, self.rank == root, lambda bits: self.all_reduce_many(bits, "broadcast")
         )
@@ -184,29 +176,18 @@ class ReplicaCommunicator(Communicator):
     def local_size(self) -> int:
         return self.size
 
-    def _sum(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        return list(self._context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
-
-    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        if self.size == 1:
-            return tensor
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        add_up = partial(self._context.all_reduce, tf.distribute.ReduceOp.SUM)
         if self._group is None:
-            return self._sum([tensor])[0]
+            return add_up(tensor)
         # tf.distribute has no subgroups: each block fills its own row of one all-reduce.
         blocks = int(self._context.num_replicas_in_sync) // self._group
         block = self._replica // self._group
         ones = tf.one_hot(block, blocks, dtype=tensor.dtype)
         rows = tf.tensordot(ones, tensor, axes=0)
-        return tf.gather(self._sum([rows])[0], block)
+        return tf.gather(add_up(rows), block)
 
-    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
-        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
-
-    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         return _broadcast_by_sum(
             tensors,
             tf.equal(self._replica, root),

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn.communicators.base import Communicator, pack_by_dtype, unique_name
+from syncbn.communicators.base import Communicator, unique_name
 from syncbn.communicators.environment import point_to_open_mpi
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
@@ -88,18 +88,13 @@ class HorovodCommunicator(Communicator):
 
     @property
     def _alone(self) -> bool:
-        """Whether there is nothing to send, now and as long as a graph traced here may live.
-
-        An elastic world of one may grow, a group cannot.
-        """
+        # An elastic world of one may grow, a group cannot.
         everyone = self._process_set is self._hvd.global_process_set
         return self.size == 1 and (tf.executing_eagerly() or not everyone)
 
-    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        if self._alone:
-            return tensor
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         if tensor.dtype == tf.bfloat16:
-            return tf.cast(self.all_reduce(tf.cast(tensor, tf.float32), name), tf.bfloat16)
+            return tf.cast(self._sum(tf.cast(tensor, tf.float32), name), tf.bfloat16)
         return self._hvd.allreduce(
             tensor,
             op=self._hvd.Sum,
@@ -108,24 +103,17 @@ class HorovodCommunicator(Communicator):
             ignore_name_scope=True,
         )
 
-    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        if self._alone:
-            return list(tensors)
-        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
-
-    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
-        if self._alone:
-            return list(tensors)
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         if self._process_set is not self._hvd.global_process_set:
             root = self._process_set.ranks[root]  # Horovod counts roots in the world, always.
         return [
-            self._broadcast(tensor, root, wire_name(f"broadcast/{index}"))
+            self._broadcast_one(tensor, root, wire_name(f"broadcast/{index}"))
             for index, tensor in enumerate(tensors)
         ]
 
-    def _broadcast(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
+    def _broadcast_one(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
         if tensor.dtype in _UNKNOWN_TO_HOROVOD:
-            received = self._broadcast(tf.bitcast(tensor, tf.uint8), root, name)
+            received = self._broadcast_one(tf.bitcast(tensor, tf.uint8), root, name)
             return tf.bitcast(received, tensor.dtype)
         return self._hvd.broadcast(
             tensor,

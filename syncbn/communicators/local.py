@@ -32,13 +32,10 @@ class LocalCommunicator(Communicator):
     def jit_compatible(self) -> bool:
         return True
 
-    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         return tensor
 
-    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        return list(tensors)
-
-    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         return list(tensors)
 
     def barrier(self) -> None:

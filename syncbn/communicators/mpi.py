@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from syncbn.communicators.base import Communicator, pack_by_dtype
+from syncbn.communicators.base import Communicator
 from syncbn.communicators.environment import point_to_open_mpi
 from syncbn.errors import MissingEngineError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
@@ -90,36 +90,26 @@ class MPICommunicator(Communicator):
     def local_size(self) -> int:
         return self._local_size
 
-    def _sum(self, array: np.ndarray) -> np.ndarray:
+    def _sum_arrays(self, array: np.ndarray) -> np.ndarray:
         source = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
         total = np.empty_like(source)
         self._comm.Allreduce(source, total)
         return total
 
-    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        if self.size == 1:
-            return tensor
+    def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         if tensor.dtype in _WIDENED:
-            return tf.cast(self.all_reduce(tf.cast(tensor, tf.float32), name), tensor.dtype)
+            return tf.cast(self._sum(tf.cast(tensor, tf.float32), name), tensor.dtype)
         if tensor.dtype not in _NATIVE:
             raise SyncbnError(
                 f"all_reduce needs a numeric tensor. Received: dtype={tensor.dtype.name} ({name})"
             )
         if self._native is not None:
             return self._native(tensor, graph_name(name))
-        total = tf.numpy_function(self._sum, [tensor], tensor.dtype, name=graph_name(name))
+        total = tf.numpy_function(self._sum_arrays, [tensor], tensor.dtype, name=graph_name(name))
         total.set_shape(tensor.shape)
         return total
 
-    def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
-        return pack_by_dtype(tensors, lambda flat, dtype: self.all_reduce(flat, f"{name}/{dtype}"))
-
-    def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
-        if self.size == 1:
-            return list(tensors)
-
+    def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         def from_root(*arrays: np.ndarray) -> list[np.ndarray]:
             copies = [np.array(array, order="C") for array in arrays]
             for copy in copies:
