@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from syncbn import telemetry
+from syncbn.accumulation import PassSums
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators import resolve
 from syncbn.communicators.base import Communicator
@@ -36,6 +37,7 @@ class _Distributed:
     _ranks: Communicator | None
     _collective: str
     _passes: int
+    _pass_sums: PassSums | None
     _average: bool
     _wire: tf.DType | None
     _rows: tf.Tensor | None
@@ -55,12 +57,9 @@ class _Distributed:
         self._add_pass_state(variables)
 
     def _add_pass_state(self, variables: Sequence[Any]) -> None:
-        if self._passes > 1 and not hasattr(self, "_pass_sums"):
-            add: Any = self.add_variable  # type: ignore[attr-defined]
-            self._pass_sums = [add(v.shape, dtype=v.dtype, name="pass_sum") for v in variables]
-            self._pass_presence = add((len(variables),), dtype="float32", name="pass_presence")
-            self._pass_weight = add((), dtype="float32", name="pass_weight")
-            self._pass_count = add((), dtype="int32", name="pass_count")
+        if self._passes > 1 and self._pass_sums is None:
+            # Past the tracking of Keras' own __setattr__: it has the variables already.
+            object.__setattr__(self, "_pass_sums", PassSums(self, variables, self._passes))
 
     @contextmanager
     def weighed(self, rows: Any) -> Iterator[None]:
@@ -128,39 +127,19 @@ class _Distributed:
         weight = tf.ones([]) if weight is None else weight
         dense = [densify(g, v) for g, v in zip(grads, variables, strict=True)]
         presence = presence_of(grads)
-        if self._passes == 1:
-            self._reduce_and_apply(dense, presence, weight, variables, ranks)
+
+        def step(summed: list[tf.Tensor], held: tf.Tensor, weights: tf.Tensor) -> None:
+            self._reduce_and_apply(summed, held, weights, variables, ranks)
+
+        if self._pass_sums is None:
+            step(dense, presence, weight)
         else:
-            self._accumulate(dense, presence, weight, variables, ranks)
+            indices = [self._get_variable_index(v) for v in variables]  # type: ignore[attr-defined]
+            self._pass_sums.add(dense, indices, presence, weight, step)
 
     def _update(self, gradients: list[Gradient], variables: Sequence[Any] | None) -> None:
         telemetry.note_norm("gradient_norm", gradients)
         super().apply(gradients, variables)  # type: ignore[misc]
-
-    def _accumulate(
-        self,
-        gradients: list[tf.Tensor],
-        presence: tf.Tensor,
-        weight: tf.Tensor,
-        variables: list[Any],
-        ranks: Communicator,
-    ) -> None:
-        """Adds up local gradients; every `backward_passes_per_step`-th call reduces and applies."""
-        sums = [self._pass_sums[self._get_variable_index(v)] for v in variables]  # type: ignore[attr-defined]
-        for total, gradient in zip(sums, gradients, strict=True):
-            total.assign_add(gradient)
-        self._pass_presence.assign(tf.maximum(self._pass_presence.value, presence))
-        self._pass_weight.assign_add(weight)
-        self._pass_count.assign_add(1)
-
-        def step() -> None:
-            totals = [total.value for total in sums]
-            held, weights = self._pass_presence.value, self._pass_weight.value
-            self._reduce_and_apply(totals, held, weights, variables, ranks)
-            for state in (*sums, self._pass_presence, self._pass_weight, self._pass_count):
-                state.assign(tf.zeros_like(state.value))
-
-        tf.cond(tf.equal(self._pass_count.value, self._passes), step, lambda: None)
 
     def _reduce_and_apply(
         self,
@@ -243,6 +222,7 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
         "_ranks": communicator,
         "_collective": f"gradients_{next(_serial)}",
         "_passes": backward_passes_per_step,
+        "_pass_sums": None,
         "_average": average,
         "_wire": wire,
         "_rows": None,
