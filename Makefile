@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cluster test-docker lint format setup pins clean
+.PHONY: help train test test-cluster test-docker docs lint format setup pins clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -23,6 +23,10 @@ test-docker: setup ## Build the images in a real engine and run jobs in containe
 
 test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
 	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/test_kubernetes_submit.py $(ARGS)
+
+docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 lint: .venv/.installed ## Check style and types
 	$(BIN)/ruff check .
