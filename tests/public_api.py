@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 import syncbn
@@ -79,12 +78,9 @@ def _signature(value: Any) -> str:
 def _options(module: str) -> list[str]:
     app = typer.Typer(add_completion=False)
     app.command()(importlib.import_module(module).command)
-    parameters = typer.main.get_command(app).params
     names = [
-        "/".join(parameter.opts)
-        if isinstance(parameter, click.Option) or parameter.opts[0].startswith("-")
-        else f"[{parameter.name}]"
-        for parameter in parameters
+        "/".join(parameter.opts) if parameter.opts[0].startswith("-") else f"[{parameter.name}]"
+        for parameter in typer.main.get_command(app).params
     ]
     return [""] + [f" {name}" for name in sorted(names)]
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -63,24 +62,23 @@ def _to_the_copy(link: re.Match[str]) -> str:
 
 
 def _options(program: str) -> list[str]:
-    command = _command(program)
     rows = [
         (", ".join(f"`{name}`" for name in option.opts), option.help or "")
-        for option in command.params
-        if isinstance(option, click.Option) and option.name != "help"
+        for option in _parameters(program)
+        if option.opts[0].startswith("-")
     ]
     lines = [f"| {names} | {text.replace('|', '&#124;')} |" for names, text in rows]
     return ["| option | meaning |", "| --- | --- |", *lines]
 
 
-def _command(program: str) -> click.Command:
+def _parameters(program: str) -> list[Any]:
     app = typer.Typer(add_completion=False)
     known: dict[str, Any] = {
         "launcher run": run.command,
         "launcher.train": trainer._command(trainer.train),
     }
     app.command()(known[program])
-    return typer.main.get_command(app)
+    return typer.main.get_command(app).params
 
 
 def _unescaped(formula: str) -> str:
