@@ -10,17 +10,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.config import is_op_determinism_enabled
 
+from syncbn.boards import Board, make_board
 from syncbn.communicators.base import Communicator
 
 Kind = Literal["sync_batch_norm", "gradients", "other"]
 
 # Bounds what is held when somebody watches and never collects.
 _MOST_SPANS = 100_000
-_MOST_COLLECTIVES = 2048
 
 
 class Span(NamedTuple):
@@ -38,46 +36,14 @@ class Span(NamedTuple):
 
 _watching = False
 _finished: deque[Span] = deque(maxlen=_MOST_SPANS)
-_board: "_Board | None" = None
-
-
-class _Board:
-    """Two numbers for each place in a graph, in one variable, so that one read fetches all.
-
-    A place is a row: start and end of a collective's last run, or a value and its time.
-    """
-
-    def __init__(self) -> None:
-        with tf.init_scope(), tf.device("CPU:0"):
-            self._rows = tf.Variable(tf.zeros([_MOST_COLLECTIVES, 2], tf.float64), trainable=False)
-        self._seen = np.zeros([_MOST_COLLECTIVES, 2])
-        self.places: dict[tuple[str, str], int] = {}
-        self.bytes: dict[int, int] = {}
-
-    def place(self, kind: str, name: str) -> int | None:
-        """The row of a collective, the same each time it is traced; None when all are taken."""
-        known = self.places.setdefault((kind, name), len(self.places))
-        return known if known < _MOST_COLLECTIVES else None
-
-    def write(self, place: int, first: tf.Tensor, second: tf.Tensor) -> None:
-        with tf.device("CPU:0"):
-            tf.raw_ops.ResourceScatterUpdate(
-                resource=self._rows.handle, indices=place, updates=tf.stack([first, second])
-            )
-
-    def news(self) -> dict[int, tuple[float, float]]:
-        """The rows written since the last call."""
-        rows = self._rows.numpy()
-        changed = np.flatnonzero(rows[:, 1] != self._seen[:, 1])
-        self._seen = rows
-        return {int(place): (rows[place, 0], rows[place, 1]) for place in changed}
+_board: Board | None = None
 
 
 def watch() -> None:
     """Starts to measure every collective that is traced or run from now on. May be called twice."""
     global _watching, _board
     _watching = True
-    _board = _board or _Board()
+    _board = _board or make_board()
 
 
 def collect() -> tuple[list[Span], dict[str, float]]:
@@ -123,37 +89,23 @@ def _timed(
     tensors: Sequence[tf.Tensor],
     collective: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
-    """From the moment all `tensors` are there to the last result.
-
-    On a GPU that is the host's view: until the collective has been queued, not until it has run.
-    """
     if tf.executing_eagerly():
         start = time.time()
         results = collective(tensors)
         size = sum(tensor.dtype.size * int(tf.size(tensor)) for tensor in tensors)
         _finished.append(Span(kind, name, start, max(0.0, time.time() - start), size))
         return results
-    place = _board.place(kind, name) if _board is not None else None
-    if _board is None or place is None or is_op_determinism_enabled():
-        # TensorFlow counts the clock among what is not deterministic, and refuses it.
+    place = _board.place(kind, name) if _board is not None and _board.usable else None
+    if _board is None or place is None:
         return collective(tensors)
     _board.bytes[place] = sum(t.dtype.size * (t.shape.num_elements() or 0) for t in tensors)
-    with tf.control_dependencies(list(tensors)):
-        start = tf.timestamp()
-    with tf.control_dependencies([start]):
-        results = collective([tf.identity(tensor) for tensor in tensors])
-    with tf.control_dependencies(results):
-        end = tf.timestamp()
-    _board.write(place, start, end)
-    return results
+    return _board.measure(place, tensors, collective)
 
 
 def note_norm(name: str, gradients: Sequence[Any]) -> None:
     """Notes the Euclidean norm of all `gradients` together under `name`; None counts as zero."""
-    if not _watching or _board is None or tf.executing_eagerly() or is_op_determinism_enabled():
+    if not _watching or _board is None or tf.executing_eagerly() or not _board.usable:
         return
     place = _board.place("number", name)
     if place is not None:
-        norm = tf.cast(tf.linalg.global_norm(list(gradients)), tf.float64)
-        with tf.control_dependencies([norm]):
-            _board.write(place, norm, tf.timestamp())
+        _board.note_norm(place, gradients)

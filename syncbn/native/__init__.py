@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn.native.build import BuildError, library
+from syncbn.native.library import BuildError, library
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from syncbn import native
-from syncbn.native.build import library
+from syncbn.native.library import library
 
 
 class NativeSum:
