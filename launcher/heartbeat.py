@@ -15,7 +15,8 @@ from typing import Literal
 
 VARIABLE = "LAUNCHER_HEARTBEAT"
 
-Phase = Literal["starting", "training", "evaluating", "saving", "done"]
+# "leaving": another rank has failed and says why, and this one ends because of it.
+Phase = Literal["starting", "training", "evaluating", "saving", "done", "leaving"]
 
 # One write of a record that never grows: it needs no free space once it stands, so a full disk does
 # not make a healthy rank look dead, and no half of it can be left behind.

@@ -178,7 +178,7 @@ def _carry(connection: socket.socket, guard: subprocess.Popen[bytes]) -> None:
                     guard.stdin.write(data)
                 except BlockingIOError:
                     continue  # the guard has made its end, and so ours, non-blocking
-                except OSError:
+                except (OSError, ValueError):  # ValueError: the guard is being ended meanwhile
                     return
 
 

@@ -36,6 +36,7 @@ WORKER_STATES = (
     "evaluating",
     "saving",
     "done",
+    "leaving",
     "stopped",
     "failed",
 )

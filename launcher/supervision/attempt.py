@@ -151,6 +151,7 @@ class Attempt:
 
     def _exit(self, state: RankState, code: int, at: float, **known: Any) -> None:
         tail = known.pop("tail", tuple(state.tail))
+        known["leaving"] = state.beat is not None and state.beat.phase == "leaving"
         state.exit = Exit(state.rank, state.host, code, at, tail=tail, step=state.step, **known)
         self._tell("rank_ended", state.rank, exit_code=state.exit.status, asked=state.exit.asked)
 

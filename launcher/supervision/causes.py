@@ -22,7 +22,8 @@ _OUT_OF_MEMORY = re.compile(
 )
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Warning)(?:: |$)")
 _LONGEST_QUOTE = 160
-_USAGE_CODES = {2, 126, 127}
+_USAGE_CODE = 2
+_USAGE_CODES = {_USAGE_CODE, 126, 127}
 
 # A sign in the last lines, and what the user can do about it.
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -48,7 +49,8 @@ class Exit:
 
     `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
     since the epoch. `refused` says why the command could not be started at all, `lost` that its
-    host was, `silent` that nobody could say how it ended.
+    host was, `silent` that nobody could say how it ended, `leaving` that the rank had said itself
+    that it ends because of another.
     """
 
     rank: int
@@ -60,6 +62,7 @@ class Exit:
     refused: str | None = None
     lost: str | None = None
     silent: bool = False
+    leaving: bool = False
     tail: tuple[str, ...] = ()
     step: int | None = None
 
@@ -96,8 +99,12 @@ class Cause:
 
 
 def is_peer_noise(ended: Exit) -> bool:
-    """Whether the rank only failed because another one did, as far as its last lines tell."""
-    return ended.code > 0 and any(_PEER_NOISE.search(line) for line in ended.tail[-12:])
+    """Whether another rank can say better why: this one failed because of it, by its own word or by
+    its last lines, or has refused without a word the input that one rank refuses for all."""
+    if ended.code == _USAGE_CODE and ended.refused is None and not ended.tail:
+        return True
+    noise = ended.leaving or any(_PEER_NOISE.search(line) for line in ended.tail[-12:])
+    return ended.code > 0 and noise
 
 
 def first_cause(exits: Sequence[Exit]) -> Cause:

@@ -89,6 +89,9 @@ class GangTarget(SupervisedTarget):
             interface = interface_of(addresses[0])
             return engines.gloo_environment(seat, addresses[0], port + 1, interface)
         if self.spec.backend == "tf":
-            peers = [f"{addresses[one.rank // slots]}:{port + 2 + one.local_rank}" for one in seats]
+            homes = [addresses[one.rank // slots] for one in seats]
+            # Containers that share their host's network share its ports too.
+            ports = [port + 2 + homes[:rank].count(home) for rank, home in enumerate(homes)]
+            peers = [f"{home}:{at}" for home, at in zip(homes, ports, strict=True)]
             return engines.tf_environment(seat.rank, peers)
         return {}

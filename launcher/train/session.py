@@ -13,6 +13,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.heartbeat import Heartbeat
 from launcher.train import memory, stopping
 from launcher.train.agreement import (
+    PeerError,
     agree_on_output,
     join,
     leave_alone,
@@ -46,14 +47,18 @@ def run_session(config: TrainConfig) -> int:
     heartbeat.beat("starting")
     exporter = Exporter(config)
     began = time.perf_counter()
-    ranks = join(config.backend)
-    waited = time.perf_counter() - began
-    replicas = make_replicas(config, ranks)  # before TensorFlow has initialised its devices
-    output = agree_on_output(config, ranks)
-    _start_log(output, ranks)
-    exporter.joined(ranks, output, waited)
-    session = Session(config, ranks, replicas, output, stop, heartbeat, exporter)
-    return session.run()
+    try:
+        ranks = join(config.backend)
+        waited = time.perf_counter() - began
+        replicas = make_replicas(config, ranks)  # before TensorFlow has initialised its devices
+        output = agree_on_output(config, ranks)
+        _start_log(output, ranks)
+        exporter.joined(ranks, output, waited)
+        session = Session(config, ranks, replicas, output, stop, heartbeat, exporter)
+        return session.run()
+    except PeerError:
+        heartbeat.beat("leaving")
+        raise
 
 
 class Session:

@@ -60,6 +60,18 @@ def test_the_words_of_a_victim_are_no_cause(line: str) -> None:
     assert first_cause([victim]).rank == 0, "but better than nothing"
 
 
+def test_a_rank_that_leaves_because_of_another_is_no_cause_however_early_it_ends() -> None:
+    victim = ended(0, 2, at=1.0, leaving=True, tail=("launcher.train: rank 1 failed",))
+    culprit = ended(1, 2, at=2.0, tail=("launcher.train: rank 1: no such file",))
+    assert is_peer_noise(victim)
+    assert first_cause([victim, culprit]).rank == 1
+
+
+def test_of_ranks_that_all_refuse_the_same_the_one_that_says_why_is_named() -> None:
+    said = ended(1, 2, at=2.0, tail=("launcher.train: --epochs: expected a number",))
+    assert first_cause([ended(0, 2, at=1.0), said, ended(2, 2, at=1.5)]).rank == 1
+
+
 def test_who_was_told_to_end_is_the_last_to_be_blamed() -> None:
     told, killed = ended(0, -15, at=1.0, asked=True), ended(1, -9, at=2.0)
     assert first_cause([told, killed]).rank == 1

@@ -1,0 +1,183 @@
+"""`launcher join`: containers of a job as plain processes, with real faults; the engine's own tests
+of the same stand in tests/docker."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.gang.registry import Registry
+from tests.jobs import Job
+from tests.launcher.gang.members import QUICK, Gang
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(90)]
+
+
+def test_two_members_run_one_job_and_end_together(gang: Gang) -> None:
+    gang.join("--workers", "1", program=("--steps", "5"))
+    gang.join(program=("--steps", "5"))
+    assert (gang.end(0), gang.end(1)) == (0, 0)
+    for rank in (0, 1):
+        assert f"[{rank}] step 5" in gang.log(0)
+    assert "launcher: succeeded" in gang.log(0)
+    assert not gang.members[0].alive()
+
+
+def test_each_member_carries_its_slots_and_an_index_decides_its_place(gang: Gang) -> None:
+    show = ("--steps", "1")
+    gang.join("--workers", "2", "--slots", "2", program=show)
+    gang.join("--slots", "2", "--index", "2", program=show)
+    gang.join("--slots", "2", "--index", "1", program=show)
+    assert gang.end(0) == 0, gang.log(0)
+    for rank in range(6):
+        assert f"[{rank}] step 1" in gang.log(0)
+    assert "worker 2 of job" in gang.log(1)
+    assert "worker 1 of job" in gang.log(2)
+
+
+def test_a_rank_that_fails_restarts_the_ranks_of_all_members(gang: Gang) -> None:
+    fault = ("--rank", "1", "--at", "8", "--fault", "os.kill(os.getpid(), 9)")
+    gang.join("--workers", "1", program=("--steps", "20", *fault))
+    gang.join(program=("--steps", "20", *fault))
+    assert (gang.end(0), gang.end(1)) == (0, 0), gang.log(0)
+    log = gang.log(0)
+    assert "launcher: killed: rank 1 on worker-1@" in log
+    assert "was killed by SIGKILL after step" in log
+    assert "1 restart" in log
+    assert gang.steps() == 20
+
+
+def test_of_two_that_refuse_their_input_the_one_that_has_bad_input_is_named(gang: Gang) -> None:
+    """The other learns of it in a collective, leaves with the same code, and may be the faster."""
+    leave = "heartbeat.beat('leaving'); sys.exit(2)"
+    refuse = "time.sleep(0.1); print('rank 1: no such file'); sys.exit(2)"
+    gang.join("--workers", "1", program=("--rank", "0", "--at", "3", "--fault", leave))
+    gang.join(program=("--rank", "1", "--at", "3", "--fault", refuse))
+    assert gang.end(0) == 2, gang.log(0)
+    assert "launcher: bad config: rank 1 on worker-1@" in gang.log(0)
+    assert gang.end(1) == 2
+
+
+def test_a_member_that_is_killed_and_comes_back_is_taken_in(gang: Gang) -> None:
+    gang.join("--workers", "1", program=("--steps", "60"))
+    gang.join(program=("--steps", "60"))
+    gang.says(0, "[1] step 6")
+    gang.members[1].processes[0].kill()
+    gang.says(0, "launcher: lost host: rank 1")
+    gang.join(program=("--steps", "60"))
+    assert (gang.end(0), gang.end(2)) == (0, 0), gang.log(0)
+    assert gang.steps() == 60
+
+
+def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_another(
+    gang: Gang,
+) -> None:
+    gang.join("--workers", "1", program=("--steps", "60"))
+    gang.join("--join-timeout", "20", program=("--steps", "60"))
+    gang.says(0, "[1] step 6")
+    gang.members[0].processes[0].kill()
+    limit = time.monotonic() + 8
+    while gang.programs() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not gang.programs(), "ranks outlive the first member"
+    saved = gang.steps()
+    gang.join("--workers", "1", program=("--steps", "60"), leads=True)
+    assert gang.end(2) == 0, gang.log(2)
+    assert gang.end(1) == 0
+    assert saved < gang.steps() == 60
+
+
+def test_a_member_that_never_comes_is_named_in_bounded_time(gang: Gang) -> None:
+    gang.join("--workers", "2", "--join-timeout", "3")
+    gang.join("--index", "2", "--join-timeout", "3")
+    assert gang.end(0, 20) == 1
+    assert "launcher: worker 1 has not come within 3 s" in gang.log(0)
+    assert gang.end(1, 20) == 1
+    assert "launcher: lost host: 127.0.0.1:" in gang.log(1)
+
+
+def test_told_to_stop_all_save_and_the_exit_code_is_143(gang: Gang) -> None:
+    gang.join("--workers", "1", program=("--steps", "500"))
+    gang.join("--join-timeout", "3", program=("--steps", "500"))
+    gang.says(0, "[1] step 6")
+    gang.members[0].send_signal(signal.SIGTERM)
+    assert gang.end(0) == 143, gang.log(0)
+    assert {path.name for path in gang.shared.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+    assert gang.end(1) == 1  # nobody leads it any more
+
+
+def test_a_first_member_that_still_waits_can_be_stopped(gang: Gang) -> None:
+    gang.join("--workers", "1")
+    limit = time.monotonic() + 20
+    while _silent(gang.port):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    gang.members[0].send_signal(signal.SIGTERM)
+    assert gang.end(0, 5) == 143
+
+
+def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(gang: Gang) -> None:
+    gang.join("--workers", "1", "--max-restarts", "0", program=("--steps", "500"))
+    gang.join(program=("--steps", "500"))
+    gang.says(0, "[1] step 6")
+    gang.members[1].send_signal(signal.SIGTERM)
+    assert gang.end(1) == 143, gang.log(1)
+    assert (gang.shared / "stopped-1").exists()
+    assert gang.end(0) == 1
+    assert "launcher: preempted: rank 1 on worker-1@" in gang.log(0)
+
+
+def test_wrong_flags_are_refused_at_once(gang: Gang) -> None:
+    gang.join("--workers", "1", "--backend", "mpi")
+    assert gang.end(0) == 2
+    assert "--backend: expected horovod or tf between containers. Received: mpi" in gang.log(0)
+    alone = subprocess.run(
+        [sys.executable, "-m", "launcher", "join", "--index", "1", *QUICK, "--", "true"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert alone.returncode == 2
+    assert "--head: expected the name of the first container" in alone.stderr
+
+
+def test_a_worker_runs_nothing_but_its_own_command(gang: Gang, tmp_path: Path) -> None:
+    """Whoever poses as the leader may only start, with few variables, what the worker was given."""
+    with Registry("job", 1, 1, gang.port) as registry:
+        gang.members.append(Job([], tmp_path, gang.token, 0))  # we are the first
+        gang.join(program=("--steps", "200"))
+        (worker,) = registry.wait(20)
+        evil = {"LD_PRELOAD": "/evil.so", "HOROVOD_TIMELINE": "/tmp/x", "LAUNCHER_WORLD_SIZE": "1"}
+        evil |= {"LAUNCHER_ATTEMPT": "0", "LAUNCHER_RUN_DIR": "/etc/../somewhere"}
+        order = {"argv": ["touch", str(tmp_path / "owned")], "cwd": "/", "environment": evil}
+        with socket.create_connection(("127.0.0.1", worker.port), 5) as connection:
+            line = json.dumps({**order, "rank": 0, "local_rank": 0}) + "\n"
+            connection.sendall(line.encode())
+            process = _rank_of(gang)
+            variables = process.environ()
+        assert "rank_program" in " ".join(process.cmdline())
+        assert not {"LD_PRELOAD", "HOROVOD_TIMELINE"} & variables.keys()
+        assert variables["LAUNCHER_RUN_DIR"] == str(tmp_path / "member-1" / "somewhere")
+        registry.finish(0)
+        assert gang.end(1) == 0
+    assert not (tmp_path / "owned").exists()
+
+
+def _rank_of(gang: Gang) -> psutil.Process:
+    limit = time.monotonic() + 20
+    while not (found := gang.programs()):
+        assert time.monotonic() < limit, gang.log(1)
+        time.sleep(0.02)
+    return found[0]
+
+
+def _silent(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,0 +1,55 @@
+"""Who the first container takes in, what it says to the others, and what it does not listen to."""
+
+import socket
+
+import pytest
+
+from launcher.errors import LauncherError, UsageError
+from launcher.gang.registry import Registry
+from launcher.gang.wire import Arrival, WireError, ask, receive
+from tests.launcher.gang.members import free_port
+
+
+def test_the_registry_gives_places_and_says_why_not() -> None:
+    with Registry("digits", 2, 1, port := free_port()) as registry:
+        here = ("127.0.0.1", port)
+
+        def come(id: str, **other: object) -> tuple[int | None, str | None]:  # noqa: A002
+            fields = {"job": "digits", "id": id, "port": 1, "slots": 1, **other}
+            answer = ask(here, Arrival(**fields)).answer  # type: ignore[arg-type]
+            return answer.index, answer.refused
+
+        assert come("a") == (1, None)
+        assert come("b") == (2, None)
+        assert come("a") == (1, None)
+        assert come("c") == (None, "all 2 workers of this job are here")
+        assert come("c", index=2) == (2, None)  # the pod of this index was replaced
+        assert come("d", job="x") == (None, "this is job 'digits', not 'x'")
+        assert come("d", slots=3) == (None, "expected 1 ranks per container. Received: 3")
+        assert come("d", index=7) == (None, "expected a worker from 1 to 2. Received: 7")
+        assert [worker.id for worker in registry.wait(1)] == ["a", "c"]
+
+
+def test_what_is_not_of_the_protocol_is_let_go() -> None:
+    with Registry("job", 1, 1, port := free_port()) as registry:
+        for noise in (b"\x00" * 10 + b"\n", b"[]\n", b'{"job": 1}\n', b"x" * 200_000):
+            with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                try:
+                    connection.sendall(noise)
+                    assert connection.recv(10) == b""
+                except ConnectionError:
+                    pass  # it hung up while we were still talking
+        with pytest.raises(LauncherError, match="worker 1 has not come"):
+            registry.wait(0.2)
+        with pytest.raises(UsageError, match=r"container.port: \d+ cannot be used"):
+            Registry("job", 1, 1, port)
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{\n", b"3\n", b""])
+def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(line)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(WireError, match="expected"):
+            receive(ours)
