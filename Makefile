@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# Tests wait for processes much of the time, so two run side by side; `make test WORKERS=` does not.
+WORKERS ?= -n 2 --dist loadgroup
 
 .DELETE_ON_ERROR:
 .PHONY: help train test test-cluster test-docker docs lint format setup pins clean
@@ -16,7 +18,7 @@ train: setup ## Train on real digits with two ranks and synchronized batch norma
 	$(BIN)/horovodrun -np 2 $(BIN)/python -m launcher.train --norm sync $(ARGS)
 
 test: setup ## Run every test this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	SYNCBN_TEST_DOCKER=1 $(BIN)/python -m pytest -m docker $(ARGS)
