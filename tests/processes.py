@@ -26,7 +26,6 @@ _QUIET_AND_SMALL = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_NUM_INTRAOP_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "CUDA_VISIBLE_DEVICES": "",
     # Open MPI: allow root and more ranks than cores, yield while waiting, stay on this machine.

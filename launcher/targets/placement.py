@@ -7,13 +7,12 @@ from pathlib import Path
 
 from launcher.spec import Host, JobSpec
 
-# Read by TensorFlow, OpenMP (oneDNN, scikit-learn), OpenBLAS, MKL and numba.
+# Read by TensorFlow, OpenMP (oneDNN, scikit-learn), OpenBLAS and MKL.
 _THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
 )
 
 

@@ -2,7 +2,7 @@
 
 `python -m syncbn.native.build` does that ahead of time and says what went wrong. For an image that
 other machines will run, name the least processor they have, when building and in the image's
-environment: `SYNCBN_MARCH=x86-64-v3`.
+environment: `SYNCBN_MARCH=x86-64-v3`. A lesser one then goes without.
 """
 
 import fcntl
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from syncbn.native import processor
+
 _DIRECTORY = Path(__file__).parent
 _SOURCES = ("ops.cc", "telemetry.cc")
 _HEADERS = ("kernels.h",)
@@ -28,7 +30,7 @@ _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC"]
 
 
 class BuildError(Exception):
-    """The library cannot be built here; the text says what is missing."""
+    """The library cannot be built or run here; the text says what is missing."""
 
 
 def library() -> Path:
@@ -37,17 +39,25 @@ def library() -> Path:
     Of several processes that come at once one builds and the others wait.
 
     Raises:
-        BuildError: No compiler, no place to write, or the compiler failed.
+        BuildError: No compiler, no place to write, the compiler failed, or this processor lacks
+            instructions of the one that `SYNCBN_MARCH` names.
     """
+    if missing := processor.lacking(_march(), processor.instructions()):
+        raise BuildError(
+            f"the kernels are made for {_march()}, and this processor has no {', '.join(missing)}"
+        )
+    name = f"syncbn-{_fingerprint()}.so"
+    for place in (_beside_packages(), _of_user()):
+        if (place / name).exists():
+            return place / name
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    target = _cache() / f"syncbn-{_fingerprint()}.so"
-    if target.exists():
-        return target
     if compiler is None:
         raise BuildError(
             "no C++ compiler to build the kernels with. Install g++, then run: "
             "python -m syncbn.native.build"
         )
+    private = sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK)
+    target = (_beside_packages() if private else _of_user()) / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / "lock").open("w") as lock:
@@ -59,12 +69,13 @@ def library() -> Path:
     return target
 
 
-def _cache() -> Path:
-    """In the virtual environment, as private as its packages; else in the cache of the user."""
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        return Path(sys.prefix) / "lib" / "syncbn"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "syncbn"
+def _beside_packages() -> Path:
+    """In a virtual environment of one's own as private as the packages; images have it here too."""
+    return Path(sys.prefix) / "lib" / "syncbn"
+
+
+def _of_user() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"
 
 
 def _march() -> str:
@@ -73,19 +84,10 @@ def _march() -> str:
 
 def _fingerprint() -> str:
     """Names everything the library depends on."""
-    processor = _processor() if _march() == "native" else _march()
-    parts = [tf.__version__, platform.machine(), processor, " ".join(_FLAGS)]
+    made_for = processor.instructions() if _march() == "native" else _march()
+    parts = [tf.__version__, platform.machine(), made_for, " ".join(_FLAGS)]
     parts += [(_DIRECTORY / name).read_text() for name in (*_HEADERS, *_SOURCES)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The instruction sets of the processor, which `-march=native` follows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compile(compiler: str, target: Path) -> None:

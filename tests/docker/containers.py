@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 # Small and quiet: two cores serve all containers.
-_ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS=1", "OMP_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
+_ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS=1", "OMP_NUM_THREADS=1")
 _SAFE = (
     *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
     *("--security-opt", "no-new-privileges"),
