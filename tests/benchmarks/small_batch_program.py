@@ -1,0 +1,49 @@
+"""One real rank of the study: trains its part, and rank 0 saves the weights of each norm.
+
+mpirun -np 2 python -m tests.benchmarks.small_batch_program DIRECTORY
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks.small_batch import training  # first: settles TensorFlow's threads
+
+import keras  # isort: skip
+import numpy as np
+
+import syncbn
+from benchmarks.small_batch.plan import Norm, Plan, Run, learning_rates, sample_numbers
+
+# Rates high enough for the weights to go somewhere in eight steps.
+PLAN = Plan(samples=64, peak_rate=1.0)
+NORMS: tuple[Norm, ...] = ("sync", "local")
+
+
+def run_of(norm: Norm) -> Run:
+    """Sorted by class, because there local statistics differ most."""
+    return Run(world=2, batch=4, norm=norm, sharding="by-class", seed=1)
+
+
+def main() -> None:
+    ranks = syncbn.init("mpi")
+    data = training.load_data(PLAN.held_out)
+    train = training.arrays(data.train)
+    for norm in NORMS:
+        run = run_of(norm)
+
+        def layer(name: str, run: Run = run) -> keras.layers.Layer:
+            return syncbn.SyncBatchNormalization(
+                momentum=run.momentum, synchronized=run.norm == "sync", name=name
+            )
+
+        model = training.build_model(data, run, run.seed, layer)
+        optimizer = syncbn.DistributedOptimizer(training.make_optimizer(model))
+        steps = training.compiled_steps(model, optimizer, train)
+        numbers = sample_numbers(run, train[1], PLAN.samples)
+        steps(numbers[:, ranks.rank], learning_rates(PLAN, run))
+        if ranks.rank == 0:
+            np.savez(Path(sys.argv[1]) / f"{norm}.npz", *model.get_weights())
+
+
+if __name__ == "__main__":
+    main()
