@@ -13,9 +13,10 @@ and what the pivot alone contributes travels apart. For n = Σw, r = Σw(x−k) 
     Σw·x = n·k + r                    Σw·x² = n·k² + (2k·r + q)
 
 With n and k cut to 16 significant bits each, n·k and n·k² and their sums over ranks are exact in
-float64, whatever pivot each rank chose, and rounding only touches the small second terms. `merge`
-moves everything to one pivot, exactly again. The variance keeps ten digits at mean/std 1e5, with
-any number of ranks.
+float64, whatever pivot each rank chose. The whole units of r, a unit being the last of eight bits
+of n (or one sample) times the last bit of k, join them: n·k + r' and n·k² + 2k·r' are as exact, and
+rounding only touches what is left of r, and q. `merge` moves everything to one pivot, exactly
+again. The variance keeps thirteen digits at mean/std 1e5, with any number of ranks.
 """
 
 from collections.abc import Sequence
@@ -55,12 +56,14 @@ class Moments:
         count: Number (or weight) of the samples, shape (1,), or (C,) when it differs by channel.
         mean: Shape (C,). Zero where the count is zero.
         variance: The population variance, shape (C,), never negative.
+        mean_rest: What float64 rounds off the mean, shape (C,); None where that does not matter.
         moved: The next moving mean and variance, where they were computed on the way.
     """
 
     count: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
+    mean_rest: tf.Tensor | None = None
     moved: tuple[tf.Tensor, tf.Tensor] | None = None
 
     def inverse_stddev(self, epsilon: float) -> tf.Tensor:
@@ -110,8 +113,9 @@ def local(inputs: tf.Tensor, layout: Layout, weights: tf.Tensor | None = None) -
             it is zero the inputs are not read: a NaN there is harmless.
 
     Returns:
-        float64 of shape (4C+2,): n in two parts (16 bits and the rest), then n·k, n·k², r and
-        2k·r + q of the module's formula, where the rest of n is counted with the last two. When
+        float64 of shape (4C+2,): n in two parts (16 bits and the rest), then n·k + r', n·k² + 2k·r'
+        with whole units r' of r, the rest r" of r, and 2k·r" + q of the module's formula, where the
+        rest of n is counted with r and q. When
         `weights` varies along the channel axis n does too, and the shape is (6C,).
     """
     if weights is None:
@@ -158,14 +162,19 @@ def pack(count: tf.Tensor, pivot: tf.Tensor, r: tf.Tensor, q: tf.Tensor) -> tf.T
     coarse = _sixteen_bits(count)
     fine = count - coarse
     moved = fine * pivot
+    r += moved
+    # Eight bits of n, 32 of k²: 13 bits are left for the sums over thousands of ranks.
+    unit = tf.maximum(_last_bit(coarse, 8), 1.0) * _last_bit(pivot, 16)
+    whole = tf.round(tf.math.divide_no_nan(r, unit)) * unit
+    rest = r - whole
     return tf.concat(
         [
             coarse,
             fine,
-            coarse * pivot,
-            coarse * tf.square(pivot),
-            moved + r,
-            pivot * (moved + 2.0 * r) + q,
+            coarse * pivot + whole,
+            coarse * tf.square(pivot) + 2.0 * pivot * whole,
+            rest,
+            pivot * (2.0 * rest - moved) + q,
         ],
         axis=0,
     )
@@ -176,6 +185,13 @@ def _sixteen_bits(values: tf.Tensor) -> tf.Tensor:
     bits = tf.bitcast(tf.cast(values, tf.float64), tf.int64)
     half, kept = tf.constant(1 << 36, tf.int64), tf.constant(-1 << 37, tf.int64)
     return tf.bitcast(tf.bitwise.bitwise_and(bits + half, kept), tf.float64)
+
+
+def _last_bit(values: tf.Tensor, digits: int) -> tf.Tensor:
+    """What the last of so many significant bits counts: a power of two, or 0 for 0."""
+    bits = tf.bitcast(values, tf.int64)
+    power = tf.bitwise.bitwise_and(bits, tf.constant(0x7FF << 52, tf.int64))
+    return tf.bitcast(power, tf.float64) * 2.0 ** (1 - digits)
 
 
 def _broadcast_but_channels(weights: tf.Tensor, inputs: tf.Tensor, layout: Layout) -> tf.Tensor:
@@ -202,21 +218,23 @@ def merge(wire: tf.Tensor, channels: int | tf.Tensor) -> Moments:
     count, remainder = coarse + fine, r - fine * pivot
     low = tf.math.divide_no_nan(moved + remainder, count)
     square = tf.math.divide_no_nan(spread + ((q - pivot * r) - pivot * remainder), count)
-    return Moments(count, pivot + low, tf.maximum(square - tf.square(low), 0.0))
+    mean = pivot + low
+    added = mean - pivot  # Knuth's two-sum: mean + rest is pivot + low without any rounding
+    rest = (pivot - (mean - added)) + (low - added)
+    return Moments(count, mean, tf.maximum(square - tf.square(low), 0.0), rest)
 
 
-def center(inputs: tf.Tensor, layout: Layout, mean: tf.Tensor) -> tf.Tensor:
-    """inputs − mean, with the float64 mean subtracted in two float32 parts.
+def center(inputs: tf.Tensor, layout: Layout, moments: Moments) -> tf.Tensor:
+    """inputs − mean, with the mean subtracted in two parts of the dtype of `inputs`.
 
     One float32 mean would be off by up to 6e-8·|mean|: half a percent of the standard deviation at
     mean/std 1e5.
     """
-    high = tf.cast(mean, inputs.dtype)
-    centered = inputs - layout.spread(high)
-    if inputs.dtype == tf.float64:
-        return centered
-    low = tf.cast(mean - tf.cast(high, tf.float64), inputs.dtype)
-    return centered - layout.spread(low)
+    high = tf.cast(moments.mean, inputs.dtype)
+    low = moments.mean - tf.cast(high, tf.float64)
+    if moments.mean_rest is not None:
+        low += moments.mean_rest
+    return (inputs - layout.spread(high)) - layout.spread(tf.cast(low, inputs.dtype))
 
 
 def normalize_with(
@@ -232,7 +250,7 @@ def normalize_with(
     `scale` and `offset` have shape (C,) and the dtype of `inputs`.
     """
     factor = tf.cast(moments.inverse_stddev(epsilon), inputs.dtype) * scale
-    centered = center(inputs, layout, moments.mean)
+    centered = center(inputs, layout, moments)
     return centered * layout.spread(factor) + layout.spread(offset)
 
 

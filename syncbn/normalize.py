@@ -70,7 +70,7 @@ def apply_moments(
 
     def settled(values: tf.Tensor) -> tf.Tensor:
         """x − mean; a masked NaN or infinity counts as the mean, so that it reaches nobody."""
-        centered = moments.center(tf.cast(values, dtype), layout, statistics.mean)
+        centered = moments.center(tf.cast(values, dtype), layout, statistics)
         if weights is None:
             return centered
         keep = tf.logical_or(weights > 0, tf.math.is_finite(centered))

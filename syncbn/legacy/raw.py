@@ -86,7 +86,7 @@ def _joined(rows: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
             wire = tf.cast(tf.concat([towards_mean, towards_variance], axis=0), tf.float64)
             wire = ranks.all_reduce(wire, unique_name(f"{name}/backward"))
             first, second = tf.split(wire * tf.tile(joined.inverse_count, [wire.shape[0]]), 2)
-            centered = statistics.center(values, layout, joined.mean)
+            centered = statistics.center(values, layout, joined)
             return tf.cast(first, dtype) + 2.0 * tf.cast(second, dtype) * centered
 
         return (tf.cast(joined.mean, dtype), tf.cast(joined.variance, dtype)), gradient

@@ -81,6 +81,15 @@ inline double sixteen_bits(double value) {
   return value;
 }
 
+// What the last of so many significant bits counts: a power of two, or 0 for 0.
+inline double last_bit(double value, int digits) {
+  int64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  bits &= int64_t{0x7FF} << 52;
+  std::memcpy(&value, &bits, sizeof(bits));
+  return std::ldexp(value, 1 - digits);
+}
+
 // A value near the data of each channel: the median of three positions, so that one outlier, in
 // whatever position, cannot become the pivot.
 template <typename In>
@@ -176,18 +185,22 @@ void local_gradient_sums(const In* __restrict g, const In* __restrict x, Planes 
 inline void pack(double count, const double* pivot, const double* r, const double* q,
                  int64_t channels, double* wire) {
   const double coarse = sixteen_bits(count), fine = count - coarse;
+  const double of_count = std::max(last_bit(coarse, 8), 1.0);
   wire[0] = coarse, wire[1] = fine;
   double* parts = wire + 2;
   for (int64_t c = 0; c < channels; ++c) {
-    const double k = pivot[c], moved = fine * k;
-    parts[c] = coarse * k;
-    parts[channels + c] = coarse * k * k;
-    parts[2 * channels + c] = moved + r[c];
-    parts[3 * channels + c] = k * (moved + 2.0 * r[c]) + q[c];
+    const double k = pivot[c], moved = fine * k, all = moved + r[c];
+    const double unit = of_count * last_bit(k, 16);
+    const double whole = unit > 0 ? std::nearbyint(all / unit) * unit : 0.0, rest = all - whole;
+    parts[c] = coarse * k + whole;
+    parts[channels + c] = coarse * (k * k) + 2.0 * k * whole;
+    parts[2 * channels + c] = rest;
+    parts[3 * channels + c] = k * (2.0 * rest - moved) + q[c];
   }
 }
 
-// From the summed wire to count, means and population variances (1, C, C): see moments.py.
+// From the summed wire to count, means, population variances and what double rounds off the means
+// (1, C, C, C): see moments.py.
 inline void merge(const double* wire, int64_t channels, double* moments) {
   const double coarse = wire[0], fine = wire[1], count = coarse + fine;
   const double inverse = count > 0 ? 1.0 / count : 0.0;
@@ -201,8 +214,10 @@ inline void merge(const double* wire, int64_t channels, double* moments) {
     const double remainder = r[c] - fine * k;
     const double low = (moved + remainder) * inverse;
     const double square = (spread + ((q[c] - k * r[c]) - k * remainder)) * inverse;
-    moments[1 + c] = k + low;
+    const double mean = k + low, added = mean - k;
+    moments[1 + c] = mean;
     moments[1 + channels + c] = std::max(square - low * low, 0.0);
+    moments[1 + 2 * channels + c] = (k - (mean - added)) + (low - added);
   }
 }
 
@@ -211,6 +226,13 @@ template <typename T>
 void move(const T* now, const double* target, double momentum, int64_t channels, T* next) {
   for (int64_t c = 0; c < channels; ++c)
     next[c] = static_cast<T>(now[c] * momentum + target[c] * (1 - momentum));
+}
+
+// The part of a channel's mean that T rounds off.
+template <typename T>
+double low_part(const double* moments, int64_t channels, int64_t c) {
+  const double mean = moments[1 + c], rest = moments[1 + 2 * channels + c];
+  return (mean - static_cast<T>(mean)) + rest;
 }
 
 // What happens to each value, by channel. The mean goes in two parts, high and low: one float would
@@ -224,7 +246,7 @@ struct Terms {
                                 const T* scale, const T* offset) {
     const double *mean = moments + 1, *variance = mean + channels;
     return {Folded<T>(channels, [=](int64_t c) { return static_cast<T>(mean[c]); }),
-            Folded<T>(channels, [=](int64_t c) { return static_cast<T>(mean[c] - static_cast<T>(mean[c])); }),
+            Folded<T>(channels, [=](int64_t c) { return static_cast<T>(low_part<T>(moments, channels, c)); }),
             Folded<T>(channels, [=](int64_t c) {
               return static_cast<T>(scale[c] / std::sqrt(variance[c] + epsilon));
             }),

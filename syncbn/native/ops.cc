@@ -129,7 +129,7 @@ class NormalizeOp : public ChannelOp {
 
     Tensor *output, *joined, *next_mean, *next_variance;
     OP_REQUIRES_OK(context, context->allocate_output(0, input.shape(), &output));
-    OP_REQUIRES_OK(context, context->allocate_output(1, {2 * p.channels + 1}, &joined));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {3 * p.channels + 1}, &joined));
     OP_REQUIRES_OK(context, context->allocate_output(2, {p.channels}, &next_mean));
     OP_REQUIRES_OK(context, context->allocate_output(3, {p.channels}, &next_variance));
 
@@ -180,7 +180,7 @@ class GradientSumsOp : public ChannelOp {
     for (int64_t c = 0; c < p.channels; ++c) {
       // The sums were taken about the mean rounded to T; the rest of it is the same for all values.
       const double first = sums[c];
-      const double second = sums[p.channels + c] - (mean[c] - static_cast<T>(mean[c])) * first;
+      const double second = sums[p.channels + c] - low_part<T>(moments, p.channels, c) * first;
       shared(c) = scale[c] * first;
       shared(p.channels + c) = scale[c] * second;
       of_scale(c) = static_cast<T>(second / std::sqrt(variance[c] + epsilon));

@@ -63,7 +63,7 @@ def normalization(
             options=options,
             axis=axis,
         )
-        moments.set_shape([2 * channels + 1])
+        moments.set_shape([3 * channels + 1])
 
         def gradients(
             upstream: tf.Tensor, *_: tf.Tensor | None
@@ -95,5 +95,5 @@ def normalization(
     moved_mean, moved_variance = (
         tf.stop_gradient(tf.cast(value, moving.mean.dtype)) for value in moved
     )
-    count, mean_of_batch, variance_of_batch = tf.split(moments, [1, channels, channels])
-    return outputs, Moments(count, mean_of_batch, variance_of_batch, (moved_mean, moved_variance))
+    count, average, variance, rest = tf.split(moments, [1, channels, channels, channels])
+    return outputs, Moments(count, average, variance, rest, (moved_mean, moved_variance))

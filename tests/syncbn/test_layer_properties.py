@@ -146,7 +146,7 @@ def test_drawn_cases_on_replicas(replicas: StrategyWorld, data: st.DataObject) -
             )
         },
     ],
-    ids=str,
+    ids=lambda arguments: "-".join(arguments) or "defaults",
 )
 @pytest.mark.parametrize("extra", ["nothing", "mask", "batch_weights"])
 def test_gradients_are_the_finite_differences(arguments: dict[str, Any], extra: str) -> None:

@@ -22,10 +22,9 @@ def tolerance(dtype: str, condition: str, quantity: str) -> float:
             return UNIT_ROUNDOFF[dtype]
         return 2 * UNIT_ROUNDOFF[dtype] if quantity == "upstream" else 2e-6
     if dtype == "float64":
-        # The mean, itself a float64, is off by 1e-16·1e5 deviations.
-        return 1e-10 if condition == "1e5" else 1e-11 if quantity == "upstream" else 1e-12
-    if condition == "outlier":
         # The dense layer multiplies the rounding of one dx by the outlier, 1e4.
+        return 1e-11 if (condition, quantity) == ("outlier", "upstream") else 1e-12
+    if condition == "outlier":
         return 1e-3 if quantity == "upstream" else 1e-4
     return 2e-6
 
