@@ -34,7 +34,8 @@ def tables(study: Study) -> str:
     plan, table = study.plan, Table(study.results)
     blocks = [
         "**What SyncBN gains over local BN**, in percentage points of test accuracy, ± half of the "
-        f"95% confidence interval over {plan.seeds} seeds. Bold: zero lies outside.",
+        f"95% confidence interval over {plan.seeds} seeds, by images per rank. Bold: zero lies "
+        "outside.",
         _grid(plan, lambda *setting: _gain(table.gain(*setting))),
         "**The same after `syncbn.recompute_statistics`** has replaced the moving statistics of "
         "both by those of the whole training part.",
@@ -50,7 +51,7 @@ def tables(study: Study) -> str:
 def _grid(plan: Plan, cell: Cell) -> str:
     """A row per sharding and world size, a column per batch."""
     lines = [
-        "| data | ranks | " + " | ".join(f"{batch} images a rank" for batch in plan.batches) + " |",
+        "| data | ranks | " + " | ".join(str(batch) for batch in plan.batches) + " |",
         "|---|---:|" + "---:|" * len(plan.batches),
     ]
     for sharding in SHARDINGS:
@@ -61,8 +62,13 @@ def _grid(plan: Plan, cell: Cell) -> str:
 
 
 def _gain(estimate: Estimate) -> str:
-    text = f"{estimate.mean:+.1f} ± {estimate.half:.1f}".replace("-", "−")
+    text = _unbroken(f"{estimate.mean:+.1f} ± {estimate.half:.1f}")
     return text if estimate.verdict == "no difference" else f"**{text}**"
+
+
+def _unbroken(number: str) -> str:
+    """With a true minus, and spaces at which no line of a narrow cell is broken."""
+    return number.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _all_rows(plan: Plan, table: Table) -> Iterator[str]:
@@ -79,7 +85,9 @@ def _all_rows(plan: Plan, table: Table) -> Iterator[str]:
                     for quantity in (accuracy, gap)
                     for norm in NORMS
                 ]
-                numbers = " | ".join(f"{cell.mean:.1f} ± {cell.half:.1f}" for cell in cells)
+                numbers = " | ".join(
+                    _unbroken(f"{cell.mean:.1f} ± {cell.half:.1f}") for cell in cells
+                )
                 yield f"| {_SHARDING_NAMES[sharding]} | {world} | {batch} | {numbers} |"
 
 
