@@ -1,20 +1,18 @@
-"""A small API server over real HTTP: lists, watches, patches, logs and errors as in Kubernetes.
-
-It keeps objects and history and runs no controllers: the tests play those, over the same API.
-"""
+"""What the tests' API server does for each verb on the objects of a kind."""
 
 import json
 import re
-import threading
 import time
 import uuid
-from collections import deque
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from tests.launcher.targets.api_objects import Object, Store, merged, selected
+from tests.launcher.targets.cluster.api_objects import Object, merged, selected
+from tests.launcher.targets.cluster.api_replies import Replies
+
+if TYPE_CHECKING:
+    from tests.launcher.targets.cluster.api_server import ApiServer
 
 TOKEN = "a-token-of-the-tests"
 
@@ -25,102 +23,12 @@ _PATH = re.compile(
 )
 _REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _NAMESPACES = re.compile(r"^/api/v1/namespaces(?:/[^/]+)?$")
-KINDS = {
-    ("", "pods"),
-    ("", "services"),
-    ("", "events"),
-    ("batch", "jobs"),
-    ("policy", "poddisruptionbudgets"),
-    ("jobset.x-k8s.io", "jobsets"),
-    ("kubeflow.org", "mpijobs"),
-    ("trainer.kubeflow.org", "trainjobs"),
-    ("trainer.kubeflow.org", "trainingruntimes"),
-}
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An answer to give instead of the right one, to requests of a method on a path."""
+class Verbs(Replies):
+    api: "ApiServer"
 
-    status: int
-    method: str = ""
-    path: str = ""
-    message: str = "not now"
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class ApiServer:
-    """Serves on a free port of loopback while open. `kinds` are those it knows."""
-
-    def __init__(self) -> None:
-        self.store = Store()
-        self.kinds = set(KINDS)
-        self.logs: dict[str, list[tuple[str, str]]] = {}
-        self.faults: deque[Fault] = deque()
-        self.requests: list[tuple[str, str]] = []
-        self.forbidden = ""
-        self.watch_events = 1_000_000  # a watch is cut after so many
-        self.log_bytes: deque[int] = deque()  # the next logs are cut after so many bytes
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.closing = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> "ApiServer":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing = True
-        with self.store.changed:
-            self.store.changed.notify_all()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def compact(self) -> None:
-        """Forgets what came before now: older watches are 410 Gone."""
-        with self.store.changed:
-            self.store.oldest = self.store.version
-            self.store.history.clear()
-
-    def say(self, pod: str, *lines: str) -> None:
-        """Adds lines to the log of a pod."""
-        with self.store.changed:
-            for line in lines:
-                stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
-                self.logs.setdefault(pod, []).append((stamp, line))
-            self.store.changed.notify_all()
-
-
-def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
-    return type("Handler", (_Handler,), {"api": server})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    api: ApiServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        self._serve("GET")
-
-    def do_POST(self) -> None:
-        self._serve("POST")
-
-    def do_PATCH(self) -> None:
-        self._serve("PATCH")
-
-    def do_DELETE(self) -> None:
-        self._serve("DELETE")
-
-    def _serve(self, method: str) -> None:
+    def serve(self, method: str) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
         url = urlsplit(self.path)
@@ -289,50 +197,3 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> list[tuple[tuple[str, str, str, str], Object]]:
         objects = self.api.store.objects.items()
         return [one for one in objects if one[0][:3] == where and selected(one[1], query)]
-
-    def _fail(
-        self,
-        status: int,
-        message: str,
-        reason: str = "",
-        details: Object | None = None,
-        headers: tuple[tuple[str, str], ...] = (),
-    ) -> None:
-        content = {"kind": "Status", "status": "Failure", "message": message, "reason": reason}
-        self._send(status, {**content, "code": status, "details": details or {}}, headers)
-
-    def _send(
-        self, status: int, content: Object, headers: tuple[tuple[str, str], ...] = ()
-    ) -> None:
-        self._send_text(status, json.dumps(content), "application/json", headers)
-
-    def _send_text(
-        self,
-        status: int,
-        text: str,
-        kind: str = "text/plain",
-        headers: tuple[tuple[str, str], ...] = (),
-    ) -> None:
-        data = text.encode()
-        self.send_response(status)
-        for name, value in (("Content-Type", kind), ("Content-Length", str(len(data))), *headers):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _begin_chunks(self, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
-
-    def _end_chunks(self) -> None:
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _cut(self) -> None:
-        """Drops the connection in the middle of the answer."""
-        self.close_connection = True

@@ -20,7 +20,8 @@ from kubernetes import client
 
 from launcher.spec import JobSpec
 from launcher.targets.kubernetes.cluster import Cluster
-from tests.launcher.targets.api_server import TOKEN, ApiServer
+from launcher.targets.kubernetes.target import KubernetesTarget
+from tests.launcher.targets.cluster.api_server import TOKEN, ApiServer
 from tests.launcher.targets.jobs import PLAIN, job
 from tests.processes import REPOSITORY
 
@@ -175,6 +176,11 @@ def launcher(place: Place) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+def manifests(spec: JobSpec, **changes: object) -> list[dict]:
+    """The objects of the job, with these fields changed."""
+    return KubernetesTarget(spec.model_copy(update=changes)).manifests()
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
