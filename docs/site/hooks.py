@@ -18,47 +18,65 @@ from launcher.train import __main__ as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_LINK = re.compile(r"\]\((?:\.\./)+([\w./-]+)\)")
+# Pages that stand at the root of the repository, and their names in the site.
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
+
+_LINK = re.compile(r"\]\(\.\./([\w./-]+)(#[\w-]+)?\)")
+_LINK_AT_ROOT = re.compile(r"\]\((?!https?:|#)([\w./-]+)(#[\w-]+)?\)")
+_SOURCE = re.compile(r"<!-- source of ([\w./-]+) -->")
 _OPTIONS = re.compile(r"<!-- options of ([\w. ]+?) -->")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the front page, and the files of the repository that pages link to."""
-    home = (ROOT / "README.md").read_text()
-    home = re.sub(r"\]\(docs/", "](", home)
-    home = re.sub(r"\]\(((?!https?:|#)[\w-]+(?:/[\w./-]+)?)\)", _from_the_root, home)
-    files.append(File.generated(config, "index.md", content=home))
-    pages = [file.content_string for file in files if file.src_uri.endswith(".md")]
-    for linked in {name for page in pages for name in _LINK.findall(page)}:
-        if (ROOT / linked).is_file():
+    """Adds the pages of the root, and the files of the repository that pages link to."""
+    for name, page in ROOT_PAGES.items():
+        text = _LINK_AT_ROOT.sub(_as_from_docs, (ROOT / name).read_text())
+        files.append(File.generated(config, page, content=text))
+    texts = [file.content_string for file in files if file.src_uri.endswith(".md")]
+    for linked in {found[0] for text in texts for found in _LINK.findall(text)}:
+        if (ROOT / linked).is_file() and linked not in ROOT_PAGES:
             path = str(ROOT / linked)
             files.append(File.generated(config, f"source/{linked}", abs_src_path=path))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links out of docs/ at copies in the site, and fills in tables of options."""
+    """Points links out of docs/ at copies in the site; fills in sources and tables of options."""
     markdown = _LINK.sub(_to_the_copy, markdown)
+    markdown = _SOURCE.sub(_source, markdown)
     return _OPTIONS.sub(lambda found: "\n".join(_options(found[1])), markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns formulas into MathML, which browsers draw without any script."""
-    return _FORMULA.sub(
-        lambda found: convert(_unescaped(found[3]), "inline" if found[2] == "(" else "block"), html
-    )
+
+    def drawn(found: re.Match[str]) -> str:
+        return convert(_unescaped(found[3]), display="inline" if found[2] == "(" else "block")
+
+    return _FORMULA.sub(drawn, html)
 
 
-def _from_the_root(link: re.Match[str]) -> str:
-    """A link of the README that stays in docs/, or leads to another part of the repository."""
-    inside = (ROOT / "docs" / link[1]).exists()
-    return link[0] if inside else f"](../{link[1]})"
+def _as_from_docs(link: re.Match[str]) -> str:
+    """A link of a page at the root, written as a page in docs/ would."""
+    inside = link[1].removeprefix("docs/")
+    return f"]({inside if inside != link[1] else f'../{link[1]}'}{link[2] or ''})"
 
 
 def _to_the_copy(link: re.Match[str]) -> str:
+    if link[1] in ROOT_PAGES:
+        return f"]({ROOT_PAGES[link[1]]}{link[2] or ''})"
     # A folder has no page of its own here; its name in the text says where it is.
     return f"](source/{link[1]})" if (ROOT / link[1]).is_file() else "](index.md#the-tree)"
+
+
+def _source(found: re.Match[str]) -> str:
+    return f'```python title="{found[1]}"\n{(ROOT / found[1]).read_text()}```'
 
 
 def _options(program: str) -> list[str]:

@@ -14,6 +14,10 @@ import tensorflow as tf
 
 from syncbn.errors import WorldError
 
+# In a user's `tf.function` there is nothing to convert, and engines' compiled code would only be
+# warned about.
+_as_it_stands = tf.autograph.experimental.do_not_convert
+
 
 class Communicator(ABC):
     """A group of processes, one replica each, that can add up tensors.
@@ -59,6 +63,7 @@ class Communicator(ABC):
         """Whether there is nobody to send to, now and as long as a graph traced here may live."""
         return self.size == 1
 
+    @_as_it_stands
     def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         """The sum of `tensor` over all ranks.
 
@@ -71,12 +76,14 @@ class Communicator(ABC):
         """
         return tensor if self._alone else self._sum(tensor, name)
 
+    @_as_it_stands
     def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """`all_reduce` of several tensors in as few messages as there are dtypes."""
         if self._alone:
             return list(tensors)
         return pack_by_dtype(tensors, lambda flat, dtype: self._sum(flat, f"{name}/{dtype}"))
 
+    @_as_it_stands
     def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
         """The tensors of rank `root`, bit for bit, on every rank."""
         return list(tensors) if self._alone else self._broadcast(tensors, root)

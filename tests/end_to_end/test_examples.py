@@ -1,15 +1,14 @@
-"""The two scripts that the README moves over: what differs, and that two ranks train one model."""
+"""examples/: the two scripts that are moved over (what differs, and that two ranks train one
+model), and the others as they stand, at toy size."""
 
-import ast
-import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.processes import REPOSITORY, Launcher
-
-EXAMPLES = REPOSITORY / "examples"
+from tests.documentation.differences import EXAMPLES, differences
+from tests.processes import Launcher
 
 # Runs an example as it stands, then tells its accuracy and all its weights to the test.
 WITNESS = """
@@ -27,23 +26,10 @@ print(json.dumps([digest, float(model.evaluate(images, labels, verbose=0)[1]),
 """
 
 
-def _changed_lines(name: str) -> int:
-    """Lines of the moved script that the first one does not have; its docstring does not count."""
-    before, after = (_body(EXAMPLES / f"{name}_{when}.py") for when in ("before", "after"))
-    return sum(
-        line.startswith("+ ") and line[2:].strip() != "" for line in difflib.ndiff(before, after)
-    )
-
-
-def _body(path: Path) -> list[str]:
-    text = path.read_text()
-    start = ast.parse(text).body[0].end_lineno
-    return text.splitlines()[start:]
-
-
 @pytest.mark.parametrize("name", ["horovod_script", "keras_fit"])
 def test_moving_over_takes_at_most_five_lines(name: str) -> None:
-    assert 0 < _changed_lines(name) <= 5
+    added = [line for line in differences(name) if line.startswith("+")]
+    assert 0 < len(added) <= 5
 
 
 @pytest.mark.multiprocess
@@ -72,3 +58,52 @@ def _check_one_model(first: list, second: list) -> None:
     assert (place, other_place) == ([0, 2], [1, 2])
     assert digest == other_digest
     assert accuracy > 0.95
+
+
+def _last_number(said: str, pattern: str) -> float:
+    found = re.search(pattern, said)
+    assert found, said
+    return float(found[1])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(120)
+def test_keras_fit_over_horovod(horovodrun: Launcher) -> None:
+    said = horovodrun(2, EXAMPLES / "keras_fit_horovod.py", options=["--gloo"]).check().stdout[0]
+    assert _last_number(said, r"accuracy ([\d.]+) on 2 ranks") > 0.9
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(120)
+def test_a_loop_of_ones_own_over_mpi(mpirun: Launcher) -> None:
+    result = mpirun(2, EXAMPLES / "custom_loop_mpi.py").check()
+    assert "epoch 4" in result.stdout[0]
+    assert "over 1797 images" in result.stdout[0]  # 899 and 898: every row once
+    assert _last_number(result.stdout[0], r"accuracy ([\d.]+) on 2 ranks") > 0.95
+    assert "AutoGraph" not in result.transcript()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(120)
+def test_multi_worker_mirrored_strategy(tf_cluster: Launcher) -> None:
+    said = tf_cluster(2, EXAMPLES / "multi_worker_mirrored.py").check().stdout
+    accuracies = [_last_number(text, r"accuracy ([\d.]+) on 2 replicas") for text in said]
+    assert min(accuracies) > 0.95
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(120)
+def test_fine_tuning_a_converted_resnet50(horovodrun: Launcher) -> None:
+    options = ["--weights", "none", "--size", "32", "--steps", "2"]
+    program = EXAMPLES / "fine_tune_resnet50.py"
+    said = horovodrun(2, program, options, options=["--gloo"]).check().stdout[0]
+    assert "53 synchronized layers, 10 of them trained" in said
+    assert _last_number(said, r"loss ([\d.]+) after 2 steps") > 0
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(120)
+def test_segmentation_with_tiny_batches(mpirun: Launcher) -> None:
+    said = mpirun(2, EXAMPLES / "segmentation.py", ["--steps", "20"]).check().stdout[0]
+    assert _last_number(said, r"loss ([\d.]+), mean overlap [\d.]+ over 2 ranks") < 2.398  # ln 11
