@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 # Tests wait for processes much of the time, so two run side by side; `make test WORKERS=` does not.
-WORKERS ?= -n 2 --dist loadgroup
+WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: help train test test-cluster test-docker docs lint format setup pins clean
