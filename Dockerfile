@@ -4,16 +4,19 @@
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:12.9.1-devel-ubuntu22.04
+# The least processor that the C++ operations of an image run on; one below does without them.
+ARG MARCH=x86-64-v3
 
 # ---- what all stages share; root until the very end of an image, for nothing is written after it
 FROM ${PYTHON_IMAGE} AS base
+ARG MARCH
 ENV PATH=/opt/syncbn/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=3 \
     LAUNCHER_OUTPUT=/runs \
-    NUMBA_CACHE_DIR=/tmp/numba \
+    SYNCBN_MARCH=${MARCH} \
     MPLCONFIGDIR=/tmp/matplotlib
 RUN useradd --uid 1000 --gid 0 --create-home trainer \
     && install --directory --owner trainer --group 0 --mode 0775 /runs \
@@ -38,39 +41,49 @@ COPY constraints.txt ./
 COPY --from=requirements /src/gpu.txt ./
 RUN pip install --constraint constraints.txt --requirement gpu.txt
 
-# ---- Horovod is compiled here; only its wheel leaves these stages
+# ---- what is compiled, with the packages lent from their stage, so that both are made at once; of
+# Horovod only the wheel leaves these stages, of the C++ operations only their library
+FROM base AS compiler
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ make \
+    && rm -rf /var/lib/apt/lists/*
+COPY constraints.txt ./
+COPY --from=requirements /src/horovod.txt ./
+
 FROM scratch AS recipe
 COPY launcher/__init__.py launcher/errors.py /launcher/
 COPY launcher/cli/__init__.py launcher/cli/install_horovod.py /launcher/cli/
 COPY launcher/horovod_build /launcher/horovod_build
 COPY docker/build_horovod.py /
 
-FROM packages-cpu AS horovod-cpu
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ make \
-    && rm -rf /var/lib/apt/lists/*
-COPY --from=requirements /src/horovod.txt ./
-RUN pip install --constraint constraints.txt --requirement horovod.txt
+FROM compiler AS horovod-cpu
 COPY --from=recipe / ./
-RUN python build_horovod.py --cache-dir /wheels
+RUN --mount=type=bind,from=packages-cpu,source=/opt/syncbn,target=/opt/syncbn,rw \
+    --mount=type=cache,target=/cache \
+    pip install --constraint constraints.txt --requirement horovod.txt \
+    && python build_horovod.py /cache /wheels
+
+FROM compiler AS operations-cpu
+COPY syncbn/native syncbn/native
+RUN --mount=type=bind,from=packages-cpu,source=/opt/syncbn,target=/opt/syncbn,rw \
+    install -D --target-directory /operations "$(python -m syncbn.native.build)"
 
 FROM ${CUDA_IMAGE} AS cuda
 
-FROM packages-gpu AS horovod-gpu
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ make \
-    && rm -rf /var/lib/apt/lists/*
-COPY --from=requirements /src/horovod.txt ./
-RUN pip install --constraint constraints.txt --requirement horovod.txt
+FROM compiler AS horovod-gpu
 COPY --from=cuda /usr/local/cuda /usr/local/cuda
 COPY --from=cuda /usr/include/nccl*.h /usr/include/
 COPY --from=cuda /usr/lib/x86_64-linux-gnu/libnccl* /usr/lib/x86_64-linux-gnu/
 ENV PATH=/usr/local/cuda/bin:$PATH
 COPY --from=recipe / ./
-RUN python build_horovod.py --gpu --cache-dir /wheels
+RUN --mount=type=bind,from=packages-gpu,source=/opt/syncbn,target=/opt/syncbn,rw \
+    --mount=type=cache,target=/cache \
+    pip install --constraint constraints.txt --requirement horovod.txt \
+    && python build_horovod.py --gpu /cache /wheels
 
 # ---- the images
 FROM packages-gpu AS gpu
 RUN --mount=type=bind,from=horovod-gpu,source=/wheels,target=/src/wheels \
-    pip install --constraint constraints.txt wheels/*/*.whl
+    pip install --constraint constraints.txt wheels/*.whl
 COPY pyproject.toml README.md LICENSE ./
 COPY syncbn syncbn
 COPY launcher launcher
@@ -80,7 +93,8 @@ WORKDIR /runs
 
 FROM packages-cpu AS trainer
 RUN --mount=type=bind,from=horovod-cpu,source=/wheels,target=/src/wheels \
-    pip install --constraint constraints.txt wheels/*/*.whl
+    pip install --constraint constraints.txt wheels/*.whl
+COPY --from=operations-cpu /operations /opt/syncbn/lib/syncbn
 COPY pyproject.toml README.md LICENSE ./
 COPY syncbn syncbn
 COPY launcher launcher

@@ -66,6 +66,9 @@ _KEEP_INTERFACE = Edit(
     "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n",
 )
 
+# Debug information takes a third of the time of the build and 50 of the library's 54 MB.
+_WITHOUT_DEBUG_INFORMATION = Edit("setup.py", "else 'RelWithDebInfo'", "else 'Release'")
+
 
 def _relocatable(run_path: str) -> Edit:
     """Has the library look for libmpi relative to itself: one wheel serves every environment."""
@@ -115,7 +118,7 @@ class Recipe:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The changes to the source, in order."""
-        always = (_WITHOUT_XLA, _START_MPIRUN, _KEEP_INTERFACE)
+        always = (_WITHOUT_XLA, _START_MPIRUN, _KEEP_INTERFACE, _WITHOUT_DEBUG_INFORMATION)
         if Path(self.mpi_libraries).is_absolute():
             return always
         return (*always, _relocatable(self.mpi_libraries))
