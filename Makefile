@@ -21,10 +21,10 @@ test: setup ## Run every test this machine can run
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
-	SYNCBN_TEST_DOCKER=1 $(BIN)/python -m pytest -m docker $(ARGS)
+	$(BIN)/python -m pytest -m docker $(ARGS)
 
 test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
-	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/test_kubernetes_submit.py $(ARGS)
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/cluster $(ARGS)
 
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet

@@ -27,13 +27,8 @@ def image() -> str:
 
 @pytest.fixture
 def engine(image: str) -> Iterator[Engine]:
-    docker = docker_command()
-    assert docker is not None
-    engine = Engine(docker, image)
-    try:
+    with Engine(image) as engine:
         yield engine
-    finally:
-        engine.clean()
 
 
 def build(target: str, name: str) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,13 @@
 """The containers of one test: on a network of their own, looked into, killed, gone after it."""
 
 import json
-import os
 import subprocess
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Self
+
+from tests.docker.engine import docker_command
 
 # Small and quiet: two cores serve all containers.
 _ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS=1", "OMP_NUM_THREADS=1")
@@ -16,21 +17,28 @@ _SAFE = (
 )
 
 
-@dataclass
 class Engine:
-    """`docker` for one test. Names are made unique; everything is removed by `clean`."""
+    """`docker` with a network of its own while open. Names are made unique; at the end everything
+    is removed."""
 
-    docker: str
-    image: str
-    environment: dict[str, str] = field(default_factory=dict)
-    token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-
-    def __post_init__(self) -> None:
+    def __init__(self, image: str) -> None:
+        self.image = image
+        self.docker = docker_command() or "docker"
+        self.token = uuid.uuid4().hex[:8]
         self.network = f"test-{self.token}"
-        self._networks = [self.network]
         self._containers: list[str] = []
         self._volumes: list[str] = []
+
+    def __enter__(self) -> Self:
         self("network", "create", "--internal", self.network)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._containers:
+            self("rm", "--force", "--volumes", *self._containers, check=False)
+        self("network", "rm", self.network, check=False)
+        for volume in self._volumes:
+            self("volume", "rm", "--force", volume, check=False)
 
     def __call__(self, *words: str, timeout: float = 60, check: bool = True) -> str:
         """The output of `docker WORDS`. Raises AssertionError with its stderr if it fails."""
@@ -40,7 +48,6 @@ class Engine:
             text=True,
             timeout=timeout,
             check=False,
-            env={**os.environ, **self.environment},
         )
         assert done.returncode == 0 or not check, f"docker {' '.join(words)}: {done.stderr}"
         return done.stdout
@@ -51,6 +58,13 @@ class Engine:
         self._volumes.append(name)
         self("volume", "create", name)
         return name
+
+    def create(self, name: str, options: tuple[str, ...]) -> str:
+        """A container that never runs, to copy files through."""
+        container = f"{name}-{self.token}-{len(self._containers)}"
+        self._containers.append(container)
+        self("create", "--name", container, *options, self.image)
+        return container
 
     def start(self, name: str, *command: str, options: tuple[str, ...] = ()) -> str:
         """Starts a container in the background, safe as in a cluster; `name` is its host name."""
@@ -81,6 +95,11 @@ class Engine:
         )
         return done.stdout
 
+    def read(self, volume: str, path: str) -> str:
+        """A file of a volume, read by the user of the image."""
+        place = ("--volume", f"{volume}:/runs", "--entrypoint", "cat")
+        return self("run", "--rm", *place, self.image, f"/runs/{path}")
+
     def says(self, container: str, text: str, seconds: float = 90) -> None:
         """Waits until the log has the text. Raises AssertionError with the log if it never does."""
         self.until(lambda: text in self.log(container), seconds, lambda: self.log(container))
@@ -95,12 +114,3 @@ class Engine:
 
     def inspect(self, container: str) -> dict:
         return dict(json.loads(self("inspect", container))[0])
-
-    def clean(self) -> None:
-        """Removes all that was made. May be called twice."""
-        for container in self._containers:
-            self("rm", "--force", "--volumes", container, check=False)
-        for network in self._networks:
-            self("network", "rm", network, check=False)
-        for volume in self._volumes:
-            self("volume", "rm", "--force", volume, check=False)

@@ -22,8 +22,6 @@ _CACHE = Path.home() / ".cache" / "syncbn" / "tests"
 @cache
 def lacks() -> str | None:
     """Why there can be no engine here; None once one answers. Starts dockerd if it may."""
-    if os.environ.get("SYNCBN_TEST_DOCKER") != "1":
-        return "builds images for many minutes, so it runs on request: make test-docker"
     docker = docker_command()
     if docker is None:
         return "no docker that can build with BuildKit: apt-get install docker.io"

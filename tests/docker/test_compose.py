@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,7 @@ from tests.processes import REPOSITORY
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
 
-TRAIN = "python -m launcher.train --model dnn --epochs 2 --output /runs/digits --resume"
+TRAIN = "python -m launcher.train --model dnn --output /runs/digits --resume"
 
 
 @dataclass
@@ -46,10 +49,28 @@ class Compose:
         )
         return done.returncode, done.stdout
 
+    @contextmanager
+    def start(self, *words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """The same in the background; whoever leaves early stops it."""
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                [*self.command, "--project-name", self.project, *words],
+                cwd=REPOSITORY,
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            ) as process,
+        ):
+            try:
+                yield process
+            finally:
+                process.terminate()
+
 
 @pytest.fixture(params=["v2", "1.29"])
 def compose(request: pytest.FixtureRequest, image: str) -> Iterator[Compose]:
-    environment = {"IMAGE": image, "COMMAND": TRAIN, "PROMETHEUS_IMAGE": "syncbn-test/prometheus"}
+    environment = {"IMAGE": image}
     if request.param == "v2":
         directory = compose_plugin()
         if directory is None:
@@ -65,11 +86,26 @@ def compose(request: pytest.FixtureRequest, image: str) -> Iterator[Compose]:
     compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
 
 
-def test_up_trains_on_two_containers_and_ends_with_the_jobs_exit_code(
-    compose: Compose, engine: Engine
+def test_up_trains_on_two_containers_that_prometheus_sees_and_ends_as_the_job(
+    compose: Compose, engine: Engine, tmp_path: Path
 ) -> None:
-    code, output = compose("up", "--exit-code-from", "head", "head", "worker")
+    port = _free_port()
+    image = _prometheus_image(engine, tmp_path)
+    # Long enough to be seen alive.
+    compose.environment |= {"COMMAND": f"{TRAIN} --epochs 45", "PROMETHEUS_PORT": str(port)}
+    compose.environment["PROMETHEUS_IMAGE"] = image
+    with compose.start("up", "--exit-code-from", "head", log=tmp_path / "log") as job:
+        seen: list[dict[str, int]] = []
+
+        def both_seen() -> bool:
+            seen.append(_up(port))
+            return seen[-1] == {"job": 1, "ranks": 2} or job.poll() is not None
+
+        engine.until(both_seen, 150)
+        code = job.wait(200)
+    output = (tmp_path / "log").read_text()
     assert code == 0, output
+    assert seen[-1] == {"job": 1, "ranks": 2}, output
     assert "2 ranks over horovod" in output
     volume = f"{compose.project}_runs:/runs"
     shown = engine(
@@ -91,17 +127,6 @@ def test_the_world_size_and_a_failure_come_from_the_environment_and_the_job(
     assert "3 ranks, horovod" in output
 
 
-def test_prometheus_sees_the_job_and_every_rank(
-    compose: Compose, engine: Engine, tmp_path: Path
-) -> None:
-    _prometheus_image(engine, tmp_path)
-    compose.environment["COMMAND"] = f"{TRAIN} --epochs 400"
-    code, output = compose("up", "--detach")
-    assert code == 0, output
-    engine.until(lambda: _up() == {"job": 1, "ranks": 2}, 150, lambda: str(_up()))
-    assert "2 ranks, horovod" in compose("logs", "head")[1]
-
-
 def test_the_file_has_one_private_network_and_publishes_on_loopback_alone() -> None:
     content = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
     assert content["networks"]["job"]["internal"] is True
@@ -120,8 +145,8 @@ def test_launcher_run_drives_the_same_and_takes_the_job_away(
     engine: Engine, tmp_path: Path
 ) -> None:
     name = f"test{engine.token}"
-    words = ["run", "--target", "compose", "-np", "3", "--name", name, "--threads", "1"]
-    words += ["--image", engine.image, "--", *TRAIN.split()]
+    words = ["run", "--target", "compose", "-np", "2", "--name", name, "--threads", "1"]
+    words += ["--image", engine.image, "--", *TRAIN.split(), "--epochs", "1"]
     directory = compose_plugin() if shutil.which("docker-compose") is None else None
     variables = {"DOCKER_CONFIG": str(directory)} if directory else {}
     path = f"{Path(engine.docker).parent}:{os.environ['PATH']}"
@@ -136,24 +161,24 @@ def test_launcher_run_drives_the_same_and_takes_the_job_away(
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "3 ranks over horovod" in done.stdout
+        assert "2 ranks over horovod" in done.stdout
         assert engine("ps", "--all", "--quiet", "--filter", f"name={name}") == ""
     finally:
         engine("volume", "rm", "--force", f"{name}_runs", check=False)
 
 
-def _up() -> dict[str, int]:
+def _up(port: int) -> dict[str, int]:
     """How many targets of each job answer Prometheus."""
-    query = "http://127.0.0.1:9090/api/v1/query?query=sum%20by%20(job)%20(up)"
+    query = f"http://127.0.0.1:{port}/api/v1/query?query=sum%20by%20(job)%20(up)"
     try:
         with urllib.request.urlopen(query, timeout=5) as answer:
             found = json.load(answer)["data"]["result"]
-    except OSError:
+    except (OSError, HTTPException):
         return {}
     return {one["metric"]["job"]: int(one["value"][1]) for one in found}
 
 
-def _prometheus_image(engine: Engine, directory: Path) -> None:
+def _prometheus_image(engine: Engine, directory: Path) -> str:
     """Debian's Prometheus in an image, for want of a registry."""
     prometheus = shutil.which("prometheus")
     if prometheus is None:
@@ -165,6 +190,15 @@ def _prometheus_image(engine: Engine, directory: Path) -> None:
         "USER 65534:65534\n"
         'ENTRYPOINT ["/bin/prometheus"]\n'
     )
-    shutil.copy(prometheus, directory / "prometheus")
-    (directory / "Dockerfile").write_text(dockerfile)
-    engine("build", "--tag", "syncbn-test/prometheus", str(directory), timeout=120)
+    context = directory / "prometheus-image"
+    context.mkdir()
+    shutil.copy(prometheus, context / "prometheus")
+    (context / "Dockerfile").write_text(dockerfile)
+    engine("build", "--tag", "syncbn-test/prometheus", str(context), timeout=120)
+    return "syncbn-test/prometheus"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
