@@ -40,7 +40,7 @@ def main() -> None:
     parts = [tf.config.LogicalDeviceConfiguration()] * _RANKS
     tf.config.set_logical_device_configuration(cpu, parts)
     ranks = syncbn.init("mpi")
-    implementations = {"syncbn": _ours}
+    implementations: dict[str, Variance] = {"syncbn": _ours}
     if find_spec("horovod") is not None:
         implementations["horovod"] = _horovods()
     errors = _errors(implementations, ranks.rank)

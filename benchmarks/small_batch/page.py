@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.small_batch.estimates import (
     Estimate,
+    Quantity,
     Table,
     accuracy,
     gap,
@@ -32,14 +33,20 @@ def write_page(study: Study, page: Path) -> None:
 def tables(study: Study) -> str:
     """All tables, in Markdown."""
     plan, table = study.plan, Table(study.results)
+
+    def gains(quantity: Quantity) -> str:
+        return _grid(
+            plan, lambda data, world, batch: _gain(table.gain(data, world, batch, quantity))
+        )
+
     blocks = [
         "**What SyncBN gains over local BN**, in percentage points of test accuracy, ± half of the "
         f"95% confidence interval over {plan.seeds} seeds, by images per rank. Bold: zero lies "
         "outside.",
-        _grid(plan, lambda *setting: _gain(table.gain(*setting))),
+        gains(accuracy),
         "**The same after `syncbn.recompute_statistics`** has replaced the moving statistics of "
         "both by those of the whole training part.",
-        _grid(plan, lambda *setting: _gain(table.gain(*setting, quantity=recomputed_accuracy))),
+        gains(recomputed_accuracy),
         "**Test accuracy and train/test gap**, in percent and points.",
         "\n".join(_all_rows(plan, table)),
         "**Largest relative error of the variance** over channels.",

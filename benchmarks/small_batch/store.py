@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.small_batch.plan import Group, Plan, Result
 from launcher.errors import UsageError
@@ -70,7 +72,7 @@ def load(file: Path, plan: Plan) -> Study:
 def save(study: Study, file: Path) -> None:
     """Replaces the file; a row a line, so that differences can be read."""
     results = sorted(study.results, key=lambda r: (r.world, r.batch, r.norm, r.sharding, r.seed))
-    rows = {"results": results, "numerics": study.numerics}
+    rows: dict[str, Sequence[Any]] = {"results": results, "numerics": study.numerics}
     parts = [f'"plan": {json.dumps(asdict(study.plan))}']
     for name, values in rows.items():
         lines = ",\n".join(json.dumps(asdict(value)) for value in values)
@@ -80,5 +82,5 @@ def save(study: Study, file: Path) -> None:
     os.replace(draft, file)
 
 
-def _hashable(value: object) -> object:
+def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
