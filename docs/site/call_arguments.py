@@ -1,4 +1,4 @@
-"""Shows the section `Call arguments:` of Keras' docstrings as a list; mkdocs.yml names this file."""
+"""Shows `Call arguments:` in Keras' docstrings as a list; mkdocs.yml names this file."""
 
 import re
 from typing import Any
