@@ -15,8 +15,6 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ranks share the cores with other tests: one that waits for its peers lets somebody else run.
-os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 from tests.docker import engine
 from tests.processes import (
