@@ -83,11 +83,19 @@ def surroundings(environ: dict[str, str] | None = None) -> Surroundings:
     return Surroundings("local", 0, 1, "")
 
 
-def point_to_open_mpi() -> None:
-    """Tells the Open MPI of this Python environment (its wheel) where it lies.
+# Messages of up to so many bytes go to a rank of the same host at once. By default Open MPI asks
+# first from 4 KiB on: a sum of 1,026 float64 (256 channels) then takes 6.5 µs between two ranks
+# instead of 2.3 µs, and a whole turn of the scheduler where other programs want the cores.
+_EAGER_BYTES = 32768
 
-    `mpirun` tells its ranks. In a process started without it, Open MPI would look for its programs
-    where it was built, find none, and abort the process.
+
+def prepare_open_mpi() -> None:
+    """Settles what Open MPI reads when it starts; what the environment says already wins.
+
+    Statistics are small messages, which should go at once. And Open MPI is told where the wheel of
+    this Python environment lies: `mpirun` tells its ranks, but in a process started without it Open
+    MPI would look for its programs where it was built, find none, and abort the process.
     """
+    os.environ.setdefault("OMPI_MCA_btl_vader_eager_limit", str(_EAGER_BYTES))
     if surroundings().engine != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
         os.environ.setdefault("OPAL_PREFIX", sys.prefix)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, unique_name
-from syncbn.communicators.environment import point_to_open_mpi
+from syncbn.communicators.environment import prepare_open_mpi
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
 
@@ -149,7 +149,7 @@ def initialise_horovod() -> HorovodCommunicator:
     if not hvd.is_initialized():
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
-        point_to_open_mpi()
+        prepare_open_mpi()
         hvd.init()
     direct = _direct_mpi(hvd)
     return HorovodCommunicator(direct=direct)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator
-from syncbn.communicators.environment import point_to_open_mpi
+from syncbn.communicators.environment import prepare_open_mpi
 from syncbn.errors import MissingEngineError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
 
@@ -42,7 +42,7 @@ def import_mpi() -> Any:
     Raises:
         MissingEngineError: mpi4py or the MPI library is not there.
     """
-    point_to_open_mpi()
+    prepare_open_mpi()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
