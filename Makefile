@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cluster test-docker docs lint format setup pins clean
+.PHONY: help train test bench test-cluster test-docker docs lint format setup pins clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -29,6 +29,9 @@ test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
+
+bench: setup ## Measure speed and memory beside the rivals; renews docs/performance.md
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: .venv/.installed ## Check style and types
 	$(BIN)/ruff check .

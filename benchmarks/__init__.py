@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each part runs by itself: `python -m benchmarks.NAME`."""

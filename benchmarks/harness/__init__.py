@@ -1,0 +1,1 @@
+"""What all measurements share: jobs of real ranks, turns, medians, tables and JSON."""

@@ -1,0 +1,240 @@
+"""Keeps several jobs alive at once and lets them run turn by turn.
+
+Contenders that need different engines need different processes. On a shared machine two jobs run
+one after the other cannot be compared: so all are started first, and then take turns of a few
+steps. A job that waits for its turn must not take a core: Horovod's threads wake up ten thousand
+times a second, so its ranks are stopped (SIGSTOP) in between.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from benchmarks.harness import rank
+from benchmarks.harness.starting import start
+
+_START_SECONDS = 120
+_ANSWER_SECONDS = 300
+
+
+class BenchmarkError(Exception):
+    """A rank failed or does not answer; the text says what it printed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job to be.
+
+    Attributes:
+        name: Tells it from the others.
+        road: How its ranks are started, one of `starting.ROADS`.
+        engine: What its ranks join, see `rank.Service`.
+        environment: Settings of its ranks.
+        stops: Whether its ranks work even when they have nothing to do, and are stopped meanwhile.
+    """
+
+    name: str
+    road: str
+    engine: str
+    environment: Mapping[str, str] | None = None
+    stops: bool = False
+
+
+class Job:
+    """Ranks that answer orders."""
+
+    def __init__(
+        self, plan: Plan, log: Path, processes: list[subprocess.Popen[bytes]], ranks: int
+    ) -> None:
+        self.plan = plan
+        self.ranks = ranks
+        self._log = log
+        self._processes = processes
+        self._streams: list[TextIO] = []
+        self._numbers: list[int] = []
+        self._stopped = False
+
+    @property
+    def complete(self) -> bool:
+        return len(self._streams) == self.ranks
+
+    def joined(self, stream: TextIO, process: int) -> None:
+        self._streams.append(stream)
+        self._numbers.append(process)
+
+    def check(self) -> None:
+        """Raises BenchmarkError if it has ended."""
+        if any(process.poll() is not None for process in self._processes):
+            raise BenchmarkError(f"the job {self.plan.name} has ended:\n{self.tail()}")
+
+    def call(self, order: str, **values: Any) -> list[Any]:
+        """Gives the order to every rank at once, and waits for all answers."""
+        self._stop(False)
+        line = json.dumps({"call": order, "arguments": values}) + "\n"
+        for stream in self._streams:
+            stream.write(line)
+            stream.flush()
+        answers = [json.loads(self._read(stream)) for stream in self._streams]
+        for reply in answers:
+            if "error" in reply:
+                raise BenchmarkError(f"{order} on {self.plan.name} failed:\n{reply['error']}")
+        if self.plan.stops:
+            self._stop(True)
+        return [reply["value"] for reply in answers]
+
+    def tail(self) -> str:
+        """The last of what the ranks printed."""
+        return self._log.read_text(errors="replace")[-3000:]
+
+    def end(self) -> None:
+        """Lets the ranks go; kills whatever is left after some seconds."""
+        self._stop(False)
+        tree = [p for process in self._processes for p in _descendants(process.pid)]
+        with suppress(BenchmarkError, OSError):
+            self.call("end")
+        deadline = time.monotonic() + 10
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+        for left in tree:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        for process in self._processes:
+            process.wait()
+        for stream in self._streams:
+            stream.close()
+
+    def _stop(self, stop: bool) -> None:
+        if stop == self._stopped:
+            return
+        for number in self._numbers:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGSTOP if stop else signal.SIGCONT)
+        self._stopped = stop
+
+    def _read(self, stream: TextIO) -> str:
+        line = ""
+        with suppress(TimeoutError, ConnectionError):
+            line = stream.readline()
+        if not line:
+            raise BenchmarkError(f"a rank of {self.plan.name} does not answer:\n{self.tail()}")
+        return line
+
+
+class Conductor:
+    """Starts jobs and ends them: `with Conductor(module) as conductor`.
+
+    Args:
+        service: The module whose `Service` the ranks run.
+        device: `"cpu"` or `"gpu"`.
+    """
+
+    def __init__(self, service: str, device: str = "cpu") -> None:
+        self._service = service
+        self._device = device
+        self._jobs: list[Job] = []
+        self._resources = ExitStack()
+
+    def __enter__(self) -> "Conductor":
+        self._directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
+        self._server = self._resources.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self._server.settimeout(0.5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for job in self._jobs:
+            job.end()
+        self._resources.close()
+
+    def start(self, plans: Sequence[Plan], ranks: int = 2) -> dict[str, Job]:
+        """Starts jobs, all at once, and waits until all their ranks have come."""
+        jobs = {plan.name: self._start(plan, ranks) for plan in plans}
+        deadline = time.monotonic() + _START_SECONDS
+        while not all(job.complete for job in jobs.values()):
+            with suppress(TimeoutError):
+                connection, _ = self._server.accept()
+                connection.settimeout(_ANSWER_SECONDS)
+                stream = connection.makefile("rw")
+                connection.close()  # in name: the stream keeps it open until it is closed itself
+                hello = json.loads(stream.readline())
+                jobs[hello["job"]].joined(stream, hello["process"])
+            for job in jobs.values():
+                job.check()
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"{job.plan.name} does not start:\n{job.tail()}")
+        return jobs
+
+    def _start(self, plan: Plan, ranks: int) -> Job:
+        log = self._directory / plan.name.replace(" ", "-")
+        log.touch()
+        environment = {
+            rank.ADDRESS: f"127.0.0.1:{self._server.getsockname()[1]}",
+            rank.JOB: plan.name,
+            rank.ENGINE: plan.engine,
+            **(plan.environment or {}),
+        }
+        command = [sys.executable, "-m", "benchmarks.harness.rank", self._service]
+        job = Job(
+            plan,
+            log,
+            start(plan.road, command, ranks, environment, log, self._resources, self._device),
+            ranks,
+        )
+        self._jobs.append(job)
+        return job
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who takes turns.
+
+    Attributes:
+        name: What the service calls it.
+        job: Where it runs.
+        case: What it is given to do.
+    """
+
+    name: str
+    job: Job
+    case: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}:{json.dumps(self.case, sort_keys=True)}"
+
+
+def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> list[list[float]]:
+    """Seconds of `rounds`·`steps` steps of each contender on each rank, in turns that alternate."""
+    for contender in contenders:
+        contender.job.call(
+            "prepare", key=contender.key, contender=contender.name, case=contender.case
+        )
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for turn in range(rounds):
+        order = range(len(contenders)) if turn % 2 == 0 else reversed(range(len(contenders)))
+        for index in order:
+            contender = contenders[index]
+            for of_rank in contender.job.call("run", key=contender.key, steps=steps):
+                seconds[index] += of_rank
+    for contender in contenders:
+        contender.job.call("forget", key=contender.key)
+    return seconds
+
+
+def _descendants(process: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(process)
+        return [top, *top.children(recursive=True)]
+    return []
