@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,21 +62,11 @@ _PROBES: dict[str, Callable[[], str | None]] = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests one worker of `pytest -n` must have: those that share a fixture or a job."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.side_by_side import ByGroup
 
-
-def _group(item: pytest.Item) -> str:
-    if "docker" in item.keywords:
-        return "docker"
-    values = getattr(getattr(item, "callspec", None), "params", {})
-    if "runs" in getattr(item, "fixturenames", ()) and "world" in values:
-        # Each world is a job of its own, but those inside a strategy are part of another's.
-        return f"{values['world'].partition('-strategy')[0]}-{values['size']}"
-    return item.nodeid.partition("::")[0]
+    return ByGroup(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
