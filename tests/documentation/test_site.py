@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.documentation.building import build_site
 from tests.processes import REPOSITORY, Launcher
 
 # What a browser fetches by itself; links that a reader may follow are no fetches.
@@ -14,20 +13,10 @@ FETCHED = re.compile(
 )
 
 
-@pytest.fixture
-def site(single_process: Launcher, tmp_path: Path) -> Path:
-    """The site, built with warnings as errors."""
-    target = tmp_path / "site"
-    single_process(
-        1,
-        "mkdocs",
-        ["build", "--strict", "--quiet", "--site-dir", str(target)],
-        environment={"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPOSITORY)},
-    ).check()
-    return target
-
-
-def test_the_site_holds_every_page_and_fetches_nothing(site: Path) -> None:
+def test_the_site_holds_every_page_and_fetches_nothing(
+    single_process: Launcher, tmp_path: Path
+) -> None:
+    site = build_site(single_process, tmp_path / "site")
     pages = {path.stem for path in (REPOSITORY / "docs").glob("*.md")} | {"index"}
     assert {path.stem for path in site.glob("*.html")} >= pages
     for page in site.rglob("*.html"):
