@@ -107,7 +107,9 @@ class Cluster:
                 label_selector=labels, field_selector=field_selector, limit=limit, **_RAW
             )
             content = _decoded(answer)
-        return list(content["items"]), str(content["metadata"].get("resourceVersion", ""))
+        # In lists the API server leaves the kind out of the objects of its own kinds.
+        items = [{"kind": resource.kind, **item} for item in content["items"]]
+        return items, str(content["metadata"].get("resourceVersion", ""))
 
     def changes(
         self, resource: Resource, version: str, seconds: int, labels: str = "", fields: str = ""

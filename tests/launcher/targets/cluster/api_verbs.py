@@ -21,6 +21,7 @@ _PATH = re.compile(
     r"/namespaces/(?P<namespace>[^/]+)/(?P<plural>[^/]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<part>status|log))?$"
 )
+_BUILT_IN = {"", "batch", "policy"}
 _REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _NAMESPACES = re.compile(r"^/api/v1/namespaces(?:/[^/]+)?$")
 
@@ -128,6 +129,10 @@ class Verbs(Replies):
             items = [value for _, value in self._matching(where, query)]
             version = str(self.api.store.version)
         items = items[: int(query.get("limit", len(items)))]
+        if where[0] in _BUILT_IN:
+            # Of its own kinds the API server lists the objects without saying what they are.
+            untold = {"apiVersion", "kind"}
+            items = [{k: v for k, v in item.items() if k not in untold} for item in items]
         self._send(200, {"kind": "List", "metadata": {"resourceVersion": version}, "items": items})
 
     def _watch(self, where: tuple[str, str, str], query: dict[str, str]) -> None:
