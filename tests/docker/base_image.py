@@ -15,7 +15,7 @@ NAME = "python:3.11-slim-bookworm"
 _PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _PULL_SECONDS = 20
-_MAKE_SECONDS = 300
+_MAKE_SECONDS = 600
 
 
 def make_base_image(docker: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.docker.base_image import make_base_image
 
-STARTED_SECONDS = 30.0
+STARTED_SECONDS = 60.0
 _DEBIAN = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} trixie main\n"
 _CACHE = Path.home() / ".cache" / "syncbn" / "tests"
 

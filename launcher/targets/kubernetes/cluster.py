@@ -76,7 +76,7 @@ class Cluster:
         if not answer.status.allowed:
             raise UsageError(
                 f"no permission to create {kind.resource.plural} in namespace "
-                f"{self.namespace!r}; ask for the rights in k8s/rbac.yaml"
+                f"{self.namespace!r}; ask for the rights in k8s/base/rbac.yaml"
             )
 
     def create(self, resource: Resource, manifest: Manifest) -> Manifest:

@@ -55,7 +55,7 @@ def _forbidden(resource: Resource, namespace: str, said: str) -> UsageError:
         return UsageError(f"{said}; ask for less, or wait until others have ended")
     if "PodSecurity" in said or "violates" in said:
         return UsageError(f"the namespace's pod security refuses the {resource.kind}: {said}")
-    return UsageError(f"{said}; the rights it takes are in k8s/rbac.yaml ({namespace})")
+    return UsageError(f"{said}; the rights it takes are in k8s/base/rbac.yaml ({namespace})")
 
 
 def _absent(error: Any, resource: Resource, said: str) -> LauncherError:

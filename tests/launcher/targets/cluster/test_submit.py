@@ -113,7 +113,7 @@ def test_no_permission_is_told_before_anything_is_sent(
 ) -> None:
     cluster.check(JOB)
     api_server.forbidden = "create"
-    with pytest.raises(UsageError, match=r"no permission to create jobs.*k8s/rbac.yaml"):
+    with pytest.raises(UsageError, match=r"no permission to create jobs.*k8s/base/rbac.yaml"):
         cluster.check(JOB)
 
 
