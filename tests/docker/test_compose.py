@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +19,7 @@ import yaml
 
 from tests.docker.containers import Engine
 from tests.docker.engine import compose_plugin, docker_command
+from tests.launcher.gang.members import free_port
 from tests.processes import REPOSITORY
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
@@ -89,7 +89,7 @@ def compose(request: pytest.FixtureRequest, image: str) -> Iterator[Compose]:
 def test_up_trains_on_two_containers_that_prometheus_sees_and_ends_as_the_job(
     compose: Compose, engine: Engine, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     image = _prometheus_image(engine, tmp_path)
     # Long enough to be seen alive.
     compose.environment |= {"COMMAND": f"{TRAIN} --epochs 45", "PROMETHEUS_PORT": str(port)}
@@ -196,9 +196,3 @@ def _prometheus_image(engine: Engine, directory: Path) -> str:
     (context / "Dockerfile").write_text(dockerfile)
     engine("build", "--tag", "syncbn-test/prometheus", str(context), timeout=120)
     return "syncbn-test/prometheus"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
