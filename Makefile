@@ -27,7 +27,7 @@ test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG
 	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/cluster $(ARGS)
 
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
 
 bench: setup ## Measure speed and memory beside the rivals; renews docs/performance.md

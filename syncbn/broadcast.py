@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from syncbn.communicators import communicator as current_communicator
@@ -38,6 +39,27 @@ def broadcast_variables(
         _check_equal_shapes(values, ranks)
     for variable, value in zip(targets, ranks.broadcast(values, root_rank), strict=True):
         variable.assign(value)
+
+
+def check_equal_steps(steps: int | None, ranks: Communicator) -> None:
+    """Refuses epochs of different length: the ranks would wait for each other for ever.
+
+    Args:
+        steps: Of an epoch on this rank; None where it is not known, which passes.
+        ranks: Compare their numbers, each its own.
+
+    Raises:
+        WorldError: On all ranks alike; the text names the numbers.
+    """
+    mine = np.zeros(ranks.size, np.int64)
+    mine[ranks.rank] = steps or 0
+    every = ranks.all_reduce(tf.constant(mine), "steps_of_an_epoch").numpy().tolist()
+    if 0 not in every and len(set(every)) > 1:
+        raise WorldError(
+            "every rank must take as many steps an epoch as the others, or they wait for ever: cut "
+            "the data into as many batches on each, or give fit(steps_per_epoch=n) "
+            f"and a data set that repeats. Received: steps by rank {every}"
+        )
 
 
 def _check_equal_shapes(values: list[tf.Tensor], ranks: Communicator) -> None:

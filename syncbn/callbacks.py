@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from syncbn.broadcast import broadcast_variables
+from syncbn.broadcast import broadcast_variables, check_equal_steps
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators.base import Communicator
 from syncbn.errors import DivergenceError
@@ -35,6 +35,10 @@ class BroadcastVariables(_RanksCallback):
     Args:
         root_rank: The rank whose values count, such as the one that loaded a checkpoint.
         communicator: None for `syncbn.communicator()`.
+
+    Raises:
+        syncbn.errors.WorldError: When training begins, on all ranks alike: their models differ in
+            shape, or their epochs in steps, where Keras knows them.
     """
 
     def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
@@ -47,6 +51,7 @@ class BroadcastVariables(_RanksCallback):
             model.jit_compile = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        check_equal_steps(self.params.get("steps"), self.ranks)
         broadcast_variables(self.model, self._root_rank, self.ranks)
 
 

@@ -60,6 +60,13 @@ try:
 except syncbn.errors.DivergenceError as error:
     report["alarm"] = str(error)
     report["stopped_at"] = int(model.optimizer.iterations)
+
+rows = slice(0, 8 - 4 * ranks.rank)  # two batches here, one there
+try:
+    model.fit(x[rows], y[rows], batch_size=4, verbose=0,
+              callbacks=[syncbn.callbacks.BroadcastVariables()])
+except syncbn.errors.WorldError as error:
+    report["uneven"] = str(error)
 print(json.dumps(report))
 """
 
@@ -119,6 +126,7 @@ def test_a_two_rank_fit_is_one_fit(
     assert "norm/moving_variance differs on rank" in first["alarm"]
     assert "after step 2" in first["alarm"]
     assert first["stopped_at"] == 5
+    assert "steps by rank [2, 1]" in first["uneven"]
 
 
 def test_the_alarm_is_silent_alone() -> None:
