@@ -3,7 +3,6 @@ did not run."""
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -40,25 +39,12 @@ def _lacks_browser() -> str | None:
     return None if shutil.which("chromium") else "no chromium: apt-get install chromium"
 
 
-def _lacks_cluster() -> str | None:
-    if shutil.which("kubectl") is None:
-        return "no kubectl, so no Kubernetes cluster to talk to"
-    answered = (
-        subprocess.run(
-            ["kubectl", "version"], capture_output=True, timeout=20, check=False
-        ).returncode
-        == 0
-    )
-    return None if answered else "kubectl reaches no Kubernetes cluster"
-
-
 # What a marked test needs of the machine: each probe says what is missing.
 _PROBES: dict[str, Callable[[], str | None]] = {
     "multiprocess": cache(_lacks_mpirun),
     "docker": engine.lacks,
     "prometheus": cache(_lacks_prometheus),
     "browser": cache(_lacks_browser),
-    "cluster": cache(_lacks_cluster),
 }
 
 
