@@ -5,6 +5,7 @@ collective: each rank of the communicator must call it, in the same order, with 
 dtypes.
 """
 
+import re
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -152,6 +153,16 @@ def pack_by_dtype(
             results[index] = tf.reshape(piece, tf.shape(tensors[index]))
             results[index].set_shape(tensors[index].shape)
     return [results[index] for index in range(len(tensors))]
+
+
+def matched_name(name: str) -> str:
+    """What ranks know a collective by, from the name of a layer and its operation.
+
+    The numbers Keras puts behind names are left out: a rank that has built one more model, to look
+    at it or to save it, numbers its layers differently, and the ranks would wait for each other for
+    ever. What is left is made unique again.
+    """
+    return unique_name(re.sub(r"_\d+(?=/|$)", "", name))
 
 
 _calls: "weakref.WeakKeyDictionary[tf.Graph, Counter[str]]" = weakref.WeakKeyDictionary()

@@ -6,51 +6,26 @@ strategy (MirroredStrategy's several replicas live in one process) and works ins
 """
 
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Sequence
 from functools import partial
 
 import tensorflow as tf
 
-from syncbn.communicators.base import Communicator
+from syncbn.communicators.base import Communicator, matched_name
+from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.environment import cluster_from_tf_config
 from syncbn.errors import NotInitializedError, WorldError
 
 # Far from the small numbers that tf.distribute gives its own groups.
 _GROUP_KEY = 0x5BA7C4
 _TIMEOUT_SECONDS = 600.0
-
-
-def _bits(tensor: tf.Tensor) -> tf.Tensor:
-    """The bit pattern of `tensor` as int32, so that a sum with zeros copies it exactly."""
-    if tensor.dtype in (tf.int32, tf.int64):
-        return tensor
-    if tensor.dtype in (tf.float32, tf.float64):
-        return tf.bitcast(tensor, tf.int32)
-    if tensor.dtype == tf.bool:
-        return tf.cast(tensor, tf.int32)
-    if tensor.dtype.size == 2:
-        return tf.cast(tf.bitcast(tensor, tf.int16), tf.int32)
-    return tf.cast(tf.bitcast(tensor, tf.uint8), tf.int32)
-
-
-def _from_bits(bits: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    if like.dtype in (tf.int32, tf.int64):
-        return bits
-    if like.dtype in (tf.float32, tf.float64):
-        return tf.bitcast(bits, like.dtype)
-    if like.dtype == tf.bool:
-        return tf.cast(bits, tf.bool)
-    return tf.bitcast(tf.cast(bits, tf.int16 if like.dtype.size == 2 else tf.uint8), like.dtype)
-
-
-def _broadcast_by_sum(
-    tensors: Sequence[tf.Tensor],
-    is_root: bool | tf.Tensor,
-    reduce_many: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
-) -> list[tf.Tensor]:
-    bits = [_bits(tensor) for tensor in tensors]
-    mine = [tf.where(is_root, pattern, tf.zeros_like(pattern)) for pattern in bits]
-    return [_from_bits(b, t) for b, t in zip(reduce_many(mine), tensors, strict=True)]
+# Up to here a sum waits for messages, not for bytes: every rank gathers the vectors of all and adds
+# them itself, in P-1 steps, where a ring that sums takes 2(P-1).
+_GATHERED_BYTES = 32768
+# Keys of collectives in graphs lie above this; those counted at run time stay below.
+_NAMED_KEYS = 1 << 30
+_GATHERED_DTYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 
 
 class ClusterCommunicator(Communicator):
@@ -76,8 +51,8 @@ class ClusterCommunicator(Communicator):
         self._rank = rank
         self._first = first
         self._group_key = group_key
-        # Numbers the collectives at run time (not at trace time: ranks may retrace differently).
-        # Its handle is also the ordering token that keeps them in program order.
+        # Numbers what no name tells apart. Its handle is also the ordering token that keeps the
+        # collectives in program order.
         with tf.init_scope(), tf.device("CPU:0"):
             self._instance = tf.Variable(0, dtype=tf.int32, trainable=False)
 
@@ -102,19 +77,39 @@ class ClusterCommunicator(Communicator):
         return len(self._neighbours())
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        collective = {
+            "group_size": self.size,
+            "group_key": self._group_key,
+            "instance_key": self._key(tensor, name),
+            "ordering_token": [self._instance.handle],
+            "timeout_seconds": _TIMEOUT_SECONDS,
+        }
+        values = tensor.shape.num_elements()
+        if (
+            values is not None
+            and values * tensor.dtype.size <= _GATHERED_BYTES
+            and tensor.dtype in _GATHERED_DTYPES
+        ):
+            vectors = tf.raw_ops.CollectiveGatherV2(input=tensor[tf.newaxis], **collective)
+            return tf.add_n(tf.unstack(vectors, self.size))  # in the same order on every rank
         return tf.raw_ops.CollectiveReduceV2(
-            input=tensor,
-            group_size=self.size,
-            group_key=self._group_key,
-            instance_key=self._instance.assign_add(1, read_value=True),
-            ordering_token=[self._instance.handle],
-            merge_op="Add",
-            final_op="Id",
-            timeout_seconds=_TIMEOUT_SECONDS,
+            input=tensor, merge_op="Add", final_op="Id", **collective
         )
 
+    def _key(self, tensor: tf.Tensor, name: str) -> int | tf.Tensor:
+        """The number by which the ranks know the operation.
+
+        In a graph it follows from the name, so that every step uses the same: for a number never
+        seen before the ranks ask the first of them, which costs as much as the sum. It does not
+        come from counting while tracing, because ranks may trace a different number of times.
+        """
+        if tf.executing_eagerly() or not tensor.shape.is_fully_defined():
+            return self._instance.assign_add(1, read_value=True)
+        text = f"{matched_name(name)} {tensor.dtype.name} {tensor.shape}"
+        return _NAMED_KEYS | (zlib.crc32(text.encode()) & (_NAMED_KEYS - 1))
+
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
-        return _broadcast_by_sum(
+        return broadcast_by_sum(
             tensors, self.rank == root, lambda bits: self.all_reduce_many(bits, "broadcast")
         )
 
@@ -188,7 +183,7 @@ class ReplicaCommunicator(Communicator):
         return tf.gather(add_up(rows), block)
 
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
-        return _broadcast_by_sum(
+        return broadcast_by_sum(
             tensors,
             tf.equal(self._replica, root),
             lambda bits: self.all_reduce_many(bits, "broadcast"),

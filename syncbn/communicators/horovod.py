@@ -7,13 +7,12 @@ cycle (1 ms by default), one MPI all-reduce takes microseconds.
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from syncbn.communicators.base import Communicator, unique_name
+from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.environment import prepare_open_mpi
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
@@ -40,14 +39,8 @@ def import_horovod() -> Any:
 
 
 def wire_name(name: str) -> str:
-    """The name Horovod matches between ranks, from the name of a layer and its operation.
-
-    The numbers Keras puts behind names are left out: a rank that has built one more model, to look
-    at it or to save it, numbers its layers differently, and the ranks would wait for each other for
-    ever. So is the scope of the graph, for the same reason.
-    """
-    stem = re.sub(r"_\d+(?=/|$)", "", name)
-    return graph_name(unique_name(stem).replace("/", "."))
+    """The name Horovod matches between ranks; without the scope of the graph, which may differ."""
+    return graph_name(matched_name(name).replace("/", "."))
 
 
 class HorovodCommunicator(Communicator):
