@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.harness.conductor import Conductor, Contender, Plan, take_turns
+from benchmarks.harness.conductor import Conductor, Plan
 from benchmarks.harness.results import Bar, Report, Timing, arguments, finish
+from benchmarks.harness.turns import Contender, take_turns
 
 VALUES = (130, 1026, 8194)
 RAW, OURS = "raw MPI", "syncbn in a tf.function"
@@ -47,11 +48,13 @@ def measure(toy: bool) -> Report:
         for count in values:
             case = {"values": count, "chain": chain}
             contenders = [Contender(name, jobs[plan.name], case) for _, name, plan in entries]
-            for (words, _, plan), seconds in zip(
+            for (words, _, plan), taken in zip(
                 entries, take_turns(contenders, rounds, steps), strict=True
             ):
-                each = [second / chain for second in seconds]
-                report.timings.append(Timing.of(words, plan.name, in_words(count), each))
+                each = [second / chain for second in taken.seconds]
+                report.timings.append(
+                    Timing.of(words, plan.name, in_words(count), each, taken.others)
+                )
     case_in_words = in_words(values[-1 if toy else 1])
     over = report.median(OURS, case_in_words, "mpi") - report.median(RAW, case_in_words)
     report.bars = [

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness.conductor import Conductor, Contender, Job, Plan, take_turns
+from benchmarks.harness.conductor import Conductor, Job, Plan
 from benchmarks.harness.results import Bar, Report, Timing, arguments, finish
+from benchmarks.harness.turns import Contender, take_turns
 
 SMALL = {"shape": [8, 8, 8, 256], "depth": 50}
 BIG = {"shape": [32, 56, 56, 64], "depth": 4}
@@ -95,10 +96,10 @@ def measure(toy: bool, device: str, ranks: int, rounds: int, steps: int) -> Repo
         for case in cases:
             taking_part = [e for e in entries if e.big or case is not BIG]
             contenders = [Contender(e.name, jobs[e.plan], case) for e in taking_part]
-            for entry, seconds in zip(
+            for entry, taken in zip(
                 taking_part, take_turns(contenders, rounds, steps), strict=True
             ):
-                report.timings.append(Timing.of(entry.words, entry.plan, in_words(case), seconds))
+                report.timings.append(Timing.of(entry.words, entry.plan, in_words(case), *taken))
         if device == "cpu":
             report.details["copy limit"] = _copy_limit(report, jobs["mpi"], cases[-1], toy)
             report.details["roads"] = {name: job.call("road")[0] for name, job in jobs.items()}

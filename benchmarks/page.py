@@ -18,8 +18,7 @@ PARTS = ("layer", "training", "latency", "memory", "scaling")
 
 _INTRODUCTION = {
     "layer": "A chain of layers, forward and backward, with the gradients of γ and β and the "
-    "moving statistics; the sums travel as float64. All contenders were alive at once and took "
-    "turns of five steps. `Keras local` and `TensorFlow fused local` send nothing; the second is "
+    "moving statistics; the sums travel as float64. `Keras local` and `TensorFlow fused local` send nothing; the second is "
     "the kernel that Keras 2 used and Keras 3 no longer does. `horovod` is what `syncbn.init` "
     "makes of it; the last rows send the same sums by Horovod as it comes.",
     "training": "Forward, backward, gradients averaged over the ranks, and the update, of "
@@ -55,7 +54,9 @@ def _page(found: dict[str, dict[str, Any]]) -> str:
         "<!-- Made by `make bench`; changes made here are lost. -->",
         "",
         f"Measured on {layer['date']} by `make bench`, two ranks with one intra-op thread each, on "
-        f"{machine.in_words(layer['machine'])}. Every ratio is one of medians from one run.",
+        f"{machine.in_words(layer['machine'])}. Every ratio is one of medians from one run: all "
+        "contenders were alive at once and took turns. Of each, those turns count in which other "
+        "programs took least of the cores, at most the share that stands under *others*.",
         "",
         "## The bars",
         "",
@@ -80,13 +81,14 @@ def _bar(values: dict[str, Any]) -> Bar:
 
 def _timings(rows: list[dict[str, Any]]) -> list[str]:
     return _table(
-        ("contender", "engine", "min", "median", "p90", "steps"),
+        ("contender", "engine", "min", "median", "p90", "steps", "others"),
         (
             (
                 row["contender"],
                 row["engine"],
                 *(in_milliseconds(row[key]) for key in ("minimum", "median", "p90")),
                 row["samples"],
+                f"{row['others']:.0%}",
             )
             for row in rows
         ),

@@ -22,8 +22,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.conductor import Conductor, Contender, Plan, take_turns
+from benchmarks.harness.conductor import Conductor, Plan
 from benchmarks.harness.results import Report, Timing, arguments, finish, in_milliseconds
+from benchmarks.harness.turns import Contender, take_turns
 
 RANKS, PREDICTED = (1, 2, 4, 8), (2, 4, 8, 64, 512, 4096)
 _VALUES, _CHAIN = (130, 1026, 8194, 65538), 20
@@ -66,14 +67,14 @@ def measure(toy: bool, alpha: float | None = None, beta: float | None = None) ->
             cases = [{"values": v, "chain": chain} for v in values]
             contenders = [Contender("sum", job, case) for case in cases if count > 1]
             contenders.append(Contender("ours", job, layer))
-            for contender, seconds in zip(
+            for contender, taken in zip(
                 contenders, take_turns(contenders, rounds, steps), strict=True
             ):
                 sums = contender.name == "sum"
                 length = chain if sums else layer["depth"]
-                each = [second / length for second in seconds]
+                each = [second / length for second in taken.seconds]
                 case = of_sum(contender.case["values"]) if sums else of_layer(layer["shape"])
-                report.timings.append(Timing.of(in_ranks(count), "mpi", case, each))
+                report.timings.append(Timing.of(in_ranks(count), "mpi", case, each, taken.others))
     fits = {
         str(count): fit(
             [8 * v for v in values], [report.median(in_ranks(count), of_sum(v)) for v in values]

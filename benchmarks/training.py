@@ -7,8 +7,9 @@ Two ranks, one intra-op thread each, 32 images of 32x32 a rank; the contenders t
 
 from collections.abc import Sequence
 
-from benchmarks.harness.conductor import Conductor, Contender, Plan, take_turns
+from benchmarks.harness.conductor import Conductor, Plan
 from benchmarks.harness.results import Bar, Report, Timing, arguments, finish
+from benchmarks.harness.turns import Contender, take_turns
 
 _MPI, _TF = Plan("mpi", "mpirun", "mpi"), Plan("tf", "cluster", "tf")
 OURS, KERAS_LOCAL, KERAS_SYNC = "syncbn", "Keras local", "Keras synchronized"
@@ -34,10 +35,10 @@ def measure(toy: bool) -> Report:
     with Conductor("benchmarks.training_steps") as conductor:
         jobs = conductor.start([_MPI, _TF])
         contenders = [Contender(name, jobs[plan.name], case) for _, name, plan in _ENTRIES]
-        for (words, _, plan), seconds in zip(
+        for (words, _, plan), taken in zip(
             _ENTRIES, take_turns(contenders, rounds, steps), strict=True
         ):
-            report.timings.append(Timing.of(words, plan.name, "a step of ResNet-20", seconds))
+            report.timings.append(Timing.of(words, plan.name, "a step of ResNet-20", *taken))
     if not toy:
         ours = report.median(OURS, "a step of ResNet-20", "mpi")
         report.bars = [

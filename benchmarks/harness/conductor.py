@@ -94,6 +94,12 @@ class Job:
             self._stop(True)
         return [reply["value"] for reply in answers]
 
+    @property
+    def processor_seconds(self) -> float:
+        """What its ranks have computed so far, over all cores."""
+        times = [psutil.Process(number).cpu_times() for number in self._numbers]
+        return sum(used.user + used.system for used in times)
+
     def tail(self) -> str:
         """The last of what the ranks printed."""
         return self._log.read_text(errors="replace")[-3000:]
@@ -194,43 +200,6 @@ class Conductor:
         )
         self._jobs.append(job)
         return job
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Who takes turns.
-
-    Attributes:
-        name: What the service calls it.
-        job: Where it runs.
-        case: What it is given to do.
-    """
-
-    name: str
-    job: Job
-    case: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}:{json.dumps(self.case, sort_keys=True)}"
-
-
-def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> list[list[float]]:
-    """Seconds of `rounds`·`steps` steps of each contender on each rank, in turns that alternate."""
-    for contender in contenders:
-        contender.job.call(
-            "prepare", key=contender.key, contender=contender.name, case=contender.case
-        )
-    seconds: list[list[float]] = [[] for _ in contenders]
-    for turn in range(rounds):
-        order = range(len(contenders)) if turn % 2 == 0 else reversed(range(len(contenders)))
-        for index in order:
-            contender = contenders[index]
-            for of_rank in contender.job.call("run", key=contender.key, steps=steps):
-                seconds[index] += of_rank
-    for contender in contenders:
-        contender.job.call("forget", key=contender.key)
-    return seconds
 
 
 def _descendants(process: int) -> list[psutil.Process]:

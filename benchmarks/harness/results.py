@@ -24,6 +24,7 @@ class Timing:
         engine: How its ranks meet.
         case: What they did.
         samples: How many steps.
+        others: The largest share of all cores that other programs took in a turn that counts.
     """
 
     contender: str
@@ -33,9 +34,12 @@ class Timing:
     minimum: float
     median: float
     p90: float
+    others: float
 
     @classmethod
-    def of(cls, contender: str, engine: str, case: str, seconds: Sequence[float]) -> "Timing":
+    def of(
+        cls, contender: str, engine: str, case: str, seconds: Sequence[float], others: float
+    ) -> "Timing":
         ordered = sorted(seconds)
         return cls(
             contender,
@@ -45,6 +49,7 @@ class Timing:
             ordered[0],
             statistics.median(ordered),
             ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
+            others,
         )
 
 
@@ -121,11 +126,14 @@ class Report:
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         console.print(settings, highlight=False)
         for case in dict.fromkeys(timing.case for timing in self.timings):
-            table = Table("contender", "engine", "min", "median", "p90", "steps", title=case)
+            table = Table(
+                "contender", "engine", "min", "median", "p90", "steps", "others", title=case
+            )
             for timing in self.timings:
                 if timing.case == case:
                     numbers = map(in_milliseconds, (timing.minimum, timing.median, timing.p90))
-                    table.add_row(timing.contender, timing.engine, *numbers, str(timing.samples))
+                    cells = (*numbers, str(timing.samples), f"{timing.others:.0%}")
+                    table.add_row(timing.contender, timing.engine, *cells)
             console.print(table)
         if self.bars:
             table = Table("claim", "bar", "measured", "verdict")

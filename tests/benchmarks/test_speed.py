@@ -104,7 +104,7 @@ def test_a_bar_is_judged_on_its_side() -> None:
 
 
 def test_a_timing_holds_the_middle_and_the_tail() -> None:
-    timing = Timing.of("a", "b", "c", [float(i) for i in range(10, 0, -1)])
+    timing = Timing.of("a", "b", "c", [float(i) for i in range(10, 0, -1)], 0.0)
     assert (timing.minimum, timing.median, timing.p90, timing.samples) == (1.0, 5.5, 10.0, 10)
     report = Report("name", {}, timings=[timing])
     assert report.median("a", "c") == 5.5
