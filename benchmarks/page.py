@@ -18,9 +18,10 @@ PARTS = ("layer", "training", "latency", "memory", "scaling")
 
 _INTRODUCTION = {
     "layer": "A chain of layers, forward and backward, with the gradients of γ and β and the "
-    "moving statistics; the sums travel as float64. `Keras local` and `TensorFlow fused local` send nothing; the second is "
-    "the kernel that Keras 2 used and Keras 3 no longer does. `horovod` is what `syncbn.init` "
-    "makes of it; the last rows send the same sums by Horovod as it comes.",
+    "moving statistics; the sums travel as float64. `Keras local` and `TensorFlow fused local` "
+    "send nothing; the second is the kernel that Keras 2 used and Keras 3 no longer does. "
+    "`horovod` is what `syncbn.init` makes of it; the last rows send the same sums by Horovod as "
+    "it comes.",
     "training": "Forward, backward, gradients averaged over the ranks, and the update, of "
     "ResNet-20 on 32x32 images. `Keras local` averages gradients as syncbn does and statistics "
     "not at all.",

@@ -19,7 +19,7 @@ from benchmarks.harness.conductor import Job
 # Share of all cores that others may take before a turn counts as disturbed.
 _QUIET = 0.05
 # How much longer than `rounds` turns of all contenders it may go on, in seconds.
-_PATIENCE_SECONDS = 25.0
+_PATIENCE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, matched_name
-from syncbn.communicators.environment import prepare_open_mpi
+from syncbn.communicators.environment import prepare_open_mpi, surroundings
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
 
@@ -141,11 +141,21 @@ def initialise_horovod() -> HorovodCommunicator:
     hvd = import_horovod()
     if not hvd.is_initialized():
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+        if _without_mpi():
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
         prepare_open_mpi()
         hvd.init()
     direct = _direct_mpi(hvd)
     return HorovodCommunicator(direct=direct)
+
+
+def _without_mpi() -> bool:
+    """Whether statistics will wait for Horovod's cycles, which then should be short.
+
+    Where they go by MPI directly, short cycles only cost: Horovod's thread asks the other ranks
+    once a cycle, and while it waits for them it takes the core of the thread that computes.
+    """
+    return surroundings().engine != "mpi" or bool(tf.config.get_visible_devices("GPU"))
 
 
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:
