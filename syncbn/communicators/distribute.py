@@ -51,6 +51,7 @@ class ClusterCommunicator(Communicator):
         self._rank = rank
         self._first = first
         self._group_key = group_key
+        self._names: dict[int, str] = {}
         # Numbers what no name tells apart. Its handle is also the ordering token that keeps the
         # collectives in program order.
         with tf.init_scope(), tf.device("CPU:0"):
@@ -106,7 +107,11 @@ class ClusterCommunicator(Communicator):
         if tf.executing_eagerly() or not tensor.shape.is_fully_defined():
             return self._instance.assign_add(1, read_value=True)
         text = f"{matched_name(name)} {tensor.dtype.name} {tensor.shape}"
-        return _NAMED_KEYS | (zlib.crc32(text.encode()) & (_NAMED_KEYS - 1))
+        key = zlib.crc32(text.encode())
+        # Two names that happen to have one number must not be taken for one operation.
+        while self._names.setdefault(key % _NAMED_KEYS, text) != text:
+            key += 1
+        return _NAMED_KEYS + key % _NAMED_KEYS
 
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
         return broadcast_by_sum(

@@ -11,7 +11,7 @@ import tensorflow as tf
 import syncbn
 from syncbn.communicators import Communicator, resolve, shutdown
 from syncbn.communicators.base import pack_by_dtype, unique_name
-from syncbn.communicators.distribute import ReplicaCommunicator
+from syncbn.communicators.distribute import ClusterCommunicator, ReplicaCommunicator
 from syncbn.communicators.environment import cluster_from_tf_config, surroundings
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.errors import (
@@ -229,3 +229,28 @@ def test_a_plain_process_is_a_world_of_one_on_every_engine(
     (answer,) = single_process(1, script(ALONE), [backend]).json()
     name = backend if backend in ("mpi", "horovod") else "local"
     assert answer == [name, 0, 1, 0, 1]
+
+
+def _keys(graph: tf.Graph) -> list[int]:
+    gathers = [op for op in graph.get_operations() if op.type == "CollectiveGatherV2"]
+    return [int(tf.get_static_value(op.inputs[3])) for op in gathers]
+
+
+def test_sums_of_a_cluster_keep_their_keys_and_never_share_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = ClusterCommunicator(tf.distribute.get_strategy(), ["a:1", "b:1"], 0)
+
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        return [cluster.all_reduce(x, name) for name in ("first", "second", "second")]
+
+    def trace() -> list[int]:
+        return _keys(tf.function(step).get_concrete_function(tf.zeros([3], tf.float64)).graph)
+
+    assert len(set(trace())) == 3
+    assert trace() == trace()
+    # Even where their names have the same checksum.
+    monkeypatch.setattr("zlib.crc32", lambda _: 7)
+    cluster = ClusterCommunicator(tf.distribute.get_strategy(), ["a:1", "b:1"], 0)
+    assert len(set(trace())) == 3
+    assert trace() == trace()
