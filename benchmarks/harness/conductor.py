@@ -157,6 +157,9 @@ class Conductor:
         self._directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
         self._server = self._resources.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._server.settimeout(0.5)
+        # Whoever ends us by SIGTERM ends the ranks too: stopped ones would stay for ever.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        self._resources.callback(signal.signal, signal.SIGTERM, before)
         return self
 
     def __exit__(self, *_: object) -> None:
