@@ -9,7 +9,7 @@ import re
 from xdist.scheduler import LoadScopeScheduling
 
 # Each world of the matrix is a job of its own, but those inside a strategy are part of another's.
-_WORLD = re.compile(r"/test_matrix\w*\.py::\w+\[([a-z-]+?)(?:-strategy)?-(\d)[-\]]")
+_WORLD = re.compile(r"/test_matrix\w*\.py::\w+\[([a-z-]+?)(?:-strategy(?:-alone)?)?-(\d)[-\]]")
 
 
 def group(nodeid: str) -> str:

@@ -51,7 +51,8 @@ def _assert_training(server: Prometheus, pages: int) -> None:
     p50, p95 = server.value(P50), server.value(P95)
     assert 0.001 <= p50 <= p95 < 10
     assert 0.005 < server.value(SHARE) < 0.98
-    assert server.value(PARTS) == pytest.approx(1.0, abs=0.05)
+    # Rates of two counters, which a scrape catches at different moments.
+    assert server.value(PARTS) == pytest.approx(1.0, abs=0.2)
     assert server.value(SYNCBN_A_STEP) == pytest.approx(6, rel=0.1)
     assert server.value("max(training_diverged_ranks)") == 0
     assert 0 < server.value("max(training_resident_memory_bytes)") < 2e10

@@ -41,7 +41,9 @@ def in_graph(graph: tf.Graph) -> list[tuple[str, int | None]]:
         shapes = node.attr["_output_shapes"].list.shape
         size = None
         if "T" in node.attr and len(shapes) == 1 and not shapes[0].unknown_rank:
-            elements = np.prod([d.size for d in shapes[0].dim])
+            sizes = [d.size for d in shapes[0].dim]
+            # What is gathered has a row from each rank; the message of this one is a row.
+            elements = np.prod(sizes[1:] if node.op.startswith("CollectiveGather") else sizes)
             size = int(elements * tf.as_dtype(node.attr["T"].type).size)
         found.append((node.op, size))
     return found
