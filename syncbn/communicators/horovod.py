@@ -1,8 +1,8 @@
 """Horovod's core operations (its Keras layer is broken on Keras 3 and is not used).
 
 Operations are matched between ranks by name. Where Horovod itself runs over MPI and the tensors are
-on the CPU, small statistics take the direct MPI road: one Horovod all-reduce waits for the next
-cycle (1 ms by default), one MPI all-reduce takes microseconds.
+on the CPU, sums take the direct MPI road: one Horovod all-reduce waits for the next cycle (1 ms by
+default) and then calls MPI, one MPI all-reduce takes microseconds.
 """
 
 import logging
@@ -48,7 +48,7 @@ class HorovodCommunicator(Communicator):
 
     Args:
         process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
-        direct: The MPI communicator over the same ranks that carries small host sums, or None.
+        direct: The MPI communicator over the same ranks that carries the sums, or None.
     """
 
     name = "horovod"
@@ -86,6 +86,8 @@ class HorovodCommunicator(Communicator):
         return self.size == 1 and (tf.executing_eagerly() or not everyone)
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        if self._direct is not None:
+            return self._direct.all_reduce(tensor, name)
         if tensor.dtype == tf.bfloat16:
             return tf.cast(self._sum(tf.cast(tensor, tf.float32), name), tf.bfloat16)
         return self._hvd.allreduce(
@@ -141,8 +143,7 @@ def initialise_horovod() -> HorovodCommunicator:
     hvd = import_horovod()
     if not hvd.is_initialized():
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
-        if _without_mpi():
-            os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1" if _without_mpi() else "10")
         prepare_open_mpi()
         hvd.init()
     direct = _direct_mpi(hvd)
@@ -150,10 +151,12 @@ def initialise_horovod() -> HorovodCommunicator:
 
 
 def _without_mpi() -> bool:
-    """Whether statistics will wait for Horovod's cycles, which then should be short.
+    """Whether sums will wait for Horovod's cycles, which then should be short.
 
     Where they go by MPI directly, short cycles only cost: Horovod's thread asks the other ranks
-    once a cycle, and while it waits for them it takes the core of the thread that computes.
+    once a cycle, and while it waits for them it takes the core of the thread that computes. Fifty
+    layers on two ranks and two cores took 8 ms with cycles of 10 ms, and 290 ms with the 1 ms that
+    are Horovod's default.
     """
     return surroundings().engine != "mpi" or bool(tf.config.get_visible_devices("GPU"))
 
