@@ -107,7 +107,8 @@ LEARNING_RATE = Metric(
 GRADIENT_NORM = Metric(
     Gauge,
     "training_gradient_norm",
-    "Euclidean norm of the averaged gradients of the newest step.",
+    "Euclidean norm of the averaged gradients of the newest step, or where there are over a "
+    "million of them, of one in the last second.",
     over_ranks="first",
 )
 EPOCH = Metric(Gauge, "training_epoch", "The epoch in progress, from 0.", over_ranks="first")

@@ -53,9 +53,11 @@ or a fleet.
 
 ## What they cost
 
-`mpirun -np 2 python benchmarks/metrics.py` compares the same steps watched and unwatched. A metric
-that fails (a taken port, a full disk, a gateway that does not answer) is one line on stderr;
-training goes on.
+`mpirun -np 2 python benchmarks/metrics.py` compares the same steps watched and unwatched, in
+turns. On two cores, medians of one run: `resnet18` 125.9 ms a step and +0.06 % watched (+0.3 %
+of its processor time); `cnn` 2.1 ms, where the difference (−2 %) was below the noise of the
+machine. A metric that fails (a taken port, a full disk, a gateway that does not answer) is one
+line on stderr; training goes on.
 
 On a GPU the duration of an all-reduce in a graph is the host's view of it. Where one graph runs the
 same all-reduce several times a step (`--micro-batches` without MPI), the last run is counted.
