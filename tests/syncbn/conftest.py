@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 import tensorflow as tf
 
+from syncbn.legacy import default_store, store
 from tests.syncbn.runs import Runs
 
 _CPU = tf.config.list_physical_devices("CPU")[0]
@@ -22,3 +23,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The reports of every world, each made once in a session."""
     with ExitStack() as stack:
         yield Runs(tmp_path_factory.mktemp, stack)
+
+
+@pytest.fixture
+def fresh_layers() -> Iterator[None]:
+    """A process in which the functions of `syncbn.legacy` have made no layer yet."""
+    default_store().clear()
+    store._explained.clear()
+    yield
+    default_store().clear()

@@ -1,6 +1,5 @@
 """Communicators without a job: the local one, names, packing, and which communicator is current."""
 
-import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,6 @@ import syncbn
 from syncbn.communicators import Communicator, resolve, shutdown
 from syncbn.communicators.base import pack_by_dtype, unique_name
 from syncbn.communicators.distribute import ClusterCommunicator, ReplicaCommunicator
-from syncbn.communicators.environment import cluster_from_tf_config, surroundings
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.errors import (
     MissingEngineError,
@@ -23,13 +21,6 @@ from syncbn.errors import (
 )
 from tests.processes import Launcher
 from tests.syncbn.worlds import mirrored
-
-TF_CONFIG = json.dumps(
-    {
-        "cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]},
-        "task": {"type": "worker", "index": 1},
-    }
-)
 
 
 @pytest.fixture
@@ -82,38 +73,6 @@ def test_names_are_unique_within_a_graph_and_equal_between_traces() -> None:
 
     assert trace() == trace() == ["a/1", "b/1", "a/2", "a/3"]
     assert unique_name("a") == unique_name("a") == "a"
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, ("local", 0, 1)),
-        ({"HOROVOD_SIZE": "4", "HOROVOD_RANK": "3"}, ("horovod", 3, 4)),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, ("mpi", 1, 2)),
-        ({"PMI_SIZE": "3", "PMI_RANK": "2"}, ("mpi", 2, 3)),
-        ({"TF_CONFIG": TF_CONFIG}, ("tf", 2, 3)),
-        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}}'}, ("local", 0, 1)),
-        ({"TF_CONFIG": ""}, ("local", 0, 1)),
-        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1", "PMI_SIZE": "9"}, ("horovod", 1, 2)),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "TF_CONFIG": TF_CONFIG}, ("mpi", 0, 2)),
-    ],
-    ids=str,
-)
-def test_what_the_launcher_says(variables: dict[str, str], expected: tuple[str, int, int]) -> None:
-    around = surroundings(variables)
-    assert (around.engine, around.rank, around.size) == expected
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}', '{"task": {"index": "x"}}', "7"])
-def test_broken_tf_config(text: str) -> None:
-    with pytest.raises(WorldError, match="TF_CONFIG must be JSON") as caught:
-        cluster_from_tf_config(text)
-    assert f"Received: {text!r}" in str(caught.value)
-
-
-def test_broken_numbers_of_ranks() -> None:
-    with pytest.raises(WorldError, match=r"must be whole numbers\. Received: 'two'"):
-        surroundings({"HOROVOD_SIZE": "two"})
 
 
 @pytest.mark.usefixtures("fresh")

@@ -1,7 +1,6 @@
 """The layer in one process, beside `keras.layers.BatchNormalization`: same names, same numbers."""
 
 import inspect
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,31 +10,7 @@ import tensorflow as tf
 import syncbn
 from syncbn import SyncBatchNormalization
 from tests.syncbn.oracle import relative_error
-
-Stock = keras.layers.BatchNormalization
-
-
-def pair(shape: tuple[int, ...], **arguments: Any) -> tuple[Any, Any]:
-    """The stock layer and ours with equal weights."""
-    stock, ours = Stock(**arguments), SyncBatchNormalization(**arguments)
-    generator = np.random.default_rng(0)
-    for layer in (stock, ours):
-        layer.build(shape)
-    weights = [np.abs(generator.normal(size=w.shape)) + 0.5 for w in stock.weights]
-    for layer in (stock, ours):
-        layer.set_weights(weights)
-    return stock, ours
-
-
-def train(layer: Any, x: np.ndarray, dy: np.ndarray, **call: Any) -> list[np.ndarray]:
-    """Outputs, dx and the gradients of the weights, for the loss Σ y·dy."""
-    x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=True, **call)
-    sources = [x, *(w.value for w in layer.trainable_weights)]
-    gradients = tape.gradient(y, sources, output_gradients=tf.cast(dy, y.dtype))
-    return [v.numpy() for v in (y, *gradients)]
+from tests.syncbn.stock import Stock, pair, train
 
 
 def test_it_is_a_keras_batch_normalization() -> None:
@@ -130,18 +105,6 @@ def test_inference_as_stock(dtype: str, call: dict[str, bool]) -> None:
     assert relative_error(tf.cast(got, "float64"), tf.cast(expected, "float64")) < tolerance
 
 
-def test_mask_as_stock() -> None:
-    stock, ours = pair((4, 6, 3), momentum=0.5)
-    generator = np.random.default_rng(3)
-    x, dy = generator.normal(size=(2, 4, 6, 3)).astype("float32")
-    mask = generator.uniform(size=(4, 6)) > 0.3
-    results = (train(stock, x, dy, mask=mask), train(ours, x, dy, mask=mask))
-    for expected, got in zip(*results, strict=True):
-        assert relative_error(got, expected) < 2e-6
-    for expected, got in zip(stock.weights, ours.weights, strict=True):
-        assert relative_error(got.numpy(), expected.numpy()) < 2e-6
-
-
 @pytest.mark.parametrize("clipping", [None, {"rmax": 1.2, "rmin": 0.9, "dmax": 0.3}])
 def test_renorm_as_stock(clipping: dict[str, float] | None) -> None:
     stock, ours = pair(
@@ -166,79 +129,6 @@ def test_regularizers_and_constraints_reach_the_weights() -> None:
     layer(np.ones((4, 3), "float32"), training=True)
     assert len(layer.losses) == 2
     assert isinstance(layer.gamma.constraint, keras.constraints.NonNeg)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("mixed", [True, False])
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {"zero_debias_moving_mean": True, "renorm": True}, {"virtual_batch_size": 2}],
-    ids=str,
-)
-def test_half_precision_policies(dtype: str, mixed: bool, arguments: dict[str, Any]) -> None:
-    layer = SyncBatchNormalization(dtype=f"mixed_{dtype}" if mixed else dtype, **arguments)
-    x = tf.cast(np.random.default_rng(5).normal(size=(8, 3)), dtype)
-    y, dx, dgamma, dbeta = train(layer, x, np.ones((8, 3)))
-    assert {tf.as_dtype(v.dtype).name for v in (y, dx)} == {dtype}
-    expected = "float32" if mixed else dtype
-    assert {tf.as_dtype(v.dtype).name for v in (dgamma, dbeta)} == {expected}
-    assert {w.dtype for w in layer.weights} == {expected}
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_large_half_precision_values_do_not_overflow(masked: bool) -> None:
-    # Their sum exceeds 65504 at the second row, their squares at once.
-    generator = np.random.default_rng(6)
-    x = (generator.uniform(0.5, 1.0, size=(64, 4, 3)) * 60000).astype("float16")
-    layer = SyncBatchNormalization(dtype="mixed_float16", momentum=0.0)
-    call = {"mask": np.ones((64, 4), bool)} if masked else {}
-    y, dx, dgamma, _ = train(layer, x, np.ones(x.shape), **call)
-    wide = x.astype("float64")
-    assert np.all(np.isfinite(np.concatenate([v.ravel() for v in (y, dx, dgamma)])))
-    assert relative_error(layer.moving_mean.numpy(), wide.mean((0, 1))) < 2e-6
-    assert relative_error(layer.moving_variance.numpy(), wide.var((0, 1))) < 2e-6
-
-
-def test_weights_keep_their_precision_in_half_precision_layers() -> None:
-    # Keras casts every float argument to the compute dtype: float16 cannot hold 0.1 or 100001.
-    generator = np.random.default_rng(7)
-    x = generator.normal(size=(6, 3)).astype("float16")
-    weights = np.array([0.1, 0.3, 1.7, 100001.0, 54321.5, 70000.25], "float32")
-    layer = SyncBatchNormalization(dtype="mixed_float16", momentum=0.0)
-    layer(x, training=True, batch_weights=weights)
-    exact = np.average(x.astype("float64"), axis=0, weights=weights)
-    assert relative_error(layer.moving_mean.numpy(), exact) < 2e-6
-
-
-def test_a_mask_of_an_earlier_layer_counts_beside_weights() -> None:
-    tokens = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 1, 1, 1]])
-    embedding = keras.layers.Embedding(5, 3, mask_zero=True)
-    layers = [SyncBatchNormalization(momentum=0.0) for _ in range(3)]
-    hidden = embedding(tokens)
-    layers[0](hidden, training=True, mask=tokens != 0)
-    layers[1](hidden, training=True)
-    layers[2](hidden, training=True, batch_weights=np.ones(3, "float32"))
-    for layer in layers[1:]:
-        np.testing.assert_array_equal(layer.moving_mean, layers[0].moving_mean)
-        np.testing.assert_array_equal(layer.moving_variance, layers[0].moving_variance)
-
-
-def test_integer_weights_and_numeric_masks() -> None:
-    generator = np.random.default_rng(8)
-    x = generator.normal(size=(4, 2, 3)).astype("float32")
-    repeated = np.repeat(x, [1, 3, 0, 2], axis=0)
-    weighted, plain = (SyncBatchNormalization(momentum=0.0) for _ in range(2))
-    weighted(x, training=True, batch_weights=np.array([1, 3, 0, 2]))
-    plain(repeated, training=True)
-    assert relative_error(weighted.moving_variance.numpy(), plain.moving_variance.numpy()) < 1e-6
-    masks = [np.array([[1, 0]] * 4, kind) for kind in ("bool", "int32", "float32")]
-    means = []
-    for mask in masks:
-        layer = SyncBatchNormalization(momentum=0.0)
-        layer(x, training=True, mask=mask)
-        means.append(layer.moving_mean.numpy())
-    np.testing.assert_array_equal(means[1], means[0])
-    np.testing.assert_array_equal(means[2], means[0])
 
 
 def test_frozen_is_inference() -> None:
@@ -275,22 +165,3 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
         penalty = tf.reduce_sum(slope**2)
     with pytest.raises(LookupError, match="second derivative"):
         outer.gradient(penalty, x)
-
-
-def test_weights_and_masks_in_a_functional_model() -> None:
-    generator = np.random.default_rng(12)
-    tokens = generator.integers(0, 4, size=(6, 5))
-    weights = generator.uniform(0.5, 2.0, size=6).astype("float32")
-    keras.utils.set_random_seed(0)
-    ids, per_sample = keras.Input((5,), dtype="int32"), keras.Input((), name="weights")
-    embedding = keras.layers.Embedding(4, 3, mask_zero=True)
-    layer = SyncBatchNormalization(momentum=0.0)
-    outputs = layer(embedding(ids), batch_weights=per_sample)
-    model = keras.Model([ids, per_sample], outputs)
-    model([tokens, weights], training=True)
-    alone = SyncBatchNormalization(momentum=0.0)
-    alone(embedding(tokens), training=True, mask=tokens != 0, batch_weights=weights)
-    np.testing.assert_array_equal(layer.moving_mean, alone.moving_mean)
-    again = keras.models.clone_model(model)
-    again.set_weights(model.get_weights())
-    np.testing.assert_array_equal(again([tokens, weights]), model([tokens, weights]))

@@ -11,21 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from syncbn import legacy
-
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "tensorflow1.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+
+pytestmark = pytest.mark.usefixtures("fresh_layers")
 
 
 def run(block: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(block, str(GUIDE), "exec"), names)
     return names
-
-
-@pytest.fixture(autouse=True)
-def _fresh_store() -> None:
-    legacy.default_store().clear()
 
 
 def test_store_block(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every feature of the layer on every engine, against the oracle (features.py runs them)."""
+"""Every feature of the layer on every engine, against the oracle (features/ runs them)."""
 
 import pytest
 

@@ -1,9 +1,7 @@
-"""The observers of a rank by themselves: what each notes, and that none of them stops training."""
+"""The observers of a rank: none of them stops training; drift, traces and local ranks."""
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,42 +9,12 @@ import pytest
 
 from launcher.errors import MissingToolError
 from launcher.metrics import RANK_METRICS, Page
-from launcher.metrics import definitions as m
-from launcher.train.observers import EpochDone, Observer, Observers, RunStarted, StepDone
-from launcher.train.watch.exchange import Exchange, slowest
+from launcher.train.observers import Observer, Observers, StepDone
 from launcher.train.watch.exporter import local_rank
-from launcher.train.watch.journal import Journal, thinning
-from launcher.train.watch.measures import Measures, Sums
+from launcher.train.watch.measures import Measures
 from launcher.train.watch.profile import chrome_trace
 from launcher.train.watch.statistics import Drifts, weights_to_compare
-from syncbn.communicators.local import LocalCommunicator
-from syncbn.telemetry import Span
-
-
-def _run(step: int = 0, **changes: Any) -> RunStarted:
-    fields: dict[str, Any] = {
-        "model": "cnn",
-        "dataset": "digits",
-        "parameters": 1,
-        "rank": 0,
-        "world_size": 1,
-        "backend": "local",
-        "norm": "sync",
-        "epochs": 2,
-        "epoch": 0,
-        "step": step,
-        "steps_per_epoch": 10,
-        "output": Path(),
-    }
-    return RunStarted(**(fields | changes))
-
-
-def _step(step: int, loss: float = 0.5, seconds: float = 0.1) -> StepDone:
-    return StepDone(0, step, loss, 0.9, 64, 0.01, seconds, 32, 0.02)
-
-
-def _epoch(step: int) -> EpochDone:
-    return EpochDone(0, step, 0.5, 0.9, 0.6, 0.8, 0.01, 100.0, 1.0)
+from tests.launcher.metrics.events import run_started, step_done
 
 
 class _Failing(Observer):
@@ -72,9 +40,9 @@ def test_an_observer_that_fails_is_one_line_and_training_goes_on(
 ) -> None:
     failing, later = _Failing(error), Measures(Page(RANK_METRICS))
     observers = Observers([failing, later])
-    observers.on_start(_run())
+    observers.on_start(run_started())
     for step in range(1, 4):
-        observers.on_step(_step(step))
+        observers.on_step(step_done(step))
     assert failing.calls == 1
     assert len(later.take_window().steps) == 2
     said = capsys.readouterr().err
@@ -87,122 +55,7 @@ def test_an_essential_observer_ends_the_job() -> None:
     failing = _Failing(RuntimeError("a peer is gone"))
     failing.essential = True
     with pytest.raises(RuntimeError, match="peer"):
-        Observers([failing]).on_step(_step(1))
-
-
-def test_the_parts_of_a_step_add_up() -> None:
-    sums = Sums()
-    spans = [
-        Span("sync_batch_norm", "a", 0.0, 0.01, 1040),
-        Span("sync_batch_norm", "b", 0.0, 0.02, 1040),
-        Span("gradients", "g", 0.0, 0.015, 265_000),
-        Span("other", "s", 0.0, 0.005, 16),
-    ]
-    sums.add(_step(1), spans)
-    assert sum(sums.parts.values()) == pytest.approx(0.1)
-    assert sums.parts["compute"] == pytest.approx(0.1 - 0.02 - 0.05)
-    assert sums.all_reduces["sync_batch_norm"] == [0.01, 0.02]
-    assert sums.bytes == {"sync_batch_norm": 2080, "gradients": 265_000, "other": 16}
-    sums.add(_step(2, seconds=0.03), [*spans, *spans])
-    assert sums.parts["compute"] == pytest.approx(0.03), "overlapping collectives: never negative"
-
-
-def test_the_page_follows_the_steps_to_the_last_one() -> None:
-    page = Page(RANK_METRICS)
-    measures = Measures(page)
-    measures.on_start(_run(step=7))
-    for step in (8, 9, 10):
-        measures.on_step(_step(step, loss=math.nan if step == 10 else 0.5))
-    measures.on_epoch(_epoch(10))
-    measures.on_end({})
-    text = page.text().decode()
-    for line in (
-        "training_steps_total 3.0",
-        "training_examples_total 96.0",
-        "training_step_duration_seconds_count 3.0",
-        "training_loss NaN",
-        "training_non_finite_losses_total 1.0",
-        "training_validation_accuracy_ratio 0.8",
-        "training_learning_rate 0.01",
-    ):
-        assert f"\n{line}\n" in text
-    assert len(measures.take_window().steps) == 2, "the compiled first step is in no window"
-    assert measures.take_window().steps == []
-
-
-def test_windows_close_after_fifty_steps_and_at_the_end_of_epochs(tmp_path: Path) -> None:
-    page = Page(RANK_METRICS)
-    measures = Measures(page)
-    heard: list[tuple[int, int]] = []
-
-    class Listener(Observer):
-        def on_window(self, window: Any) -> None:
-            heard.append((window.step, window.steps))
-
-    variable = keras.Variable(np.ones(3))
-    ranks = LocalCommunicator()
-    exchange = Exchange(measures, page, ranks, [variable], Listener())
-    observers = Observers([measures, exchange])
-    observers.on_start(_run(epochs=1, steps_per_epoch=70))
-    for step in range(1, 71):
-        observers.on_step(_step(step))
-    observers.on_epoch(_epoch(70))
-    observers.on_step(_step(71))
-    observers.on_end({"steps": 71})
-    assert heard == [(51, 50), (70, 19), (71, 1)]
-    assert page.registry.get_sample_value("training_diverged_ranks") == 0
-    assert page.registry.get_sample_value("training_slowest_rank_ratio") == 1
-
-
-def test_the_slowest_rank_is_compared_with_the_others() -> None:
-    assert slowest(np.array([1.0, 1.5])) == (1, 1.5)
-    rank, ratio = slowest(np.array([1.0, 1.1, 2.0, 1.2]))
-    assert (rank, round(ratio, 4)) == (2, 1.8182)
-    assert slowest(np.array([3.0])) == (0, 1.0)
-    assert slowest(np.zeros(2)) == (0, 1.0)
-
-
-def test_the_journal_is_json_thinned_and_cut_back_on_resume(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    about = {"config": {"seed": 0}}
-    journal = Journal(path, about, lambda: 2.0, lambda: {"bn": (0.1, 0.2)})
-    journal.on_start(_run())
-    for step in range(1, 21):
-        journal.on_step(_step(step, loss=math.inf if step == 20 else 0.123456789))
-    journal.on_epoch(_epoch(20))
-    with path.open("a") as file:
-        file.write('{"event": "step", "step": 21, "lo')
-
-    resumed = Journal(path, about, lambda: 2.0, dict)
-    resumed.on_start(_run(step=10))
-    resumed.on_step(_step(11))
-    resumed.on_end({"steps": 11, "stopped": True})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["start", *["step"] * 10, "start", "step", "end"]
-    assert [line["step"] for line in lines] == [0, *range(1, 11), 10, 11, 11]
-    assert lines[1]["loss"] == 0.1234568
-    assert lines[1]["gradient_norm"] == 2.0
-    assert lines[0]["config"] == {"seed": 0}
-
-
-def test_steps_are_thinned_out_the_further_a_run_gets() -> None:
-    assert [thinning(step) for step in (1, 1999, 2000, 4000, 1_000_000)] == [1, 1, 2, 4, 512]
-    kept = sum(step % thinning(step) == 0 for step in range(1, 1_000_001))
-    assert kept < 12_000
-
-
-def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    journal = Journal(path, {}, lambda: math.nan, dict)
-    journal.on_start(_run())
-    journal.on_step(_step(1, loss=math.nan))
-    journal.on_end({"steps": 1, "stopped": False})
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
-
-    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
-    assert lines[1]["loss"] is None
+        Observers([failing]).on_step(step_done(1))
 
 
 def test_drift_is_in_standard_deviations() -> None:
@@ -263,8 +116,3 @@ def test_the_local_rank_is_known_before_any_engine_is_up(
     environment: dict[str, str], expected: int
 ) -> None:
     assert local_rank(environment) == expected
-
-
-def test_every_part_of_a_step_and_kind_of_all_reduce_is_a_label() -> None:
-    assert set(Sums().parts) == set(m.STEP_PARTS)
-    assert set(Sums().all_reduces) == set(m.ALL_REDUCE_KINDS)

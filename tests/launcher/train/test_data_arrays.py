@@ -1,0 +1,122 @@
+"""Digits, MNIST and CIFAR-10: arrays in files as their makers write them, whole and damaged."""
+
+import gzip
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher.errors import UsageError
+from launcher.train.data import DataError
+from tests.launcher.train.loading import load
+
+RANDOM = np.random.default_rng(5)
+
+
+def test_digits_are_real_standardized_and_split_for_good() -> None:
+    first, second = load("digits", seed=1), load("digits", seed=2)
+    assert (len(first.train), len(first.validation)) == (1438, 359)
+    features, labels = first.train.read(np.arange(1438))
+    assert abs(features.mean()) < 1e-3
+    assert abs(features.std() - 1) < 1e-3
+    assert set(labels.tolist()) == set(range(10))
+    np.testing.assert_array_equal(
+        first.validation.read(np.arange(10))[0], second.validation.read(np.arange(10))[0]
+    )
+
+
+def _mnist(directory: Path, compress: bool = False) -> dict[str, np.ndarray]:
+    arrays = {
+        "train-images-idx3-ubyte": RANDOM.integers(0, 256, (20, 5, 4), np.uint8),
+        "train-labels-idx1-ubyte": np.arange(20, dtype=np.uint8) % 10,
+        "t10k-images-idx3-ubyte": RANDOM.integers(0, 256, (6, 5, 4), np.uint8),
+        "t10k-labels-idx1-ubyte": np.arange(6, dtype=np.uint8),
+    }
+    for name, array in arrays.items():
+        head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        content = head + array.tobytes()
+        if compress:
+            (directory / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (directory / name).write_bytes(content)
+    return arrays
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_mnist_in_idx_files(tmp_path: Path, compress: bool) -> None:
+    arrays = _mnist(tmp_path, compress)
+    data = load("mnist", tmp_path)
+    assert (data.shape, data.classes, len(data.train), len(data.validation)) == (
+        (5, 4, 1),
+        10,
+        20,
+        6,
+    )
+    features, labels = data.train.read(np.arange(20))
+    images = arrays["train-images-idx3-ubyte"].astype(np.float64)
+    expected = (images - images.mean()) / images.std()
+    np.testing.assert_allclose(features[..., 0], expected, atol=1e-5)
+    np.testing.assert_array_equal(labels, arrays["train-labels-idx1-ubyte"])
+
+
+def test_mnist_in_an_npz_file(tmp_path: Path) -> None:
+    arrays = list(_mnist(tmp_path).values())
+    path = tmp_path / "mnist.npz"
+    np.savez(path, x_train=arrays[0], y_train=arrays[1], x_test=arrays[2], y_test=arrays[3])
+    assert len(load("mnist", path).train) == 20
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"mnist\.npz is damaged"):
+        load("mnist", path)
+
+
+def test_damaged_and_missing_mnist_files_are_named(tmp_path: Path) -> None:
+    _mnist(tmp_path)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-3])
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte is damaged: expected 20 bytes"):
+        load("mnist", tmp_path)
+    labels.unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte \(or .gz\) does not exist"):
+        load("mnist", tmp_path)
+    with pytest.raises(UsageError, match="needs --data"):
+        load("mnist")
+
+
+def _cifar(directory: Path) -> np.ndarray:
+    images = RANDOM.integers(0, 256, (4, 3072), np.uint8)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        batch = {b"data": images, b"labels": [0, 1, 2, 9], b"batch_label": b"x"}
+        (directory / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return images
+
+
+def test_cifar10_batches(tmp_path: Path) -> None:
+    images = _cifar(tmp_path)
+    data = load("cifar10", tmp_path)
+    assert (data.shape, data.classes, len(data.train), len(data.validation)) == (
+        (32, 32, 3),
+        10,
+        20,
+        4,
+    )
+    features, labels = data.train.read(np.array([2]))
+    plane = images[2].reshape(3, 32, 32).astype(np.float64)
+    expected = (plane.transpose(1, 2, 0) - images.mean()) / images.std()
+    np.testing.assert_allclose(features[0], expected, atol=1e-5)
+    assert labels.tolist() == [2]
+
+
+def test_a_cifar10_file_cannot_run_anything(tmp_path: Path) -> None:
+    _cifar(tmp_path)
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (witness,))
+
+    (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(DataError, match=r"data_batch_3 is damaged.*it asks for"):
+        load("cifar10", tmp_path)
+    assert not witness.exists()

@@ -1,0 +1,54 @@
+"""Which examples each rank reads, in which order, and how they are fetched and augmented."""
+
+import numpy as np
+import pytest
+
+from launcher.train.data import batches
+from launcher.train.data.order import epoch_order, rank_shares, steps_left
+from tests.launcher.train.loading import load
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_ranks_share_an_epoch_without_overlap(size: int) -> None:
+    order = epoch_order(103, seed=4, epoch=2)
+    shares = [list(rank_shares(order, 0, 8, rank, size)) for rank in range(size)]
+    assert {len(share) for share in shares} == {steps_left(103, 0, 8, size)}
+    for step in zip(*shares, strict=True):
+        rows = [len(part) for part in step]
+        assert max(rows) - min(rows) <= 1
+        assert min(rows) > 0
+    everything = np.concatenate([part for share in shares for part in share])
+    assert sorted(everything.tolist()) == list(range(103))
+    assert not np.array_equal(order, epoch_order(103, seed=4, epoch=3))
+    np.testing.assert_array_equal(order, epoch_order(103, seed=4, epoch=2))
+
+
+def test_a_global_batch_does_not_depend_on_the_world_size() -> None:
+    order = epoch_order(100, seed=0, epoch=0)
+    one = list(rank_shares(order, 40, 24, 0, 1))
+    three = [list(rank_shares(order, 40, 8, rank, 3)) for rank in range(3)]
+    for step, batch in enumerate(one):
+        joined = np.concatenate([share[step] for share in three])
+        np.testing.assert_array_equal(joined, batch)
+
+
+def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
+    digits = load("digits").train
+    with batches(digits, [np.arange(3), np.array([10**6])]) as ready:
+        assert len(next(ready)[1]) == 3
+        with pytest.raises(IndexError):
+            next(ready)
+    with batches(digits, (np.arange(2) for _ in range(10**9))) as ready:
+        next(ready)
+
+
+def test_augmentation_is_drawn_anew_each_epoch_and_alike_on_all_ranks() -> None:
+    plain, moved = load("digits"), load("digits", augment="flip")
+    first, order = moved.train.in_epoch(0, 0)
+    second, _ = moved.train.in_epoch(0, 1)
+    some = order[:50]
+    np.testing.assert_array_equal(first.read(some)[0][10:20], first.read(some[10:20])[0])
+    assert not np.array_equal(first.read(some)[0], second.read(some)[0])
+    assert not np.array_equal(first.read(some)[0], plain.train.read(some)[0])
+    np.testing.assert_array_equal(first.read(some)[1], plain.train.read(some)[1])
+    assert first.read(some)[0].shape == (50, 8, 8, 1)
