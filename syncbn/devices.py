@@ -6,17 +6,25 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn import native
-from syncbn.communicators.base import Communicator
 
 
-def native_operations(communicator: Communicator) -> Any | None:
+def native_operations() -> Any | None:
     """The C++ operations when they are the best road for the layer, else None.
 
     They run on the CPU, and XLA cannot compile them.
     """
-    if communicator.jit_compatible or tf.config.get_visible_devices("GPU"):
+    if inside_xla() or tf.config.get_visible_devices("GPU"):
         return None
     return native.operations()
+
+
+def inside_xla() -> bool:
+    """Whether the graph being traced is one that XLA must compile."""
+    if tf.executing_eagerly():
+        return False
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def synchronized_normalization(
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
         the joined batch (no gradient).
     """
-    operations = devices.native_operations(communicator)
+    operations = devices.native_operations()
     if operations is not None:
         return road.normalization(
             operations, inputs, scale, offset, layout, epsilon, moving, communicator, name

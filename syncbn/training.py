@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn import telemetry
+from syncbn import devices, telemetry
 from syncbn.accumulation import PassSums
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators import resolve
@@ -112,7 +112,7 @@ class _Distributed:
         if ranks.size == 1 and self._passes == 1 and weight is None:
             self._update(list(grads), trainable_variables)
             return
-        if not tf.executing_eagerly() and _inside_xla():
+        if devices.inside_xla():
             raise ValueError(
                 "Gradients cannot be averaged inside a graph compiled by XLA: "
                 "call compile(..., jit_compile=False) "
@@ -271,9 +271,3 @@ def carry_distribution(source: keras.Model, target: keras.Model) -> None:
     )
     if getattr(vars(source).get("train_step"), "__name__", None) == "weighed_train_step":
         weigh_rows(target)
-
-
-def _inside_xla() -> bool:
-    from tensorflow.python.ops import control_flow_util
-
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

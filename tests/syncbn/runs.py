@@ -5,9 +5,11 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from syncbn import devices
 from syncbn.communicators.local import LocalCommunicator
 from tests.processes import Horovodrun, Launcher, Mpirun, TensorFlowCluster
 from tests.syncbn import counting, features, matrix
@@ -27,7 +29,12 @@ INSIDE_STRATEGY = {
     "multiworker-strategy": "tf-strategy",
     "multiworker-strategy-alone": "tf-strategy-alone",
 }
-IN_PROCESS = [pytest.param("local", 1), pytest.param("mirrored", 2), pytest.param("mirrored", 3)]
+# The second world goes the road of TensorFlow operations, as on a GPU.
+LOCAL = ("local", "local-by-tensorflow")
+IN_PROCESS = [
+    *(pytest.param(world, 1) for world in LOCAL),
+    *(pytest.param("mirrored", size) for size in (2, 3)),
+]
 _MARKS = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
 MULTI_PROCESS = [
     pytest.param(world, size, marks=_MARKS)
@@ -73,6 +80,10 @@ class Runs:
     def _run(self, job: str, size: int) -> None:
         if job == "local":
             self._reports[job, size] = report(ProcessWorld(LocalCommunicator()))
+            return
+        if job == "local-by-tensorflow":
+            with mock.patch.object(devices, "native_operations", return_value=None):
+                self._reports[job, size] = report(ProcessWorld(LocalCommunicator()))
             return
         if job == "mirrored":
             self._reports[job, size] = report(mirrored(size))

@@ -93,6 +93,19 @@ def test_xla_may_compile_it_where_nothing_is_sent(synchronized: bool) -> None:
     assert relative_error(compiled(x), SyncBatchNormalization()(x, training=True)) < 1e-6
 
 
+def test_the_native_operations_serve_a_process_alone_but_not_xla() -> None:
+    layer = SyncBatchNormalization()
+
+    def kinds(jit_compile: bool) -> set[str]:
+        traced = tf.function(lambda x: layer(x, training=True), jit_compile=jit_compile)
+        graph = traced.get_concrete_function(tf.TensorSpec([8, 3])).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    native = {"SyncbnLocalSums", "SyncbnNormalize"}
+    assert native <= kinds(jit_compile=False)
+    assert not native & kinds(jit_compile=True)
+
+
 def test_gradient_accumulation_of_keras() -> None:
     x, y = data()
     models = []
