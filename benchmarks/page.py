@@ -1,4 +1,4 @@
-"""docs/performance.md from the figures that the benchmarks wrote.
+"""docs/performance.md and README's table of speed, from the figures that the benchmarks wrote.
 
 python -m benchmarks.page [DIRECTORY]
 """
@@ -14,6 +14,15 @@ from benchmarks.harness import machine
 from benchmarks.harness.results import Bar, in_milliseconds
 
 DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
+README = DOCUMENTS.parent / "README.md"
+# Around the table in README.
+BEGIN, END = "<!-- speed: made by `make bench` -->", "<!-- end of speed -->"
+# Contenders and engines, by the heads of README's table.
+_COLUMNS = {
+    "syncbn": ("syncbn", "mpi"),
+    "Keras, local": ("Keras local", "mpi"),
+    "Keras, synchronized": ("Keras synchronized", "tf"),
+}
 PARTS = ("layer", "training", "latency", "memory", "scaling")
 
 _INTRODUCTION = {
@@ -37,7 +46,7 @@ _INTRODUCTION = {
 
 
 def write(directory: Path) -> None:
-    """Writes the page and its plots.
+    """Writes the page and its plots, and renews the table in README.
 
     Args:
         directory: Holds NAME.json of each of PARTS.
@@ -45,6 +54,25 @@ def write(directory: Path) -> None:
     found = {name: json.loads((directory / f"{name}.json").read_text()) for name in PARTS}
     figures.draw(found, DOCUMENTS / "figures")
     (DOCUMENTS / "performance.md").write_text(_page(found))
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text("\n".join([before + BEGIN, "", *_speed(found), "", END + after]))
+
+
+def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
+    """README's table: the median step of ours and of Keras', case by case."""
+    medians = {
+        (timing["case"], timing["contender"], timing["engine"]): timing["median"]
+        for name in ("layer", "training")
+        for timing in found[name]["timings"]
+    }
+    return _table(
+        ("median step of two ranks", *_COLUMNS),
+        (
+            (case, *(in_milliseconds(medians[case, *column]) for column in _COLUMNS.values()))
+            for case in dict.fromkeys(case for case, _, _ in medians)
+        ),
+    )
 
 
 def _page(found: dict[str, dict[str, Any]]) -> str:

@@ -69,6 +69,9 @@ def test_the_page_holds_every_bar_and_plot(
     found: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "DOCUMENTS", tmp_path)
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(page, "README", readme)
+    readme.write_text(f"before\n\n{page.BEGIN}\n\nold figures\n\n{page.END}\n\nafter\n")
     figures_of_parts = tmp_path / "figures-of-parts"
     figures_of_parts.mkdir()
     for name, part in found.items():
@@ -81,6 +84,11 @@ def test_the_page_holds_every_bar_and_plot(
     for name in ("layer", "training", "latency", "scaling"):
         assert f"figures/performance-{name}.svg" in text
         assert "</svg>" in (tmp_path / "figures" / f"performance-{name}.svg").read_text()
+    before, table, after = readme.read_text().partition("| a step of ResNet-20 |")
+    assert table
+    assert before.startswith(f"before\n\n{page.BEGIN}\n\n| ")
+    assert after.endswith(f" |\n\n{page.END}\n\nafter\n")
+    assert "old figures" not in before + after
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
