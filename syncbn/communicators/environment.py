@@ -83,6 +83,14 @@ def surroundings(environ: dict[str, str] | None = None) -> Surroundings:
     return Surroundings("local", 0, 1, "")
 
 
+def local_ranks() -> int:
+    """How many ranks the job has on this host, at least; 1 where its launcher does not say."""
+    for key in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
+        if os.environ.get(key, "").isdecimal():
+            return int(os.environ[key])
+    return 1
+
+
 # Messages of up to so many bytes go to a rank of the same host at once. By default Open MPI asks
 # first from 4 KiB on: a sum of 1,026 float64 (256 channels) then takes 6.5 µs between two ranks
 # instead of 2.3 µs, and a whole turn of the scheduler where other programs want the cores.

@@ -1,8 +1,8 @@
 """Horovod's core operations (its Keras layer is broken on Keras 3 and is not used).
 
 Operations are matched between ranks by name. Where Horovod itself runs over MPI and the tensors are
-on the CPU, sums take the direct MPI road: one Horovod all-reduce waits for the next cycle (1 ms by
-default) and then calls MPI, one MPI all-reduce takes microseconds.
+on the CPU, everything takes the direct MPI road: one Horovod all-reduce waits for the next cycle
+(1 ms by default) and then calls MPI, one MPI all-reduce takes microseconds.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, matched_name
-from syncbn.communicators.environment import prepare_open_mpi, surroundings
+from syncbn.communicators.environment import local_ranks, prepare_open_mpi, surroundings
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
 
@@ -48,7 +48,7 @@ class HorovodCommunicator(Communicator):
 
     Args:
         process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
-        direct: The MPI communicator over the same ranks that carries the sums, or None.
+        direct: The MPI communicator over the same ranks that carries the tensors, or None.
     """
 
     name = "horovod"
@@ -99,6 +99,8 @@ class HorovodCommunicator(Communicator):
         )
 
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
+        if self._direct is not None:
+            return self._direct.broadcast(tensors, root)
         if self._process_set is not self._hvd.global_process_set:
             root = self._process_set.ranks[root]  # Horovod counts roots in the world, always.
         return [
@@ -143,22 +145,27 @@ def initialise_horovod() -> HorovodCommunicator:
     hvd = import_horovod()
     if not hvd.is_initialized():
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1" if _without_mpi() else "10")
+        _choose_cycle_time()
         prepare_open_mpi()
         hvd.init()
     direct = _direct_mpi(hvd)
     return HorovodCommunicator(direct=direct)
 
 
-def _without_mpi() -> bool:
-    """Whether sums will wait for Horovod's cycles, which then should be short.
+def _choose_cycle_time() -> None:
+    """How often, in milliseconds, Horovod's thread wakes up to see what there is to send.
 
-    Where they go by MPI directly, short cycles only cost: Horovod's thread asks the other ranks
-    once a cycle, and while it waits for them it takes the core of the thread that computes. Fifty
-    layers on two ranks and two cores took 8 ms with cycles of 10 ms, and 290 ms with the 1 ms that
-    are Horovod's default.
+    Where sums wait for it and a core is free for it, ten times as often as by default (1).
+
+    Where ours go by MPI directly, waking up only costs: the thread asks the other ranks each time,
+    and while it waits for them it takes the core of one that computes. Fifty layers on two ranks
+    and two cores took 7 ms with 50, 7 to 60 ms with 10, 140 ms and more with 1. What a program
+    sends by Horovod itself, beside syncbn, then waits for up to 50 ms.
     """
-    return surroundings().engine != "mpi" or bool(tf.config.get_visible_devices("GPU"))
+    if surroundings().engine == "mpi" and not tf.config.get_visible_devices("GPU"):
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
+    elif len(os.sched_getaffinity(0)) > local_ranks():
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
 
 
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:
@@ -177,7 +184,9 @@ def _direct_mpi(hvd: Any) -> MPICommunicator | None:
         else:
             if (direct.rank, direct.size) == (hvd.rank(), hvd.size()):
                 _log.info(
-                    "statistics go by MPI directly: Horovod runs over MPI and tensors are on CPU"
+                    "statistics go by MPI directly: Horovod runs over MPI and tensors are on CPU "
+                    "(Horovod's own cycle: %s ms)",
+                    os.environ.get("HOROVOD_CYCLE_TIME", "1"),
                 )
                 return direct
             reason = "MPI numbers the ranks differently"

@@ -4,6 +4,7 @@ Goes through everything a communicator promises and prints the answers as one JS
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -163,6 +164,8 @@ def main(backend: str) -> dict[str, Any]:
         "many": many(ranks),
         "broadcasts": broadcasts(ranks),
         "barrier": barrier(ranks),
+        "cycle": os.environ.get("HOROVOD_CYCLE_TIME"),
+        "free core": len(os.sched_getaffinity(0)) > ranks.local_size,
         "subgroups": subgroups(ranks),
         "branches": branches(ranks),
         "unequal names": unequal_names(ranks),

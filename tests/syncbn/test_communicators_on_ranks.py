@@ -81,6 +81,16 @@ def test_nobody_passes_the_barrier_before_all_have_come(ranks: list[dict[str, An
     )
 
 
+def test_horovod_wakes_up_as_often_as_sums_need_it(
+    ranks: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    world = request.node.callspec.params["ranks"]
+    for answer in ranks:
+        over_gloo = "0.1" if answer["free core"] else None
+        expected = {"horovod-mpi": "50", "horovod-gloo": over_gloo}
+        assert answer["cycle"] == expected.get(world)
+
+
 def test_subgroups(ranks: list[dict[str, Any]]) -> None:
     for rank, answer in enumerate(ranks):
         groups, first = answer["subgroups"], rank // 2 * 2
