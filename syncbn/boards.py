@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from syncbn import native
+from syncbn import devices
 from syncbn.native.library import library
 
 _VARIABLE_PLACES = 2048
@@ -35,8 +35,8 @@ class Board(ABC):
 
     @property
     def usable(self) -> bool:
-        """Whether the graph that is traced now can be measured."""
-        return True
+        """Whether the graph that is traced now can be measured: XLA compiles no clock."""
+        return not devices.inside_xla()
 
     def place(self, kind: str, name: str) -> int | None:
         """The row of a collective, the same each time it is traced; None when all are taken."""
@@ -122,7 +122,7 @@ class VariableBoard(Board):
     @property
     def usable(self) -> bool:
         # TensorFlow counts the clock among what is not deterministic, and refuses it.
-        return not is_op_determinism_enabled()
+        return super().usable and not is_op_determinism_enabled()
 
     def _rows(self, used: int) -> np.ndarray:
         return self._table.numpy()[:used]
@@ -156,5 +156,5 @@ class VariableBoard(Board):
 
 def make_board() -> Board:
     """The cheapest board that fits the devices of this process."""
-    operations = None if tf.config.get_visible_devices("GPU") else native.operations()
+    operations = devices.native_operations()
     return VariableBoard() if operations is None else NativeBoard(operations)

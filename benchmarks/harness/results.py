@@ -122,6 +122,8 @@ class Report:
     def show(self) -> None:
         """Prints the tables."""
         console = Console()
+        if not console.is_terminal:
+            console.width = 120  # in a file or a pipe nothing need be cut
         console.print(machine.in_words(self.machine), highlight=False)
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         console.print(settings, highlight=False)

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
+from syncbn import telemetry
+from syncbn.training import DistributedOptimizer
 from tests.processes import Launcher
 
 PROGRAM = """
@@ -75,3 +79,19 @@ def test_every_collective_of_a_step_is_measured(
     first, second = (sum(span[2] for span in result["spans"]) for result in results)
     assert first > 0.2 + second, "the wait for the late rank must be seen on the other one"
     assert results[0]["numbers"] == results[1]["numbers"]
+
+
+def test_what_xla_compiles_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_watching", False)
+    monkeypatch.setattr(telemetry, "_board", None)
+    telemetry.watch()
+    rows = np.ones((4, 3), "float32")
+    noted = []
+    for jit_compile in (False, True):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        optimizer = DistributedOptimizer(keras.optimizers.SGD(0.1))
+        model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+        model.fit(rows, rows[:, :1], verbose=0)
+        _, numbers = telemetry.collect()
+        noted.append(list(numbers))
+    assert noted == [["gradient_norm"], []]
