@@ -20,7 +20,7 @@ import tensorflow as tf
 from syncbn.native import processor
 
 _DIRECTORY = Path(__file__).parent
-_SOURCES = ("ops.cc", "telemetry.cc")
+_SOURCES = ("ops.cc", "mpi.cc", "telemetry.cc")
 _HEADERS = ("kernels.h",)
 _TIMEOUT_SECONDS = 600
 
