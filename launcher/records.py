@@ -57,8 +57,8 @@ class Record:
         self._journaled: dict[int, float] = {}
         self._phases: dict[int, str] = {}
         self._logs: dict[tuple[int, int | None], RankLog] = {}
-        self.troubles: list[str] = []
-        self._dropped_events = 0
+        self._complaints: list[str] = []
+        self._complained: set[str] = set()
 
     @classmethod
     def create(cls, spec: JobSpec) -> "Record":
@@ -87,6 +87,11 @@ class Record:
             with suppress(OSError):
                 write_json(self.directory / "result.json", event.as_json())
 
+    def take_complaints(self) -> list[str]:
+        """What could not be written and why, since the last call; each is told once."""
+        complaints, self._complaints = self._complaints, []
+        return complaints
+
     def log_path(self, attempt: int, rank: int | None) -> Path:
         return log_path(self.directory, attempt, rank)
 
@@ -110,7 +115,6 @@ class Record:
             if event.kind in {"failed", "done"}:
                 os.fsync(self._descriptor)
         except OSError as error:
-            self._dropped_events += 1
             self._complain("the journal", error)
 
     def _log(self, event: Event) -> None:
@@ -129,8 +133,10 @@ class Record:
 
     def _complain(self, what: str, error: OSError) -> None:
         text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job goes on"
-        if text not in self.troubles:
-            self.troubles.append(text)
+        # Once a run: to tell of it is an event, which cannot be written either.
+        if text not in self._complained:
+            self._complained.add(text)
+            self._complaints.append(text)
 
     def _is_news(self, event: Event) -> bool:
         rank = event.rank or 0

@@ -126,7 +126,8 @@ class Supervisor:
         stops_seen = 0
         while not attempt.over:
             attempt.turn(_TURN_SECONDS)
-            self._pass_troubles_on()
+            for complaint in self._record.take_complaints():
+                self._tell("warning", text=complaint)
             now = time.monotonic()
             if stop.count > stops_seen:
                 stop.drain()
@@ -168,10 +169,6 @@ class Supervisor:
 
     def _pause(self, stop: StopRequests, seconds: float) -> None:
         select.select([stop.descriptor], [], [], max(0.0, seconds))
-
-    def _pass_troubles_on(self) -> None:
-        while self._record.troubles:
-            self._tell("warning", text=self._record.troubles.pop(0))
 
     def _tell(self, kind: Kind, rank: int | None = None, **details: Any) -> None:
         self._emit(Event(kind, self._number, rank, details))

@@ -49,6 +49,22 @@ def test_a_run_is_read_back_from_its_journal(spec: JobSpec) -> None:
     assert json.loads((record.directory / "result.json").read_text())["result"] == "succeeded"
 
 
+def test_a_journal_that_cannot_be_written_is_complained_of_once(spec: JobSpec) -> None:
+    record = Record.create(spec)
+    record.close()
+    (record.directory / "journal.jsonl").unlink()
+    (record.directory / "journal.jsonl").symlink_to("/dev/full")
+    record._open()
+    record(Event("checkpoint", rank=0, details={"step": 3}))
+    complaints = record.take_complaints()
+    assert len(complaints) == 1
+    assert "the journal in" in complaints[0]
+    # The warning itself is an event for the journal, and is not to be complained of for ever.
+    record(Event("warning", details={"text": complaints[0]}))
+    assert record.take_complaints() == []
+    record.close()
+
+
 def test_secrets_are_not_recorded(spec: JobSpec) -> None:
     record = Record.create(spec)
     record.close()
