@@ -21,7 +21,7 @@ from syncbn.native import processor
 
 _DIRECTORY = Path(__file__).parent
 _SOURCES = ("ops.cc", "mpi.cc", "telemetry.cc")
-_HEADERS = ("kernels.h",)
+_HEADERS = ("kernels.h", "moments.h")
 _TIMEOUT_SECONDS = 600
 
 # Contraction to fused multiply-adds is off so that every processor rounds alike: ranks may run on
