@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import figures
 from benchmarks.harness import machine
-from benchmarks.harness.results import Bar, in_milliseconds
+from benchmarks.harness.results import Bar, with_unit
 
 DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
 README = DOCUMENTS.parent / "README.md"
@@ -69,7 +69,7 @@ def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
     return _table(
         ("median step of two ranks", *_COLUMNS),
         (
-            (case, *(in_milliseconds(medians[case, *column]) for column in _COLUMNS.values()))
+            (case, *(with_unit(medians[case, *column]) for column in _COLUMNS.values()))
             for case in dict.fromkeys(case for case, _, _ in medians)
         ),
     )
@@ -115,7 +115,7 @@ def _timings(rows: list[dict[str, Any]]) -> list[str]:
             (
                 row["contender"],
                 row["engine"],
-                *(in_milliseconds(row[key]) for key in ("minimum", "median", "p90")),
+                *(with_unit(row[key]) for key in ("minimum", "median", "p90")),
                 row["samples"],
                 f"{row['others']:.0%}",
             )
@@ -136,7 +136,7 @@ def _layer(details: dict[str, Any]) -> list[str]:
         f"The large case must move {limit['passes over the tensor']:.0f} times its tensor a layer "
         "(forward x twice and y, backward dy and x twice and dx). At the "
         f"{limit['copy bandwidth of a rank, bytes/s'] / 1e9:.1f} GB/s at which each of two ranks "
-        f"copies, that takes {in_milliseconds(limit['seconds'])}: ours takes "
+        f"copies, that takes {with_unit(limit['seconds'])}: ours takes "
         f"{limit['ours over the limit']:.2f} times as long.",
         "",
         f"How the statistics travelled: {roads}.",
@@ -175,7 +175,7 @@ def _scaling(details: dict[str, Any]) -> list[str]:
                 (
                     row["ranks"],
                     *(
-                        in_milliseconds(row[what][kind])
+                        with_unit(row[what][kind])
                         for what in ("layer", "ResNet-50")
                         for kind in ("tree", "ring")
                     ),
@@ -192,8 +192,8 @@ def _scaling(details: dict[str, Any]) -> list[str]:
                 (
                     f"{row['ranks']}{' sharing cores' if row['oversubscribed'] else ''}",
                     row["bytes"],
-                    in_milliseconds(row["predicted"]),
-                    in_milliseconds(row["measured"]),
+                    with_unit(row["predicted"]),
+                    with_unit(row["measured"]),
                 )
                 for row in details["predicted and measured"]
             ),

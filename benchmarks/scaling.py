@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.conductor import Conductor, Plan
-from benchmarks.harness.results import Report, Timing, arguments, finish, in_milliseconds
+from benchmarks.harness.results import Report, Timing, arguments, finish, with_unit
 from benchmarks.harness.turns import Contender, take_turns
 
 RANKS, PREDICTED = (1, 2, 4, 8), (2, 4, 8, 64, 512, 4096)
@@ -159,13 +159,13 @@ def _show(report: Report) -> None:
     table = Table("ranks", "a layer: tree", "ring", "ResNet-50: tree", "ring", title="predicted")
     for row in report.details["predicted"]:
         seconds = [row[what][kind] for what in ("layer", "ResNet-50") for kind in COSTS]
-        table.add_row(str(row["ranks"]), *map(in_milliseconds, seconds))
+        table.add_row(str(row["ranks"]), *map(with_unit, seconds))
     Console().print(table)
     table = Table("ranks", "bytes", "predicted", "measured", title="predicted and measured")
     for row in report.details["predicted and measured"]:
         note = ", sharing cores" if row["oversubscribed"] else ""
         seconds = [row["predicted"], row["measured"]]
-        table.add_row(f"{row['ranks']}{note}", str(row["bytes"]), *map(in_milliseconds, seconds))
+        table.add_row(f"{row['ranks']}{note}", str(row["bytes"]), *map(with_unit, seconds))
     Console().print(table)
 
 

@@ -133,7 +133,7 @@ class Report:
             )
             for timing in self.timings:
                 if timing.case == case:
-                    numbers = map(in_milliseconds, (timing.minimum, timing.median, timing.p90))
+                    numbers = map(with_unit, (timing.minimum, timing.median, timing.p90))
                     cells = (*numbers, str(timing.samples), f"{timing.others:.0%}")
                     table.add_row(timing.contender, timing.engine, *cells)
             console.print(table)
@@ -155,8 +155,12 @@ class Report:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def in_milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
+def with_unit(seconds: float) -> str:
+    """Three digits and the unit that suits them."""
+    for limit, factor, unit in ((0.9995e-3, 1e6, "µs"), (0.9995, 1e3, "ms")):
+        if seconds < limit:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.2f} s"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import figures, latency, layer, memory, page, scaling, training
 from benchmarks.harness.conductor import BenchmarkError, Conductor, Plan
-from benchmarks.harness.results import Bar, Report, Timing
+from benchmarks.harness.results import Bar, Report, Timing, with_unit
 
 _PARTS = {
     "layer": layer,
@@ -102,6 +102,14 @@ def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
         figures.draw(found, directory)
         drawings.append({path.name: path.read_bytes() for path in directory.iterdir()})
     assert drawings[0] == drawings[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(2.364e-6, "2.36 µs"), (0.0012, "1.2 ms"), (0.9994, "999 ms"), (61.5, "61.50 s")],
+)
+def test_times_come_with_the_unit_that_suits_them(seconds: float, shown: str) -> None:
+    assert with_unit(seconds) == shown
 
 
 def test_a_bar_is_judged_on_its_side() -> None:
