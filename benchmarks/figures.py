@@ -38,7 +38,9 @@ def _bars(part: dict[str, Any]) -> Figure:
         panel.barh(places, medians, color=colors, xerr=[[0] * len(tails), tails], ecolor="#707070")
         panel.set_yticks(places, [f"{t['contender']} ({t['engine']})" for t in timings])
         panel.invert_yaxis()
-        panel.set_xscale("log")
+        for place, timing in zip(places, timings, strict=True):
+            panel.text(timing["p90"] * 1e3, place, f"  {timing['median'] * 1e3:.3g}", va="center")
+        panel.margins(x=0.2)
         panel.set_title(case)
     panels[-1, 0].set_xlabel("milliseconds a step, median and p90")
     return figure

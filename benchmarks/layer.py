@@ -45,7 +45,7 @@ OURS = "syncbn"
 KERAS_LOCAL = "Keras local"
 FUSED_LOCAL = "TensorFlow fused local"
 KERAS_SYNC = "Keras synchronized"
-DEFAULTS = "syncbn's packed sums by Horovod as it comes"
+DEFAULTS = "our sums by plain Horovod"
 
 ENTRIES = (
     Entry(OURS, "ours", "mpi"),
