@@ -196,7 +196,8 @@ def test_on_a_terminal_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     shown, terminal = pty.openpty()
     command = [sys.executable, "-m", "launcher", "run", "-np", "2", *JOB, "--metrics-port", "9400"]
-    command += ["--", "python", str(PROGRAM), "--shared", str(tmp_path / "shared"), "--steps", "20"]
+    # Long enough for a launcher that a busy machine lets draw only now and then.
+    command += ["--", "python", str(PROGRAM), "--shared", str(tmp_path / "shared"), "--steps", "80"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdin=terminal, stdout=terminal, stderr=terminal
@@ -213,7 +214,7 @@ def test_on_a_terminal_there_is_a_table(tmp_path: Path) -> None:
     os.close(shown)
     assert process.wait(10) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.decode())
-    assert re.search(r"· running · .* · restarts 0 of 3", text)
-    assert re.search(r"0 +localhost +training +\d+ +100 +0\.\d{4}", text)
+    assert re.search(r"· running · .* · restarts 0 of 3", text), text
+    assert re.search(r"0 +localhost +training +\d+ +100 +0\.\d{4}", text), text
     assert "[1] step 7" in text
     assert text.rindex("· succeeded ·") < text.rindex("launcher: succeeded after")
