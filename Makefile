@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help train test bench test-cluster test-docker docs lint format setup pins clean
+.PHONY: help train test test-fast bench test-cluster test-docker docs lint format setup pins clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -19,6 +19,9 @@ train: setup ## Train on real digits with two ranks and synchronized batch norma
 
 test: setup ## Run every test this machine can run
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-fast: setup ## Run the tests of a single process: two minutes
+	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser" $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)

@@ -92,6 +92,7 @@ def _log(output: Path, rank: int) -> str:
     return (output / "logs" / f"rank-{rank}.log").read_text()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_an_attempt_after_running_out_of_memory_starts_with_pieces(
     single_process: Launcher, tmp_path: Path

@@ -97,6 +97,7 @@ def test_a_second_sigterm_ends_a_rank_that_hangs(mpirun: Launcher, tmp_path: Pat
     assert result.orphans == ()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(90)
 def test_checkpoints_of_something_else_are_refused(
     single_process: Launcher, tmp_path: Path

@@ -103,6 +103,7 @@ def test_a_toml_file_with_flags_over_it(tmp_path: Path) -> None:
     assert (done.returncode, "colour: no such field of a job" in done.stderr) == (2, True)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_events_as_json(launch: Launch) -> None:
     launch.start(["-np", "2", *JOB, "--json"], launch.program("--fault", "sys.exit(3)"))
@@ -115,6 +116,7 @@ def test_events_as_json(launch: Launch) -> None:
     assert result.returncode == 0
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_quiet_prints_the_failure_and_the_end_only(launch: Launch) -> None:
     options = ["-np", "2", *JOB, "--quiet", "--max-restarts", "0"]
@@ -126,6 +128,7 @@ def test_quiet_prints_the_failure_and_the_end_only(launch: Launch) -> None:
     assert lines[1].startswith("launcher: failed after")
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_lines_of_ranks_stay_whole(launch: Launch) -> None:
     source = (
@@ -143,6 +146,7 @@ def test_lines_of_ranks_stay_whole(launch: Launch) -> None:
     assert set(lines) == {f"[{rank}] {str(rank) * 100}" for rank in range(3)}
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
@@ -184,6 +188,7 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
     assert launcher("logs", run, "--rank", "7", where=tmp_path).returncode == 2
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_a_submitted_job_that_cannot_start_says_so(tmp_path: Path) -> None:
     done = launcher("submit", *JOB, "-o", "/proc/runs", "--", "true", where=tmp_path)
@@ -191,6 +196,7 @@ def test_a_submitted_job_that_cannot_start_says_so(tmp_path: Path) -> None:
     assert "choose another place with --output" in done.stderr
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(60)
 def test_on_a_terminal_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()

@@ -9,6 +9,8 @@ import pytest
 from tests.launcher import networks
 from tests.launcher.launches import Launch, first_line, note
 
+pytestmark = pytest.mark.multiprocess
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[networks.Network]:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.launcher.launches import REPOSITORY, Launch, note
 
+pytestmark = pytest.mark.multiprocess
+
 SLOW = ("--steps", "1000", "--loader")
 TWO = ("-np", "2", "--backend", "local")
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.launcher.launches import Launch, first_line, note
 
+pytestmark = pytest.mark.multiprocess
+
 ONCE = ("-np", "2", "--backend", "local", "--max-restarts", "0")
 AGAIN = ("-np", "2", "--backend", "local", "--max-restarts", "2", "--backoff", "0.1")
 

@@ -14,6 +14,8 @@ import pytest
 from launcher.history import read_run
 from tests.launcher.launches import Launch, first_line, note
 
+pytestmark = pytest.mark.multiprocess
+
 ONCE = ("-np", "2", "--backend", "local", "--max-restarts", "0")
 GREEDY = "hoard = []\nwhile True:\n    hoard.append(b'x' * (20 << 20)); time.sleep(0.02)"
 
