@@ -31,6 +31,9 @@ _READY_SECONDS = 60.0
 
 
 def main() -> None:
+    # SIGINT too, which jobs in the background of a shell inherit as ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     directory, files = Path(sys.argv[1]).absolute(), sys.argv[2:]
     directory.mkdir(parents=True, exist_ok=True)
     for needed, package in (("go", "golang"), ("etcd", "etcd-server"), ("openssl", "openssl")):
