@@ -8,6 +8,7 @@ on the CPU, everything takes the direct MPI road: one Horovod all-reduce waits f
 import logging
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import tensorflow as tf
@@ -145,14 +146,14 @@ def initialise_horovod() -> HorovodCommunicator:
     hvd = import_horovod()
     if not hvd.is_initialized():
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
-        _choose_cycle_time()
+        choose_cycle_time()
         prepare_open_mpi()
         hvd.init()
     direct = _direct_mpi(hvd)
     return HorovodCommunicator(direct=direct)
 
 
-def _choose_cycle_time() -> None:
+def choose_cycle_time() -> None:
     """How often, in milliseconds, Horovod's thread wakes up to see what there is to send.
 
     Where sums wait for it and a core is free for it, ten times as often as by default (1).
@@ -162,7 +163,8 @@ def _choose_cycle_time() -> None:
     and two cores took 7 ms with 50, 7 to 60 ms with 10, 140 ms and more with 1. What a program
     sends by Horovod itself, beside syncbn, then waits for up to 50 ms.
     """
-    if surroundings().engine == "mpi" and not tf.config.get_visible_devices("GPU"):
+    over_mpi = surroundings().engine == "mpi" and find_spec("mpi4py") is not None
+    if over_mpi and not tf.config.get_visible_devices("GPU"):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
     elif len(os.sched_getaffinity(0)) > local_ranks():
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")

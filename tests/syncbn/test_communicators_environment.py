@@ -1,13 +1,14 @@
 """What the variables of a process say about the job that it was started in."""
 
 import json
+import os
+import sys
 
 import pytest
 
+from syncbn.communicators import horovod
 from syncbn.communicators.environment import cluster_from_tf_config, surroundings
-from syncbn.errors import (
-    WorldError,
-)
+from syncbn.errors import WorldError
 
 TF_CONFIG = json.dumps(
     {
@@ -47,3 +48,21 @@ def test_broken_tf_config(text: str) -> None:
 def test_broken_numbers_of_ranks() -> None:
     with pytest.raises(WorldError, match=r"must be whole numbers\. Received: 'two'"):
         surroundings({"HOROVOD_SIZE": "two"})
+
+
+@pytest.mark.parametrize("mpi4py", [True, False])
+def test_horovod_over_mpi_sleeps_only_where_mpi_carries_the_sums(
+    mpi4py: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in {
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "0",
+        "HOROVOD_CYCLE_TIME": "of the test",  # so that it is put back
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("HOROVOD_SIZE", raising=False)
+    monkeypatch.delenv("HOROVOD_CYCLE_TIME")
+    if not mpi4py:
+        monkeypatch.setitem(sys.modules, "mpi4py", None)
+    horovod.choose_cycle_time()
+    assert (os.environ.get("HOROVOD_CYCLE_TIME") == "50") == mpi4py
