@@ -18,13 +18,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.docker import engine
 from tests.processes import (
+    REPOSITORY,
     Horovodrun,
     Launcher,
     Mpirun,
     SingleProcess,
     TensorFlowCluster,
     find_executable,
+    python_path,
 )
+
+# For every Python that a test starts, and for the workers that run the tests side by side.
+os.environ["PYTHONPATH"] = python_path(REPOSITORY / "tests" / "start_up", REPOSITORY)
 
 
 def _lacks_mpirun() -> str | None:

@@ -157,6 +157,13 @@ def python_command(program: Path | str, arguments: Sequence[str] = ()) -> list[s
     return [sys.executable, *target, *arguments]
 
 
+def python_path(*directories: Path) -> str:
+    """A PYTHONPATH with these directories before those it already has."""
+    entries = [str(directory) for directory in directories]
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([*entries, *(path for path in known if path and path not in entries)])
+
+
 def find_executable(name: str) -> str | None:
     """The executable beside this interpreter, else the one on PATH, else None."""
     return shutil.which(name, path=str(SCRIPTS)) or shutil.which(name)

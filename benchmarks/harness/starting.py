@@ -53,7 +53,8 @@ def start(
     settled = inherited | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
     settled |= dict.fromkeys(_THREADS, "1") | engines.mpi_environment()
     settled["PATH"] = f"{_SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
-    settled["PYTHONPATH"] = str(_REPOSITORY)
+    modules = [str(_REPOSITORY), inherited.get("PYTHONPATH", "")]
+    settled["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     if device == "cpu":
         settled["CUDA_VISIBLE_DEVICES"] = ""
     return ROADS[road](command, ranks, settled | dict(environment), log, resources)

@@ -1,6 +1,7 @@
 """The proof of the pudding: two ranks under the launcher add their numbers up."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,4 +66,5 @@ def try_all_reduce() -> Iterator[Finding]:
 def _module_path() -> dict[str, str]:
     import launcher
 
-    return {"PYTHONPATH": str(Path(launcher.__file__).parents[1])}
+    modules = [str(Path(launcher.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, modules))}

@@ -154,7 +154,7 @@ def test_launcher_run_drives_the_same_and_takes_the_job_away(
         done = subprocess.run(
             [sys.executable, "-m", "launcher", *words],
             cwd=tmp_path,
-            env={**os.environ, **variables, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+            env={**os.environ, **variables, "PATH": path},
             capture_output=True,
             text=True,
             timeout=240,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.processes import REPOSITORY, Launcher
+from tests.processes import Launcher
 
 
 def build_site(single_process: Launcher, target: Path) -> Path:
@@ -11,6 +11,6 @@ def build_site(single_process: Launcher, target: Path) -> Path:
         1,
         "mkdocs",
         ["build", "--strict", "--quiet", "--site-dir", str(target)],
-        environment={"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPOSITORY)},
+        environment={"NO_MKDOCS_2_WARNING": "1"},
     ).check()
     return target

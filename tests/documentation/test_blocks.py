@@ -18,7 +18,7 @@ from launcher.train.config import load_config
 from tests.documentation.commands import NotRun, Program, check, check_job
 from tests.documentation.differences import differences
 from tests.documentation.pages import PAGES, Block, blocks, commands
-from tests.processes import REPOSITORY, Launcher, SingleProcess
+from tests.processes import Launcher, SingleProcess
 
 ALL = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"console", "diff", "promql", "python", "text", "toml", "yaml"}
@@ -94,7 +94,6 @@ def test_programs_of_a_page_run_by_its_commands(
         1,
         "tests.documentation.run_commands",
         [str(tmp_path), *once],
-        environment={"PYTHONPATH": str(REPOSITORY)},
         timeout=280,
     ).check()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.processes import Launcher
+from tests.processes import Launcher, python_path
 
 TRAIN = "launcher.train"
 
@@ -141,7 +141,7 @@ def test_horovod_that_is_not_built_names_the_command(
         1,
         TRAIN,
         ["--backend", "horovod", "--output", str(tmp_path / "out")],
-        environment={"PYTHONPATH": str(tmp_path)},
+        environment={"PYTHONPATH": python_path(tmp_path)},
     )
     _refused(result, "python -m launcher install-horovod")
 

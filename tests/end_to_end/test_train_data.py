@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.end_to_end.test_train import TRAIN, _digests, _summary
-from tests.processes import Launcher
+from tests.processes import Launcher, python_path
 
 THEIRS = """
 import keras
@@ -38,7 +38,9 @@ def test_the_users_data_and_model_in_mixed_precision(mpirun: Launcher, tmp_path:
     arguments += ["--precision", "mixed_float16", "--label-smoothing", "0.1", "--schedule", "step"]
     arguments += ["--weight-decay", "0.01", "--compression", "float16", "--evaluate-every", "3"]
     arguments += ["--early-stopping", "2", "--epochs", "40", "--output", str(tmp_path / "out")]
-    mpirun(2, TRAIN, arguments, environment={"PYTHONPATH": str(tmp_path)}, timeout=80).check()
+    mpirun(
+        2, TRAIN, arguments, environment={"PYTHONPATH": python_path(tmp_path)}, timeout=80
+    ).check()
     summary = _summary(tmp_path / "out")
     assert summary["accuracy"] > 0.85
     first, second = _digests(tmp_path / "out")

@@ -15,7 +15,6 @@ from typing import Any
 from launcher.history import list_runs, read_journal
 from tests.jobs import TOKEN, Job, JobResult
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("rank_program.py")
 FIGURES = "FAULT_FIGURES"
 
@@ -38,7 +37,7 @@ class Launch:
         self.shared.mkdir()
         self.temporary.mkdir()
         token = uuid.uuid4().hex
-        variables = {**os.environ, TOKEN: token, "PYTHONPATH": str(REPOSITORY)}
+        variables = {**os.environ, TOKEN: token}
         variables["TMPDIR"] = str(self.temporary)
         command = [sys.executable, "-m", "launcher", "run", "-o", str(self.output), *options, "--"]
         command += program if program is not None else self.program()

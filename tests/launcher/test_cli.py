@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.launches import PROGRAM, REPOSITORY, Launch
+from tests.launcher.launches import PROGRAM, Launch
+from tests.processes import REPOSITORY
 
 JOB = ("--backend", "local")
 
@@ -22,7 +23,7 @@ def launcher(
     return subprocess.run(
         [sys.executable, "-m", "launcher", *arguments],
         cwd=where or REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -163,7 +164,6 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
         follow = subprocess.Popen(
             [sys.executable, "-m", "launcher", "logs", run, "--follow", "--rank", "1"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -204,7 +204,7 @@ def test_on_a_terminal_there_is_a_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "run", "-np", "2", *JOB, "--metrics-port", "9400"]
     # Long enough for a launcher that a busy machine lets draw only now and then.
     command += ["--", "python", str(PROGRAM), "--shared", str(tmp_path / "shared"), "--steps", "80"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdin=terminal, stdout=terminal, stderr=terminal
     )

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.doctor import machine, services, software
 from launcher.doctor.finding import Finding
-from tests.launcher.launches import REPOSITORY
+from tests.processes import REPOSITORY
 
 
 def doctor(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

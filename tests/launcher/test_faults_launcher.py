@@ -8,7 +8,8 @@ import time
 import psutil
 import pytest
 
-from tests.launcher.launches import REPOSITORY, Launch, note
+from tests.launcher.launches import Launch, note
+from tests.processes import REPOSITORY
 
 pytestmark = pytest.mark.multiprocess
 

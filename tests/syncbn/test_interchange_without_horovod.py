@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import Launcher
+from tests.processes import Launcher, python_path
 
 TRAIN = """
 import json, sys, time
@@ -94,9 +94,7 @@ def test_model_of_a_horovod_job_lives_on_without_horovod(
     np.save(tmp_path / "inputs.npy", np.random.default_rng(9).normal(size=(3, 6, 6, 3)))
     inputs = np.load(tmp_path / "inputs.npy").astype("float32")
     np.save(tmp_path / "inputs.npy", inputs)
-    first, second = mpirun(
-        2, script(TRAIN), [str(tmp_path)], environment={"PYTHONPATH": "."}, timeout=100
-    ).json()
+    first, second = mpirun(2, script(TRAIN), [str(tmp_path)], timeout=100).json()
     assert first["bits"] == second["bits"]
     assert first["training"]  # the look at the graph does find communication
     assert first["inference"] == []
@@ -108,7 +106,7 @@ def test_model_of_a_horovod_job_lives_on_without_horovod(
         1,
         script(WITHOUT_HOROVOD),
         [str(tmp_path)],
-        environment={"PYTHONPATH": f"{shadow}:."},
+        environment={"PYTHONPATH": python_path(shadow)},
         timeout=90,
     ).json()
     assert alone["horovod"] == "Horovod is not here"

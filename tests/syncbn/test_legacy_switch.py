@@ -136,9 +136,7 @@ def test_two_ranks_behind_the_switch_equal_one_process(
 ) -> None:
     if backend == "horovod" and find_spec("horovod") is None:
         pytest.skip("Horovod is not built: python -m launcher install-horovod")
-    ranks = mpirun(
-        2, script(PROGRAM), [backend], environment={"PYTHONPATH": "."}, timeout=100
-    ).json()
+    ranks = mpirun(2, script(PROGRAM), [backend], timeout=100).json()
     alone = behind_the_switch(images(seed=5))
     for key in ("first", "gradient", "second"):
         joined = np.concatenate([np.array(report[key]) for report in ranks])

@@ -38,5 +38,5 @@ def test_three_threads_agree_with_the_oracle_and_repeat_bit_by_bit(
 ) -> None:
     if native.operations() is None:
         pytest.skip("no C++ compiler: python -m syncbn.native.build says more")
-    result = single_process(1, script(_PROGRAM), environment={"PYTHONPATH": "."}, timeout=90)
+    result = single_process(1, script(_PROGRAM), timeout=90)
     assert result.json() == [[True, True]]

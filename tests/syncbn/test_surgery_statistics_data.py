@@ -151,7 +151,7 @@ def test_two_ranks_with_any_shards_agree_with_one_process(
     backend: str,
 ) -> None:
     start = mpirun if backend == "mpi" else tf_cluster
-    answers = start(2, script(PROGRAM), [backend], environment={"PYTHONPATH": "."}).json()
+    answers = start(2, script(PROGRAM), [backend]).json()
     alone = statistics(recompute_statistics(perceptron(renorm=True), rows(50)))
     for name in ("uneven", "empty"):
         assert answers[0][name] == answers[1][name]  # bit for bit

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.jobs import TOKEN, Job
-from tests.launcher.launches import PROGRAM, REPOSITORY
+from tests.launcher.launches import PROGRAM
 
 QUICK = ["--backend", "horovod", "--grace", "1", "--silence-timeout", "3", "--backoff", "0.2"]
 
@@ -41,7 +41,7 @@ class Gang:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher", *words, "-o", str(directory), "--", *command],
                 cwd=directory,
-                env={**os.environ, TOKEN: self.token, "PYTHONPATH": str(REPOSITORY)},
+                env={**os.environ, TOKEN: self.token},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
