@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from launcher.errors import UsageError
 from launcher.train.data import DataError
@@ -25,6 +26,19 @@ def test_digits_are_real_standardized_and_split_for_good() -> None:
     np.testing.assert_array_equal(
         first.validation.read(np.arange(10))[0], second.validation.read(np.arange(10))[0]
     )
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    theirs, ours = load_digits(), load("digits")
+    parts = [part.read(np.arange(len(part))) for part in (ours.train, ours.validation)]
+    features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    low, high = features.min(), features.max()
+    pixels = np.rint((features - low) * 16 / (high - low)).reshape(-1, 64)
+    found, expected = (
+        np.unique(np.column_stack(columns), axis=0)
+        for columns in ((pixels, labels), (theirs.data, theirs.target))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def _mnist(directory: Path, compress: bool = False) -> dict[str, np.ndarray]:
