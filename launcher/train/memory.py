@@ -2,12 +2,14 @@
 
 A rank whose allocation failed never reaches the collective that its peers wait in. So it leaves a
 note beside the results, which a thread of each peer looks out for; and with `--on-oom shrink` the
-step is tried on each rank by itself, before the ranks depend on each other.
+step is tried on each rank by itself, before the ranks depend on each other. What still runs out
+later ends the job with a note, and the next attempt begins with twice the pieces.
 """
 
 import gc
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -37,6 +39,9 @@ _log = logging.getLogger(__name__)
 NOTE = "out-of-memory.json"
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_FOR_PEERS = 2.0
+# What only just fits one step need not fit the next: the peak depends on which operations happen
+# to run side by side, and memory comes in pieces.
+_ROOM = 1.25
 
 
 class OutOfMemoryError(LauncherError):
@@ -52,18 +57,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, tf.errors.InvalidArgumentError) and text in str(error)
 
 
-def describe(text: str, rank: int, config: TrainConfig, micro_batches: int) -> str:
-    """One line: which tensor, on which rank, at which batch, and what to change."""
+def describe(text: str, rank: int, rows: int) -> str:
+    """Which tensor, on which rank, at how many rows: `text` is what TensorFlow says."""
     tensor = re.search(r"allocating tensor with shape\s*\[([\d,]*)\] and type (\w+) on (\S+)", text)
     node = re.search(r"Detected at node (\S+)", text)
     what = "an allocation" if tensor is None else f"a {tensor[2]} tensor of shape [{tensor[1]}]"
     where = "" if node is None else f" in {node[1]}"
     device = "" if tensor is None else f" on {tensor[3].rstrip('.')}"
-    rows = -(-config.batch_size // micro_batches)
+    return f"rank {rank} ran out of memory for {what}{where}{device}, with {rows} rows at a time"
+
+
+def advise(config: TrainConfig, micro_batches: int) -> str:
+    """What to change when batches in this many pieces do not fit."""
+    if micro_batches >= config.batch_size:
+        return "not even one row fits: use a smaller --model or smaller examples"
+    if config.on_oom == "shrink":
+        return f"start it again with --resume: it goes on in {2 * micro_batches} pieces"
     return (
-        f"rank {rank} ran out of memory for {what}{where}{device}, with {rows} rows at a time: "
-        f"use --batch-size {max(1, rows // 2)}, --micro-batches {2 * micro_batches} "
-        "(the same global batch in pieces), or --on-oom shrink to find what fits"
+        f"use --batch-size {-(-config.batch_size // micro_batches) // 2}, "
+        f"--micro-batches {2 * micro_batches} (the same global batch in pieces), "
+        "or --on-oom shrink to find what fits"
     )
 
 
@@ -72,8 +85,8 @@ def fit_micro_batches(
 ) -> tuple[int, str | None]:
     """Few micro-batches with which training steps fit on every rank.
 
-    Tries one step of a second model on each rank by itself, at the full batch, and halves the
-    pieces on all ranks as long as memory runs out on any, and once more to leave room.
+    Tries one step of a second model on each rank by itself, with a quarter more rows than a batch
+    has, and halves the pieces on all ranks as long as memory runs out on any.
 
     Returns:
         The number of pieces, and what happened, for people (None if the whole batch fits).
@@ -84,31 +97,28 @@ def fit_micro_batches(
     micro_batches = max(config.micro_batches, _noted(output, ranks))
     shortage: str | None = None
     while True:
-        failure = _try_step(config, data, micro_batches)
+        single = micro_batches >= config.batch_size
+        rows = config.batch_size if single else math.ceil(_ROOM * config.batch_size)
+        failure = _try_step(config, data, micro_batches, rows)
         failed = ranks_where(failure is not None, ranks)
         if not failed:
             break
-        mine = None if failure is None else describe(failure, ranks.rank, config, micro_batches)
+        mine = failure and describe(failure, ranks.rank, math.ceil(rows / micro_batches))
         shortage = broadcast_json(mine, ranks, failed[0])
-        if micro_batches >= config.batch_size:
-            raise OutOfMemoryError(shortage)
+        if single:
+            raise OutOfMemoryError(f"{shortage}: {advise(config, micro_batches)}")
         micro_batches = min(2 * micro_batches, config.batch_size)
     if shortage is None:
         return micro_batches, None
-    # What only just fitted one step need not fit the next: the peak depends on which operations
-    # happen to run side by side, and memory comes in pieces.
-    micro_batches = min(2 * micro_batches, config.batch_size)
-    story = (
-        f"{shortage.partition(': use')[0]}; each batch is now computed in {micro_batches} pieces"
-    )
+    story = f"{shortage}; each batch is now computed in {micro_batches} pieces"
     _log.info("%s", story)
     return micro_batches, story
 
 
-def _try_step(config: TrainConfig, data: DataSet, micro_batches: int) -> str | None:
+def _try_step(config: TrainConfig, data: DataSet, micro_batches: int, rows: int) -> str | None:
     """Tries one step without any other rank; what TensorFlow says if memory runs out."""
     try:
-        _step_alone(config, data, micro_batches)
+        _step_alone(config, data, micro_batches, rows)
     except (tf.errors.OpError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -119,15 +129,15 @@ def _try_step(config: TrainConfig, data: DataSet, micro_batches: int) -> str | N
     return None
 
 
-def _step_alone(config: TrainConfig, data: DataSet, micro_batches: int) -> None:
+def _step_alone(config: TrainConfig, data: DataSet, micro_batches: int, rows: int) -> None:
     """One step on zeros of a second model."""
     alone = config.model_copy(update={"norm": "none" if config.norm == "none" else "local"})
     model = build_model(alone, data)
     optimizer = make_optimizer(alone, LocalCommunicator())
     optimizer.build(model.trainable_variables)
     steps = Steps(alone, model, optimizer, LocalCommunicator(), Replicas(), micro_batches)
-    features = np.zeros((config.batch_size, *data.shape), np.float32)
-    steps.train(features, np.zeros(config.batch_size, np.int32), False, config.batch_size)
+    features = np.zeros((rows, *data.shape), np.float32)
+    steps.train(features, np.zeros(rows, np.int32), False, rows)
 
 
 def _noted(output: Path, ranks: Communicator) -> int:
@@ -143,7 +153,8 @@ def leave(
     error: BaseException, rank: int, config: TrainConfig, micro: int, output: Path
 ) -> NoReturn:
     """Tells the peers why this rank ends, and ends it."""
-    message = describe(str(error), rank, config, micro)
+    cause = describe(str(error), rank, math.ceil(config.batch_size / micro))
+    message = f"{cause}: {advise(config, micro)}"
     _log.error("%s", message)
     note = {"rank": rank, "message": message, "micro_batches": micro, "time": time.time()}
     write_whole(output / NOTE, lambda file: file.write(json.dumps(note).encode()))

@@ -51,7 +51,7 @@ import os, sys
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     # TensorFlow's own limit on what this rank may allocate, in MiB.
     os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
-    os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = "16"
+    os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = os.environ["MEBIBYTES"]
     # Its oneDNN kernels do not look whether they got their memory, and crash.
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 from launcher.train.__main__ import main
@@ -65,8 +65,10 @@ def test_a_rank_without_memory_is_named_on_all_and_pieces_fit(
     mpirun: Launcher, script: Callable[[str], Path], tmp_path: Path
 ) -> None:
     program = script(LIMITED)
-    run = ["--epochs", "1", "--batch-size", "512", "--model", "cnn"]
-    stopped = mpirun(2, program, [*run, "--output", str(tmp_path / "stopped")])
+    run = ["--epochs", "1", "--model", "cnn", "--batch-size"]
+    little, just_too_little = {"MEBIBYTES": "16"}, {"MEBIBYTES": "24"}
+    stopping = [*run, "512", "--output", str(tmp_path / "stopped")]
+    stopped = mpirun(2, program, stopping, environment=little)
     assert stopped.returncode == 1
     assert stopped.orphans == ()
     for rank in (0, 1):
@@ -77,8 +79,9 @@ def test_a_rank_without_memory_is_named_on_all_and_pieces_fit(
             assert "--on-oom shrink" in text
         assert "Traceback" not in stopped.stderr[rank]
 
-    shrink = [*run, "--output", str(tmp_path / "shrunk"), "--on-oom", "shrink"]
-    result = mpirun(2, program, shrink).check()
+    # A whole batch fits one step here, but not each.
+    shrink = [*run, "400", "--output", str(tmp_path / "shrunk"), "--on-oom", "shrink"]
+    result = mpirun(2, program, shrink, environment=just_too_little).check()
     summary = _summary(tmp_path / "shrunk")
     assert summary["micro_batches"] > 1
     assert "rank 1 ran out of memory" in summary["notes"][-1]
