@@ -7,6 +7,9 @@ ARGS ?=
 # Tests wait for processes much of the time, so two run side by side; `make test WORKERS=` does not.
 WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
+# docker-compose.yml has a WORKERS of its own: one typed for make must not reach it.
+unexport WORKERS
+
 .DELETE_ON_ERROR:
 .PHONY: help train test test-fast bench test-cluster test-docker docs lint format setup pins clean
 
