@@ -4,8 +4,9 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
-# Tests wait for processes much of the time, so two run side by side; `make test WORKERS=` does not.
-WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+# Tests wait for processes much of the time, so three run side by side on two cores; with
+# `make test WORKERS=` one runs after the other.
+WORKERS ?= -n 3 --dist loadgroup --no-loadscope-reorder
 
 # docker-compose.yml has a WORKERS of its own: one typed for make must not reach it.
 unexport WORKERS

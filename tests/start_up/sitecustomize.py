@@ -1,12 +1,36 @@
-"""What every Python of the tests runs first: a garbage collector that looks less often.
+"""What every Python of the tests runs first, so that two hundred of them start and end sooner.
 
-The suite starts some two hundred processes that import TensorFlow. With Python's own thresholds the
-collector takes 0.7 of the 3.2 seconds of each import, and another 0.5 at the end of the process,
-searching what lasts. conftest.py puts this folder on PYTHONPATH.
+With Python's own thresholds the garbage collector takes 0.7 of the 3.2 seconds of each import of
+TensorFlow, and 0.5 more at the end of the process, searching what lasts. And Keras imports
+scikit-learn and matplotlib where it finds them, 0.6 seconds, for wrappers and galleries that no
+test uses. conftest.py puts this folder on PYTHONPATH.
 """
 
 import atexit
 import gc
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import FrameType
 
 gc.set_threshold(100_000, 50, 100)
 atexit.register(gc.freeze)
+
+
+class _NotForKeras(MetaPathFinder):
+    """Says to Keras, and to nobody else, that these are not installed."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+        if name in ("sklearn", "matplotlib") and _importer().startswith("keras."):
+            raise ModuleNotFoundError(f"No module named {name!r} for Keras in tests", name=name)
+
+
+def _importer() -> str:
+    """The name of the module whose import statement is being run."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and "importlib" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
+
+
+sys.meta_path.insert(0, _NotForKeras())
