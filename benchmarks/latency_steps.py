@@ -10,7 +10,7 @@ from syncbn.communicators import Communicator
 from syncbn.communicators.mpi import import_mpi
 
 
-class Service(rank.Service):
+class Service(rank.TimingService):
     """Contenders: `ours`, inside a tf.function, and `raw MPI` from Python, without TensorFlow."""
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:

@@ -23,7 +23,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-class Service(rank.Service):
+class Service(rank.TimingService):
     """Contenders: `ours`, `keras`, `keras synchronized`, `fused`."""
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:

@@ -42,7 +42,7 @@ NORMS: dict[str, Norm] = {
 }
 
 
-class Service(rank.Service):
+class Service(rank.TimingService):
     """Contenders: those of NORMS, each with the averaging its engine has."""
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:

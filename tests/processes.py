@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ _QUIET_AND_SMALL = {
 }
 
 
-class Launcher:
+class Launcher(ABC):
     """Starts `program` on `size` ranks: a Path is a script, a string a module for `python -m`."""
 
     def __init__(self, directory: Path) -> None:
@@ -91,10 +92,11 @@ class Launcher:
         for job in self._jobs:
             job.kill()
 
+    @abstractmethod
     def _launch(
         self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
     ) -> None:
-        raise NotImplementedError
+        """Starts the processes of the job."""
 
 
 class Mpirun(Launcher):

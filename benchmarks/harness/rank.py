@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ Step = Callable[[], Any]
 
 
 class Service:
-    """Prepares steps by name and times them; a benchmark says what its steps are.
+    """Answers orders: each of its methods is one.
 
     Attributes:
         engine: `"mpi"`, `"tf"`, `"horovod"`, `"local"`, or `"horovod-defaults"`: Horovod as it
@@ -33,11 +34,18 @@ class Service:
     def __init__(self, engine: str) -> None:
         self.engine = engine
         self.ranks = _join(engine)
+
+
+class TimingService(Service, ABC):
+    """Prepares steps by name and times them; a benchmark says what its steps are."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(engine)
         self._steps: dict[str, Step] = {}
 
+    @abstractmethod
     def make(self, contender: str, case: dict[str, Any]) -> Step:
         """The step of a contender. When it returns, the work is done."""
-        raise NotImplementedError
 
     def prepare(self, key: str, contender: str, case: dict[str, Any]) -> None:
         """Makes the step and runs it twice: the first traces it."""

@@ -1,19 +1,21 @@
 """The tests' API server as far as HTTP goes: whole answers, errors, and streams that can be cut."""
 
 import json
+from abc import ABC, abstractmethod
 from http.server import BaseHTTPRequestHandler
 
 from tests.launcher.targets.cluster.api_objects import Object
 
 
-class Replies(BaseHTTPRequestHandler):
+class Replies(BaseHTTPRequestHandler, ABC):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Says nothing."""
 
+    @abstractmethod
     def serve(self, method: str) -> None:
-        raise NotImplementedError
+        """Answers one request."""
 
     def do_GET(self) -> None:
         self.serve("GET")
