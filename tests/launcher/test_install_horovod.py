@@ -139,6 +139,24 @@ def test_kept_wheel_serves_another_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("engine", ["--mpi", "--gloo"])
+def test_horovodrun_starts_without_tensorflow(engine: str) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not built")
+    horovodrun = find_executable("horovodrun")
+    assert horovodrun is not None
+    result = subprocess.run(
+        [horovodrun, engine, "-np", "1", "true"],
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "horovod.runner.launch" in result.stderr
+    assert "tensorflow" not in result.stderr
+
+
+@pytest.mark.multiprocess
 def test_horovodrun_needs_neither_an_activated_environment_nor_ssh(tmp_path: Path) -> None:
     pytest.importorskip("horovod", reason="Horovod is not built")
     horovodrun = find_executable("horovodrun")
