@@ -49,7 +49,7 @@ def measure(toy: bool) -> Report:
             case = {"values": count, "chain": chain}
             contenders = [Contender(name, jobs[plan.name], case) for _, name, plan in entries]
             for (words, _, plan), taken in zip(
-                entries, take_turns(contenders, rounds, steps), strict=True
+                entries, take_turns(contenders, rounds, steps, toy=toy), strict=True
             ):
                 each = [second / chain for second in taken.seconds]
                 report.timings.append(

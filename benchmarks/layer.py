@@ -97,7 +97,7 @@ def measure(toy: bool, device: str, ranks: int, rounds: int, steps: int) -> Repo
             taking_part = [e for e in entries if e.big or case is not BIG]
             contenders = [Contender(e.name, jobs[e.plan], case) for e in taking_part]
             for entry, taken in zip(
-                taking_part, take_turns(contenders, rounds, steps), strict=True
+                taking_part, take_turns(contenders, rounds, steps, toy=toy), strict=True
             ):
                 report.timings.append(Timing.of(entry.words, entry.plan, in_words(case), *taken))
         if device == "cpu":

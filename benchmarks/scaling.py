@@ -68,7 +68,7 @@ def measure(toy: bool, alpha: float | None = None, beta: float | None = None) ->
             contenders = [Contender("sum", job, case) for case in cases if count > 1]
             contenders.append(Contender("ours", job, layer))
             for contender, taken in zip(
-                contenders, take_turns(contenders, rounds, steps), strict=True
+                contenders, take_turns(contenders, rounds, steps, toy=toy), strict=True
             ):
                 sums = contender.name == "sum"
                 length = chain if sums else layer["depth"]

@@ -36,7 +36,7 @@ def measure(toy: bool) -> Report:
         jobs = conductor.start([_MPI, _TF])
         contenders = [Contender(name, jobs[plan.name], case) for _, name, plan in _ENTRIES]
         for (words, _, plan), taken in zip(
-            _ENTRIES, take_turns(contenders, rounds, steps), strict=True
+            _ENTRIES, take_turns(contenders, rounds, steps, toy=toy), strict=True
         ):
             report.timings.append(Timing.of(words, plan.name, "a step of ResNet-20", *taken))
     if not toy:
