@@ -167,7 +167,7 @@ def test_output_directory_that_cannot_be_written(launch: Launch) -> None:
 def test_two_hundred_restarts_leak_nothing(launch: Launch) -> None:
     options = ["-np", "2", "--backend", "horovod", "--max-restarts", "200", "--backoff", "0"]
     began = time.time()
-    launch.start([*options, "--quiet"], ["python", "-I", "-S", "-c", "raise SystemExit(9)"])
+    launch.start([*options, "--quiet"], ["sh", "-c", "exit 9"])
     process = psutil.Process(launch.pid)
     counts: dict[int, tuple[int, int, int]] = {}
 
