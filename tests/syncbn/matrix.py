@@ -5,7 +5,7 @@ reports, for each case and quantity, its share of ‖ours − oracle‖² and �
 shares up. A case is a training step through a dense layer and the batch normalization behind it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,12 +51,12 @@ def case_name(kind: str, mode: str, dtype: str, condition: str) -> str:
     return f"{kind}-{mode}-{dtype}-{condition}"
 
 
-def case_names() -> list[str]:
+def case_names(dtypes: Sequence[str]) -> list[str]:
     return [
         case_name(kind, mode, dtype, condition)
         for kind in KINDS
         for mode in MODES
-        for dtype in POLICIES
+        for dtype in dtypes
         for condition in conditions(dtype)
     ]
 
@@ -135,13 +135,13 @@ def draw(kind: str, size: int, dtype: str, condition: str) -> Joined:
     )
 
 
-def run(world: World) -> dict[str, list[dict[str, Any]]]:
-    """Every case on this world; for each the reports of the ranks held here."""
+def run(world: World, dtypes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Every case of these dtypes on this world; for each the reports of the ranks held here."""
     return {
         name: report
         for kind in KINDS
         for mode in MODES
-        for dtype in POLICIES
+        for dtype in dtypes
         for name, report in _run(world, kind, mode, dtype)
     }
 

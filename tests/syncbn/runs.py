@@ -24,11 +24,11 @@ JOBS: dict[str, tuple[type[Launcher], list[str], str]] = {
     "horovod-gloo": (Horovodrun, ["--gloo"], "horovod"),
     "multiworker": (TensorFlowCluster, [], "tf"),
 }
+# A program that never called `init` but brought its own strategy. Once it has found its
+# communicator there, it goes the road of the world inside a strategy: one dtype shows that.
+ALONE = "multiworker-strategy-alone"
 # Further worlds of the multi-worker job, by their names in a rank's answer.
-INSIDE_STRATEGY = {
-    "multiworker-strategy": "tf-strategy",
-    "multiworker-strategy-alone": "tf-strategy-alone",
-}
+INSIDE_STRATEGY = {"multiworker-strategy": "tf-strategy", ALONE: "tf-strategy-alone"}
 # The second world goes the road of TensorFlow operations, as on a GPU.
 LOCAL = ("local", "local-by-tensorflow")
 IN_PROCESS = [
@@ -43,18 +43,29 @@ MULTI_PROCESS = [
 ]
 WORLDS = [*IN_PROCESS, *MULTI_PROCESS]
 
+
+def dtypes(world: str) -> tuple[str, ...]:
+    """Those that the matrix has for this world."""
+    return ("float32",) if world == ALONE else tuple(matrix.POLICIES)
+
+
 # What one world reported: part of the program → name of the case → one report per rank.
 Reports = dict[str, dict[str, list[Any]]]
 
 
 def report(world: World) -> Reports:
     """Everything one world is asked for, from the ranks held here."""
-    counts = counting.count(world)
-    return {
-        "matrix": matrix.run(world),
-        "features": features.run(world),
-        "counts": {name: [found] for name, found in counts.items()},
-    }
+    whole = {"matrix": matrix.run(world, tuple(matrix.POLICIES)), "features": features.run(world)}
+    return whole | _counts(world)
+
+
+def report_alone(world: World) -> Reports:
+    """What the world `ALONE` is asked for."""
+    return {"matrix": matrix.run(world, dtypes(ALONE))} | _counts(world)
+
+
+def _counts(world: World) -> Reports:
+    return {"counts": {name: [found] for name, found in counting.count(world).items()}}
 
 
 class Runs:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tests.syncbn import matrix
-from tests.syncbn.runs import WORLDS, Runs
+from tests.syncbn.runs import WORLDS, Runs, dtypes
 
 # Half-precision outputs and dx are measured element by element: one rounding. In the norm that is
 # at most half an ulp; the upstream gradient of a half-precision dense layer is rounded once more.
@@ -29,8 +29,14 @@ def tolerance(dtype: str, condition: str, quantity: str) -> float:
     return 2e-6
 
 
-@pytest.mark.parametrize("case", matrix.case_names())
-@pytest.mark.parametrize(("world", "size"), WORLDS)
+@pytest.mark.parametrize(
+    ("world", "size", "case"),
+    [
+        pytest.param(*param.values, case, marks=param.marks)
+        for param in WORLDS
+        for case in matrix.case_names(dtypes(str(param.values[0])))
+    ],
+)
 def test_matrix(world: str, size: int, case: str, runs: Runs) -> None:
     _, _, dtype, condition = case.split("-")
     ranks = runs.reports(world, size)["matrix"][case]

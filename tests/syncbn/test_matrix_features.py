@@ -3,12 +3,12 @@
 import pytest
 
 from tests.syncbn import features
-from tests.syncbn.runs import JOBS, MULTI_PROCESS, WORLDS, Runs
+from tests.syncbn.runs import ALONE, JOBS, MULTI_PROCESS, WORLDS, Runs
 from tests.syncbn.worlds import mirrored
 
 
 @pytest.mark.parametrize("check", features.CHECKS)
-@pytest.mark.parametrize(("world", "size"), WORLDS)
+@pytest.mark.parametrize(("world", "size"), [param for param in WORLDS if param.values[0] != ALONE])
 def test_feature(world: str, size: int, check: str, runs: Runs) -> None:
     reports = runs.reports(world, size)["features"][check]
     assert len(reports) == size
