@@ -10,11 +10,16 @@ import time
 import pytest
 
 from tests.docker.containers import Engine
+from tests.processes import REPOSITORY
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
 
-# Long enough to be in the middle of when something happens to it.
-_LONG = ("--epochs", "200", "--checkpoint-steps", "10")
+# Long enough to be in the middle of when something happens to it, and easy on the cores.
+_LONG = ("--model", "unhurried:network", "--epochs", "200", "--checkpoint-steps", "10")
+_UNHURRIED = (
+    *("--volume", f"{REPOSITORY}/tests/unhurried.py:/models/unhurried.py:ro"),
+    *("--env", "PYTHONPATH=/models"),
+)
 _QUICK = ("--grace", "2", "--silence-timeout", "6", "--backoff", "0.5")
 
 
@@ -94,10 +99,10 @@ def test_a_container_cut_from_the_network_ends_its_ranks_and_the_job_names_it(
 
 def _pair(engine: Engine, *flags: str) -> tuple[str, str]:
     """Two containers in the middle of a long training, with a checkpoint behind them."""
-    volume = ("--volume", f"{engine.volume()}:/runs")
+    options = ("--volume", f"{engine.volume()}:/runs", *_UNHURRIED)
     words = [*join("--workers", "1", *flags), *train(*_LONG)]
-    head = engine.start("head", *words, options=volume)
+    head = engine.start("head", *words, options=options)
     words = [*join("--head", "head", *flags), *train(*_LONG)]
-    worker = engine.start("worker", *words, options=volume)
-    engine.says(head, "epoch   2", 150)
+    worker = engine.start("worker", *words, options=options)
+    engine.says(head, "epoch   1", 150)
     return head, worker

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.prometheus, pytest.mark.time
 
 BATCH = 16
 TRAIN = ["--epochs", "100000", "--schedule", "constant", "--batch-size", str(BATCH)]
-TRAIN += ["--keep-checkpoints", "1", "--norm", "sync"]
+TRAIN += ["--keep-checkpoints", "1", "--norm", "sync", "--model", "tests.unhurried:network"]
 
 EXAMPLES = "sum(rate(training_examples_total[8s]))"
 STEPS = "max(rate(training_steps_total[8s]))"
