@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
+from syncbn.communicators.captures import captured
 from syncbn.communicators.environment import cluster_from_tf_config
 from syncbn.errors import NotInitializedError, WorldError
 
@@ -82,7 +83,7 @@ class ClusterCommunicator(Communicator):
             "group_size": self.size,
             "group_key": self._group_key,
             "instance_key": self._key(tensor, name),
-            "ordering_token": [self._instance.handle],
+            "ordering_token": [captured(self._instance.handle)],
             "timeout_seconds": _TIMEOUT_SECONDS,
         }
         values = tensor.shape.num_elements()
@@ -105,7 +106,9 @@ class ClusterCommunicator(Communicator):
         come from counting while tracing, because ranks may trace a different number of times.
         """
         if tf.executing_eagerly() or not tensor.shape.is_fully_defined():
-            return self._instance.assign_add(1, read_value=True)
+            token = captured(self._instance.handle)
+            tf.raw_ops.AssignAddVariableOp(resource=token, value=1)
+            return tf.raw_ops.ReadVariableOp(resource=token, dtype=tf.int32)
         text = f"{matched_name(name)} {tensor.dtype.name} {tensor.shape}"
         key = zlib.crc32(text.encode())
         # Two names that happen to have one number must not be taken for one operation.

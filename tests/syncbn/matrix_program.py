@@ -13,7 +13,7 @@ import syncbn
 from syncbn.communicators import shutdown
 from syncbn.communicators.distribute import ClusterCommunicator
 from syncbn.errors import NotInitializedError
-from tests.syncbn import fitting
+from tests.syncbn import fitting, two_ranks
 from tests.syncbn.runs import report, report_alone
 from tests.syncbn.worlds import ProcessWorld, StrategyWorld
 
@@ -41,6 +41,8 @@ def main(backend: str) -> dict[str, Any]:
         "before init": {"told": [told]},
         "fit": {"model": [fitting.fit(communicator)]},
     }
+    if communicator.size == 2:
+        answer[backend]["two ranks"] = two_ranks.run(communicator)
     if isinstance(communicator, ClusterCommunicator):
         inside = StrategyWorld(communicator.strategy, [communicator.rank])
         answer["tf-strategy"] = report(inside)

@@ -5,7 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 
-def _data() -> tuple[np.ndarray, np.ndarray]:
+def regression_data() -> tuple[np.ndarray, np.ndarray]:
+    """Seven rows of four features, and their targets."""
     features = np.random.default_rng(7).normal(size=(7, 4)).astype("float32")
     return features, (features @ np.array([[1.0], [-2.0], [0.5], [3.0]], "float32")).astype(
         "float32"
@@ -16,7 +17,7 @@ def train_alone(
     optimizer: keras.optimizers.Optimizer, steps: int, scale: float = 1.0
 ) -> np.ndarray:
     """The weights one process reaches with all seven rows in each batch."""
-    features, targets = _data()
+    features, targets = regression_data()
     model = dense_model(1)
     for _ in range(steps):
         with tf.GradientTape() as tape:

@@ -1,8 +1,6 @@
 """Training and inference by the old formulas, by a switch that may be a tensor."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +8,7 @@ import pytest
 import tensorflow as tf
 
 import syncbn
-from syncbn import legacy
 from syncbn.legacy import batch_norm, batch_normalization, default_store
-from tests.processes import Launcher
 from tests.syncbn.legacy_calls import FUNCTIONS, images, named
 
 pytestmark = pytest.mark.usefixtures("fresh_layers")
@@ -91,56 +87,3 @@ def test_untrainable_statistics_still_move(function: Callable[..., Any]) -> None
     layer = default_store()["bn"]
     assert layer.trainable_variables == []
     assert np.all(layer.moving_mean.numpy() != 0)
-
-
-def behind_the_switch(rows: np.ndarray) -> dict[str, Any]:
-    """Two steps of training around one of inference, in one graph; the losses are local sums."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 5, 5, 3]), tf.TensorSpec([], tf.bool)])
-    def step(x: tf.Tensor, phase: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            h = batch_norm(x, is_training=phase, scope="one", decay=0.5)
-            h = batch_normalization(tf.sin(h), training=phase, name="two", momentum=0.5)
-            mean, variance = legacy.moments(h * h, [0, 1, 2])
-            y = tf.nn.batch_normalization(h * h, mean, variance, None, None, 1e-3)
-            loss = tf.reduce_sum(y * tf.cos(y))
-        return y, tape.gradient(loss, x)
-
-    x = tf.constant(rows)
-    first, gradient = step(x, tf.constant(True))
-    step(x, tf.constant(False))
-    second, _ = step(x, tf.constant(True))
-    report = {"first": first, "gradient": gradient, "second": second}
-    report |= {scope: default_store()[scope].moving_variance for scope in ("one", "two")}
-    return {key: value.numpy().tolist() for key, value in report.items()}
-
-
-PROGRAM = """
-import json, sys
-import syncbn
-from tests.syncbn.legacy_calls import images
-from tests.syncbn.test_legacy_switch import behind_the_switch
-
-rows = images(seed=5)
-rank = syncbn.init(sys.argv[1]).rank
-print(json.dumps(behind_the_switch(rows[:3] if rank == 0 else rows[3:])))
-"""
-
-
-@pytest.mark.multiprocess
-@pytest.mark.timeout(150)
-@pytest.mark.parametrize("backend", ["horovod", "mpi"])
-def test_two_ranks_behind_the_switch_equal_one_process(
-    mpirun: Launcher, script: Callable[[str], Path], backend: str
-) -> None:
-    if backend == "horovod" and find_spec("horovod") is None:
-        pytest.skip("Horovod is not built: python -m launcher install-horovod")
-    ranks = mpirun(2, script(PROGRAM), [backend], timeout=100).json()
-    alone = behind_the_switch(images(seed=5))
-    for key in ("first", "gradient", "second"):
-        joined = np.concatenate([np.array(report[key]) for report in ranks])
-        assert np.linalg.norm(joined - alone[key]) < 1e-5 * np.linalg.norm(alone[key])
-    for scope in ("one", "two"):
-        assert ranks[0][scope] == ranks[1][scope]
-        np.testing.assert_allclose(ranks[0][scope], alone[scope], 1e-5)

@@ -1,7 +1,6 @@
 """The data that statistics are recomputed over: in any form, on any rank, or failing halfway."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 from syncbn import recompute_statistics
-from tests.processes import Launcher
 from tests.syncbn.perceptron import assert_recomputed, perceptron, rows, statistics
 
 L = keras.layers
@@ -104,61 +102,3 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         recompute_statistics(model(), dataset(), steps=steps)
-
-
-PROGRAM = """
-import json, sys
-import numpy as np
-import syncbn
-from tests.syncbn.perceptron import perceptron, rows, statistics
-
-ranks = syncbn.init(sys.argv[1])
-inputs = rows(50)
-report = {}
-
-def bits(model):
-    return {path: value.tobytes().hex() for path, value in statistics(model).items()}
-
-for name, cut in (("uneven", 31), ("empty", 0)):
-    mine = inputs[:cut] if ranks.rank == 0 else inputs[cut:]
-    batches = [mine[i:i + 7] for i in range(0, len(mine), 7)]
-    report[name] = bits(syncbn.recompute_statistics(perceptron(renorm=True), batches))
-
-model = perceptron()
-before = bits(model)
-def broken():
-    yield inputs
-    raise OSError("rank 1 lost its disk")
-class Broken:
-    def __iter__(self):
-        return broken()
-try:
-    syncbn.recompute_statistics(model, Broken() if ranks.rank == 1 else [inputs])
-except Exception as error:
-    report["failure"] = f"{type(error).__name__}: {error}"
-report["restored"] = bits(model) == before
-print(json.dumps(report))
-"""
-
-
-@pytest.mark.multiprocess
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("backend", ["mpi", "tf"])
-def test_two_ranks_with_any_shards_agree_with_one_process(
-    mpirun: Launcher,
-    tf_cluster: Launcher,
-    script: Callable[[str], Path],
-    backend: str,
-) -> None:
-    start = mpirun if backend == "mpi" else tf_cluster
-    answers = start(2, script(PROGRAM), [backend]).json()
-    alone = statistics(recompute_statistics(perceptron(renorm=True), rows(50)))
-    for name in ("uneven", "empty"):
-        assert answers[0][name] == answers[1][name]  # bit for bit
-        for path, value in alone.items():
-            ranks = np.frombuffer(bytes.fromhex(answers[0][name][path]), value.dtype)
-            np.testing.assert_allclose(ranks, value, 1e-6, 1e-6)
-    assert answers[0]["failure"].startswith("SyncbnError: recompute_statistics failed on another")
-    assert answers[1]["failure"] == "OSError: rank 1 lost its disk"
-    assert answers[0]["restored"]
-    assert answers[1]["restored"]

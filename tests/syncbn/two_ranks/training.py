@@ -1,0 +1,149 @@
+"""Gradients averaged over ranks, by every road a program may take, on uneven rows."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from syncbn import DistributedGradientTape, DistributedOptimizer, broadcast_variables, weigh_rows
+from syncbn.communicators import Communicator
+from tests.syncbn.one_process import dense_model, flat_weights, regression_data
+
+ROWS_OF_THE_FIRST = 5
+
+
+def run(communicator: Communicator) -> dict[str, Any]:
+    rank = communicator.rank
+    x, y = (
+        part[:ROWS_OF_THE_FIRST] if rank == 0 else part[ROWS_OF_THE_FIRST:]
+        for part in regression_data()
+    )
+    # Different seeds: the broadcast makes the starts equal.
+    model = dense_model(rank)
+    broadcast_variables(model, root_rank=1)
+    report = {"broadcast": flat_weights(model)}
+    report |= _by_keras(x, y) | _by_loops(x, y, rank) | _in_two_passes(x, y, rank)
+    answers = {name: weights.tolist() for name, weights in report.items()}
+    return answers | _overflow(x, y, rank) | _sparse(rank) | _of_one_variable(rank)
+
+
+def _by_keras(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """`fit`, uneven rows weighed, clipped after averaging; and `train_on_batch`."""
+    fitted = dense_model(1)
+    fitted.compile(DistributedOptimizer(keras.optimizers.Adam(0.05, global_clipnorm=0.5)), "mse")
+    weigh_rows(fitted)
+    fitted.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0)
+    # Saved files know nothing of us: a plain optimizer comes back.
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "model.keras"
+        fitted.save(file)
+        loaded = keras.saving.load_model(file)
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert int(loaded.optimizer.iterations) == 4
+
+    by_batch = dense_model(1)
+    by_batch.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), loss="mse")
+    weigh_rows(by_batch)
+    for _ in range(3):
+        by_batch.train_on_batch(x, y)
+    return {"fit": flat_weights(fitted), "train_on_batch": flat_weights(by_batch)}
+
+
+def _by_loops(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndarray]:
+    sgd = keras.optimizers.SGD
+    scaled = keras.optimizers.LossScaleOptimizer(sgd(0.1), initial_scale=64)
+    report = {
+        "eager": _loop(DistributedOptimizer(sgd(0.1)), 3, x, y, graph=False),
+        "loss_scale": _loop(DistributedOptimizer(scaled), 3, x, y),
+        "sum": _loop(DistributedOptimizer(sgd(0.01), average=False), 3, x, y),
+    }
+    for kind in ("float16", "bfloat16"):
+        report[kind] = _loop(DistributedOptimizer(sgd(0.1), compression=kind), 3, x, y)
+    return report
+
+
+def _loop(optimizer: Any, steps: int, x: np.ndarray, y: np.ndarray, graph: bool = True) -> Any:
+    """The weights after `steps` steps of a loop of one's own."""
+    model = dense_model(1)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(tf.square(model(x) - y)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        pairs = zip(gradients, model.trainable_variables, strict=True)
+        optimizer.apply_gradients(pairs, rows=len(x))
+
+    run = tf.function(step) if graph else step
+    for _ in range(steps):
+        run(x, y)
+    return flat_weights(model)
+
+
+def _overflow(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, Any]:
+    """An infinite gradient on one rank: both skip the step and halve the scale."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64)
+    bad = x * np.float32(np.inf if rank == 1 else 1)
+    weights = _loop(DistributedOptimizer(optimizer), 1, bad, y)
+    return {"skipped": weights.tolist(), "scale": float(optimizer.dynamic_scale)}
+
+
+def _in_two_passes(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndarray]:
+    """Two passes a step: the first rank gives rows 0-1 then 2-4, the second row 5 then 6."""
+    model = dense_model(1)
+    optimizer = DistributedOptimizer(keras.optimizers.Adam(0.05), backward_passes_per_step=2)
+
+    @tf.function(reduce_retracing=True)
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(x) - y))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        pairs = zip(gradients, model.trainable_variables, strict=True)
+        optimizer.apply_gradients(pairs, rows=tf.shape(x)[0])
+
+    cut = 2 if rank == 0 else 1
+    for _ in range(3):
+        step(x[:cut], y[:cut])
+        step(x[cut:], y[cut:])
+    assert int(optimizer.iterations) == 3
+    return {"passes": flat_weights(model)}
+
+
+def _sparse(rank: int) -> dict[str, Any]:
+    """Sparse gradients, a variable only the first rank reaches, and one nobody reaches, which
+    weight decay must not move."""
+    table = keras.Variable(np.arange(12, dtype="float32").reshape(6, 2))
+    one_sided = keras.Variable([1.0, 1.0])
+    untouched = keras.Variable([5.0])
+    held: Sequence[Any] = [table, one_sided, untouched]
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0, weight_decay=0.5))
+
+    @tf.function
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            rows = tf.gather(table.value, [0, 1] if rank == 0 else [1, 5])
+            loss = tf.reduce_sum(rows)
+            if rank == 0:
+                loss += tf.reduce_sum(one_sided.value * 4.0)
+        gradients = tape.gradient(loss, [v.value for v in held])
+        assert isinstance(gradients[0], tf.IndexedSlices)
+        optimizer.apply_gradients(zip(gradients, held, strict=True))
+
+    step()
+    return {"sparse": [v.numpy().tolist() for v in held]}
+
+
+def _of_one_variable(rank: int) -> dict[str, Any]:
+    """The tape; and two ranks that broadcast different lists are told so."""
+    variable = keras.Variable(2.0)
+    with DistributedGradientTape() as tape:
+        loss = variable * (rank + 1.0)
+    report: dict[str, Any] = {"tape": float(tape.gradient(loss, variable))}
+    try:
+        broadcast_variables([variable] * (1 + rank))
+    except Exception as error:
+        report["mismatch"] = type(error).__name__
+    return report
