@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
 _LONG = ("--model", "unhurried:network", "--epochs", "200", "--checkpoint-steps", "10")
 _UNHURRIED = (
     *("--volume", f"{REPOSITORY}/tests/unhurried.py:/models/unhurried.py:ro"),
-    *("--env", "PYTHONPATH=/models"),
+    *("--env", "PYTHONPATH=/models", "--env", "HOROVOD_CYCLE_TIME=5"),
 )
 _QUICK = ("--grace", "2", "--silence-timeout", "6", "--backoff", "0.5")
 

@@ -73,7 +73,8 @@ def test_ranks_under_bare_horovodrun(horovodrun: Launcher, tmp_path: Path) -> No
     output = tmp_path / "digits"
     arguments = [*TRAIN, "--metrics-port", "0", "--output", str(output)]
     with prometheus(tmp_path / "prometheus", [f"{output}/metrics/targets/rank-*.json"]) as server:
-        horovodrun.start(2, "launcher.train", arguments, options=["--gloo"])
+        seldom = {"HOROVOD_CYCLE_TIME": "5"}
+        horovodrun.start(2, "launcher.train", arguments, environment=seldom, options=["--gloo"])
         _assert_training(server, pages=2)
         ranks = {s["metric"]["rank"] for s in server.query("training_info")}
         assert ranks == {"0", "1"}
