@@ -11,5 +11,7 @@ def test_groups() -> None:
     assert group(f"{matrix}[mpi-2-uneven-graph-float32-0]") == group(f"{collectives}[mpi-2]")
     assert group(f"{matrix}[multiworker-strategy-3-rank 2]") == "multiworker-3"
     assert group(f"{matrix}[multiworker-strategy-alone-2-mask-x]") == "multiworker-2"
+    two_ranks = "tests/syncbn/test_matrix_two_ranks.py::test_a_fit_with_all_callbacks_is_one_fit"
+    assert group(f"{two_ranks}[mpi-2]") == group(f"{collectives}[mpi-2]")
     assert group(f"{matrix}[horovod-mpi-2-mask-eager-float64-0]") == "horovod-mpi-2"
     assert group("tests/syncbn/test_matrix.py::test_every_world") == "tests/syncbn/test_matrix.py"

@@ -1,4 +1,4 @@
-"""The callbacks in a real two-rank `fit`, against one process that sees all rows."""
+"""The callbacks alone and their arguments; on ranks they stand in test_matrix_two_ranks.py."""
 
 import keras
 import numpy as np

@@ -1,4 +1,7 @@
-"""Training and inference by the old formulas, by a switch that may be a tensor."""
+"""Training and inference by the old formulas, by a switch that may be a tensor.
+
+On ranks it stands in test_matrix_two_ranks.py.
+"""
 
 from collections.abc import Callable
 from typing import Any

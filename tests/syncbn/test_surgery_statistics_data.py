@@ -1,4 +1,7 @@
-"""The data that statistics are recomputed over: in any form, on any rank, or failing halfway."""
+"""The data that statistics are recomputed over: in any form, or failing halfway.
+
+On ranks they stand in test_matrix_two_ranks.py.
+"""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""The measurements of collectives on real ranks: every one is seen, with its bytes and its wait."""
+"""The measurements of collectives; on ranks they stand in test_matrix_two_ranks.py."""
 
 import keras
 import numpy as np
