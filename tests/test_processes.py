@@ -19,23 +19,22 @@ world = MPI.COMM_WORLD
 print(json.dumps({"rank": world.rank, "sum": world.allreduce(world.rank + 1)}))
 """
 
-HOROVOD_SUM = """
-import json
-import horovod.tensorflow as hvd
-import tensorflow as tf
-hvd.init()
-total = hvd.allreduce(tf.constant([hvd.rank() + 1.0]), op=hvd.Sum)
-print(json.dumps({"rank": hvd.rank(), "sum": float(total[0]), "gloo": bool(hvd.gloo_enabled())}))
+HOROVOD_PLACE = """
+import json, os
+gloo = "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ
+kind = "HOROVOD" if gloo else "OMPI_COMM_WORLD"
+print(json.dumps([int(os.environ[f"{kind}_RANK"]), int(os.environ[f"{kind}_SIZE"]), gloo]))
 """
 
-CLUSTER_SUM = """
-import json
-import tensorflow as tf
-strategy = tf.distribute.MultiWorkerMirroredStrategy()
-rank = strategy.cluster_resolver.task_id
-value = tf.constant(rank + 1.0)
-total = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("sum", value))
-print(json.dumps({"rank": rank, "sum": float(total)}))
+CLUSTER_PLACE = """
+import json, os, socket
+place = json.loads(os.environ["TF_CONFIG"])
+workers, rank = place["cluster"]["worker"], place["task"]["index"]
+with socket.socket() as mine:
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    mine.bind(("127.0.0.1", int(workers[rank].rsplit(":", 1)[1])))
+    mine.listen()
+print(json.dumps([rank, len(workers)]))
 """
 
 # A rank that leaves its session and parent, the hardest to find again.
@@ -58,20 +57,20 @@ def test_mpirun_gives_each_rank_its_answer(mpirun: Launcher, script: Callable[[s
 @pytest.mark.multiprocess
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("options", [[], ["--gloo"]], ids=["mpi", "gloo"])
-def test_horovodrun_gives_each_rank_its_answer(
+def test_horovodrun_gives_each_rank_its_place(
     horovodrun: Launcher, script: Callable[[str], Path], options: list[str]
 ) -> None:
-    result = horovodrun(2, script(HOROVOD_SUM), options=options)
-    assert result.json() == [{"rank": rank, "sum": 3.0, "gloo": bool(options)} for rank in range(2)]
+    result = horovodrun(2, script(HOROVOD_PLACE), options=options)
+    assert result.json() == [[rank, 2, bool(options)] for rank in range(2)]
 
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(120)
-def test_cluster_gives_each_rank_its_answer(
+def test_cluster_gives_each_rank_its_place_and_a_port(
     tf_cluster: Launcher, script: Callable[[str], Path]
 ) -> None:
-    result = tf_cluster(2, script(CLUSTER_SUM))
-    assert result.json() == [{"rank": rank, "sum": 3.0} for rank in range(2)]
+    result = tf_cluster(2, script(CLUSTER_PLACE))
+    assert result.json() == [[rank, 2] for rank in range(2)]
 
 
 @pytest.mark.multiprocess

@@ -14,7 +14,7 @@ from tests.end_to_end.test_train import TRAIN, _digests, _summary
 from tests.jobs import Job
 from tests.processes import Launcher
 
-RUN = ["--model", "dnn", "--epochs", "6", "--batch-size", "4", "--deterministic"]
+RUN = ["--model", "dnn", "--epochs", "4", "--batch-size", "4", "--deterministic"]
 
 
 def _epochs(output: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     assert _summary(stopped)["resumed_from"] == str(checkpoints[-1])
     assert _summary(stopped)["steps"] == _summary(whole)["steps"]
     assert set(_digests(stopped)) == set(_digests(whole))
-    assert [epoch["epoch"] for epoch in _epochs(stopped)] == [0, 1, 2, 3, 4, 5]
+    assert [epoch["epoch"] for epoch in _epochs(stopped)] == [0, 1, 2, 3]
     losses = [[epoch["loss"] for epoch in _epochs(output)] for output in (stopped, whole)]
     assert losses[0] == losses[1]
 
@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     assert "world size was 2, is now 1" in result.stdout[0]
     assert "is damaged" in result.stdout[0]
     assert _summary(fewer)["resumed_from"] != str(last)
-    assert _summary(fewer)["accuracy"] > 0.95
+    assert _summary(fewer)["accuracy"] > 0.93
 
 
 @pytest.mark.multiprocess
