@@ -13,6 +13,7 @@ _UPDATE_OPS = tf.compat.v1.GraphKeys.UPDATE_OPS
 _WEIGHTS = ("beta", "gamma", "moving_mean", "moving_variance")
 
 
+@tf.autograph.experimental.do_not_convert
 def batch_norm(
     inputs: Any,
     decay: float = 0.999,
@@ -49,7 +50,7 @@ def batch_norm(
         center: Whether to add beta.
         scale: Whether to multiply by gamma.
         epsilon: Added to the variance.
-        activation_fn: Applied to the outputs.
+        activation_fn: Applied to the outputs; as in any Keras layer, AutoGraph leaves it as it is.
         param_initializers: Initializers for beta, gamma, moving_mean, moving_variance.
         param_regularizers: Regularizers for beta, gamma; their sum is in `store.losses`.
         updates_collections: Without meaning: the moving statistics are updated inside the call, as

@@ -11,6 +11,7 @@ from syncbn.legacy.switch import call, dtype_policy, floating_inputs
 _ZEROS, _ONES = tf.compat.v1.zeros_initializer(), tf.compat.v1.ones_initializer()
 
 
+@tf.autograph.experimental.do_not_convert
 def batch_normalization(
     inputs: Any,
     axis: int | list[int] = -1,

@@ -15,6 +15,7 @@ from syncbn.communicators.base import unique_name
 from syncbn.legacy.switch import floating_inputs
 
 
+@tf.autograph.experimental.do_not_convert
 def moments(
     inputs: Any,
     axes: int | Sequence[int],

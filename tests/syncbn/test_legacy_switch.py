@@ -3,6 +3,7 @@
 On ranks it stands in test_matrix_two_ranks.py.
 """
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import syncbn
+from syncbn import legacy
 from syncbn.legacy import batch_norm, batch_normalization, default_store
 from tests.syncbn.legacy_calls import FUNCTIONS, images, named
 
@@ -90,3 +92,27 @@ def test_untrainable_statistics_still_move(function: Callable[..., Any]) -> None
     layer = default_store()["bn"]
     assert layer.trainable_variables == []
     assert np.all(layer.moving_mean.numpy() != 0)
+
+
+@pytest.mark.parametrize(
+    "function", [*FUNCTIONS.values(), legacy.moments], ids=lambda f: f.__name__
+)
+def test_autograph_leaves_the_functions_as_they_are(function: Callable[..., Any]) -> None:
+    """Converting them, and all they call down to the logging module, takes two seconds."""
+    callers: set[str] = set()
+
+    class Rows:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            callers.update(frame.name for frame in traceback.extract_stack())
+            return images()
+
+    @tf.function
+    def step() -> Any:
+        rows = Rows()
+        if function is legacy.moments:
+            return function(rows, [0, 1, 2])
+        return named(function, rows, True)
+
+    step()
+    assert function.__name__ in callers
+    assert f"tf__{function.__name__}" not in callers
