@@ -1,5 +1,11 @@
-"""Tests that share something stay in one worker."""
+"""Tests that share something stay in one worker, and those that wait do so beside others."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import REPOSITORY
 from tests.side_by_side import group
 
 
@@ -15,3 +21,31 @@ def test_groups() -> None:
     assert group(f"{two_ranks}[mpi-2]") == group(f"{collectives}[mpi-2]")
     assert group(f"{matrix}[horovod-mpi-2-mask-eager-float64-0]") == "horovod-mpi-2"
     assert group("tests/syncbn/test_matrix.py::test_every_world") == "tests/syncbn/test_matrix.py"
+
+
+def test_the_first_worker_begins_with_what_waits(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        "from tests.side_by_side import ByGroup\n"
+        "def pytest_xdist_make_scheduler(config, log):\n"
+        "    return ByGroup(config, log)\n"
+    )
+    for name in ("syncbn/test_a", "syncbn/test_b", "launcher/test_c", "launcher/test_d"):
+        file = tmp_path / "tests" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # More than two, for a worker is given more work while it has two tests to go.
+        file.write_text(
+            "import pytest, time\n"
+            "@pytest.mark.parametrize('n', range(4))\n"
+            "def test(n): time.sleep(0.1)\n"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "-v", "--rootdir", str(tmp_path), "tests"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    ran = re.findall(r"^\[(gw\d)\] .* PASSED tests/(\w+)/", done.stdout, re.MULTILINE)
+    assert {*ran} == {("gw0", "launcher"), ("gw1", "syncbn")}, done.stdout
