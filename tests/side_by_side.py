@@ -14,6 +14,10 @@ from xdist.workermanage import WorkerController
 _WORLD = re.compile(r"/test_matrix\w*\.py::\w+\[([a-z-]+?)(?:-strategy(?:-alone)?)?-(\d)[-\]]")
 
 _MOSTLY_WAIT = ("docker", "tests/launcher/", "tests/prometheus/", "tests/browser/")
+_BUT_COMPUTE = (
+    *("tests/launcher/train/", "tests/launcher/metrics/", "tests/launcher/test_doctor.py"),
+    *("tests/launcher/test_engines.py", "tests/launcher/test_install_horovod.py"),
+)
 
 
 def group(nodeid: str) -> str:
@@ -27,7 +31,7 @@ def group(nodeid: str) -> str:
 def mostly_waits(group: str) -> bool:
     """Whether its tests leave the cores to others most of the time: for containers, for lost hosts,
     for Prometheus' next look."""
-    return group.startswith(_MOSTLY_WAIT)
+    return group.startswith(_MOSTLY_WAIT) and not group.startswith(_BUT_COMPUTE)
 
 
 class ByGroup(LoadScopeScheduling):
