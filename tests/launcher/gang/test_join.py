@@ -161,8 +161,9 @@ def test_a_worker_runs_nothing_but_its_own_command(gang: Gang, tmp_path: Path) -
             line = json.dumps({**order, "rank": 0, "local_rank": 0}) + "\n"
             connection.sendall(line.encode())
             process = _rank_of(gang)
-            variables = process.environ()
-        assert "rank_program" in " ".join(process.cmdline())
+            # With the connection the rank ends.
+            variables, command = process.environ(), process.cmdline()
+        assert "rank_program" in " ".join(command)
         assert not {"LD_PRELOAD", "HOROVOD_TIMELINE"} & variables.keys()
         assert variables["LAUNCHER_RUN_DIR"] == str(tmp_path / "member-1" / "somewhere")
         registry.finish(0)
