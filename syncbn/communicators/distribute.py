@@ -107,8 +107,10 @@ class ClusterCommunicator(Communicator):
         """
         if tf.executing_eagerly() or not tensor.shape.is_fully_defined():
             token = captured(self._instance.handle)
-            tf.raw_ops.AssignAddVariableOp(resource=token, value=1)
-            return tf.raw_ops.ReadVariableOp(resource=token, dtype=tf.int32)
+            counted = tf.raw_ops.AssignAddVariableOp(resource=token, value=1)
+            # The graph of a gradient need not keep resources in program order by itself.
+            with tf.control_dependencies([counted]):
+                return tf.raw_ops.ReadVariableOp(resource=token, dtype=tf.int32)
         text = f"{matched_name(name)} {tensor.dtype.name} {tensor.shape}"
         key = zlib.crc32(text.encode())
         # Two names that happen to have one number must not be taken for one operation.

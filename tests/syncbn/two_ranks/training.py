@@ -26,7 +26,7 @@ def run(communicator: Communicator) -> dict[str, Any]:
     model = dense_model(rank)
     broadcast_variables(model, root_rank=1)
     report = {"broadcast": flat_weights(model)}
-    report |= _by_keras(x, y) | _by_loops(x, y, rank) | _in_two_passes(x, y, rank)
+    report |= _by_keras(x, y) | _by_loops(x, y) | _in_two_passes(x, y, rank)
     answers = {name: weights.tolist() for name, weights in report.items()}
     return answers | _overflow(x, y, rank) | _sparse(rank) | _of_one_variable(rank)
 
@@ -53,7 +53,7 @@ def _by_keras(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     return {"fit": flat_weights(fitted), "train_on_batch": flat_weights(by_batch)}
 
 
-def _by_loops(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndarray]:
+def _by_loops(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     sgd = keras.optimizers.SGD
     scaled = keras.optimizers.LossScaleOptimizer(sgd(0.1), initial_scale=64)
     report = {
