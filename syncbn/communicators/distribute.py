@@ -16,11 +16,13 @@ from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.captures import captured
 from syncbn.communicators.environment import cluster_from_tf_config
+from syncbn.communicators.watchdog import Count, Watchdog
 from syncbn.errors import NotInitializedError, WorldError
 
 # Far from the small numbers that tf.distribute gives its own groups.
 _GROUP_KEY = 0x5BA7C4
-_TIMEOUT_SECONDS = 600.0
+# A rank that does not come to a collective ends the job after this long.
+_watchdog = Watchdog(seconds=600.0)
 # Up to here a sum waits for messages, not for bytes: every rank gathers the vectors of all and adds
 # them itself, in P-1 steps, where a ring that sums takes 2(P-1).
 _GATHERED_BYTES = 32768
@@ -57,6 +59,8 @@ class ClusterCommunicator(Communicator):
         # collectives in program order.
         with tf.init_scope(), tf.device("CPU:0"):
             self._instance = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._count = Count()
+        _watchdog.watch(self._count)
 
     @property
     def rank(self) -> int:
@@ -84,19 +88,29 @@ class ClusterCommunicator(Communicator):
             "group_key": self._group_key,
             "instance_key": self._key(tensor, name),
             "ordering_token": [captured(self._instance.handle)],
-            "timeout_seconds": _TIMEOUT_SECONDS,
         }
         values = tensor.shape.num_elements()
-        if (
+        gathered = (
             values is not None
             and values * tensor.dtype.size <= _GATHERED_BYTES
             and tensor.dtype in _GATHERED_DTYPES
-        ):
-            vectors = tf.raw_ops.CollectiveGatherV2(input=tensor[tf.newaxis], **collective)
-            return tf.add_n(tf.unstack(vectors, self.size))  # in the same order on every rank
-        return tf.raw_ops.CollectiveReduceV2(
-            input=tensor, merge_op="Add", final_op="Id", **collective
         )
+        # The graph of a gradient runs only what its results depend on.
+        with tf.control_dependencies([tensor]):
+            begun = self._count.begin()
+        with tf.control_dependencies([begun]):
+            if gathered:
+                result = tf.raw_ops.CollectiveGatherV2(input=tensor[tf.newaxis], **collective)
+            else:
+                result = tf.raw_ops.CollectiveReduceV2(
+                    input=tensor, merge_op="Add", final_op="Id", **collective
+                )
+        with tf.control_dependencies([result]):
+            ended = self._count.end()
+        with tf.control_dependencies([ended]):
+            if gathered:  # added up in the same order on every rank
+                return tf.add_n(tf.unstack(result, self.size))
+            return tf.identity(result)
 
     def _key(self, tensor: tf.Tensor, name: str) -> int | tf.Tensor:
         """The number by which the ranks know the operation.
