@@ -1,4 +1,4 @@
-"""Keras callbacks for data-parallel `fit`: equal starts, global metrics, warm-up, an alarm."""
+"""Keras callbacks for data-parallel `fit`: equal starts, global metrics, warm-up, alarms."""
 
 import zlib
 from collections import Counter
@@ -10,23 +10,21 @@ import numpy as np
 import tensorflow as tf
 
 from syncbn.broadcast import broadcast_variables, check_equal_steps
-from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators.base import Communicator
 from syncbn.errors import DivergenceError
+from syncbn.non_finite import NonFiniteGuard
+from syncbn.ranks_callback import RanksCallback
+
+__all__ = [
+    "AverageMetrics",
+    "BroadcastVariables",
+    "DivergenceAlarm",
+    "NonFiniteGuard",
+    "WarmUpLearningRate",
+]
 
 
-class _RanksCallback(keras.callbacks.Callback):
-    def __init__(self, communicator: Communicator | None) -> None:
-        super().__init__()
-        self._given = communicator
-
-    @property
-    def ranks(self) -> Communicator:
-        """Read at each use: an elastic job may get another one."""
-        return self._given or current_communicator()
-
-
-class BroadcastVariables(_RanksCallback):
+class BroadcastVariables(RanksCallback):
     """Gives all ranks the weights, seeds and optimizer state of one, when training begins.
 
     It also turns XLA off for the model, which `jit_compile="auto"` may have chosen on a GPU: the
@@ -55,7 +53,7 @@ class BroadcastVariables(_RanksCallback):
         broadcast_variables(self.model, self._root_rank, self.ranks)
 
 
-class AverageMetrics(_RanksCallback):
+class AverageMetrics(RanksCallback):
     """Makes the logs of each epoch those of all samples on all ranks.
 
     The sums and counts that make up each metric are added over the ranks, so that a metric is
@@ -113,7 +111,7 @@ class AverageMetrics(_RanksCallback):
         return results
 
 
-class WarmUpLearningRate(_RanksCallback):
+class WarmUpLearningRate(RanksCallback):
     """Raises the learning rate linearly from its base to base × world size, step by step.
 
     The linear scaling rule with gradual warm-up of Goyal et al., 2017,
@@ -174,7 +172,7 @@ class WarmUpLearningRate(_RanksCallback):
         self._done = part == 1.0
 
 
-class DivergenceAlarm(_RanksCallback):
+class DivergenceAlarm(RanksCallback):
     """Stops the job when the weights or moving statistics of the ranks are no longer equal.
 
     Every rank hashes each variable and all compare the hashes; a single differing bit is found. The

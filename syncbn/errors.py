@@ -5,7 +5,8 @@ SyncbnError
 ├── MissingEngineError       an optional engine (TensorFlow, Horovod, mpi4py) is not installed
 ├── UnknownBackendError      a backend name nobody knows (also a ValueError)
 ├── WorldError               the job's processes disagree, or the world cannot be formed
-└── DivergenceError          the ranks' weights are no longer equal
+├── DivergenceError          the ranks' weights are no longer equal
+└── NonFiniteError           a loss, a gradient or a weight has become NaN or infinite
 """
 
 
@@ -31,3 +32,7 @@ class WorldError(SyncbnError):
 
 class DivergenceError(SyncbnError):
     """Weights or statistics that must be equal on all ranks differ; the text names them."""
+
+
+class NonFiniteError(SyncbnError):
+    """Training has become NaN or infinite; the text names the step, and where it was first seen."""

@@ -26,7 +26,7 @@ def describe() -> str:
     """The whole surface as text, in a stable order."""
     lines = [
         *_module("syncbn", syncbn, syncbn.__all__),
-        *_module("syncbn.callbacks", callbacks, _classes(callbacks)),
+        *_module("syncbn.callbacks", callbacks, callbacks.__all__),
         *_module("syncbn.errors", errors, _classes(errors)),
         *_module("syncbn.legacy", legacy, legacy.__all__),
         *_module("launcher.heartbeat", heartbeat, ["Beat", "Heartbeat", "read"]),

@@ -96,6 +96,24 @@ def test_a_fit_with_all_callbacks_is_one_fit(world: str, size: int, runs: Runs) 
 
 
 @on_each_road
+def test_a_nan_on_one_rank_reaches_no_weight(world: str, size: int, runs: Runs) -> None:
+    answers = _answers(runs, world, size, "non-finite")
+    for answer in answers:
+        assert "step 3 is not finite: the batch of rank 1 holds NaN" in answer["stop"]
+        assert answer["steps before"] == 2
+        assert answer["finite"], "a weight, a moving statistic or the optimizer is not finite"
+        assert answer["skip"] == ""
+        assert answer["skipped"] == 1
+        assert np.isfinite(answer["loss"])
+        assert answer["as without"], "a step that is left out has left a trace"
+        assert "step 2 is not finite: the output of layer out" in answer["rate"]
+        assert "on ranks 0, 1; that update was not made" in answer["rate"]
+        assert answer["scaled"] == ""
+        assert 2.0**110 < answer["scale"] < 2.0**127, "no gradient overflowed"
+    assert answers[0]["state"] == answers[1]["state"]
+
+
+@on_each_road
 def test_recomputed_statistics_are_those_of_one_process(world: str, size: int, runs: Runs) -> None:
     answers = _answers(runs, world, size, "statistics")
     alone = statistics_of(recompute_statistics(perceptron(renorm=True), statistics.data()))

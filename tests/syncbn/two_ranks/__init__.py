@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from syncbn.communicators import Communicator
-from tests.syncbn.two_ranks import callbacks, statistics, switch, telemetry, training
+from tests.syncbn.two_ranks import callbacks, non_finite, statistics, switch, telemetry, training
 
 PARTS: dict[str, Callable[[Communicator], dict[str, Any]]] = {
     "training": training.run,
     "callbacks": callbacks.run,
+    "non-finite": non_finite.run,
     "statistics": statistics.run,
     "switch": switch.run,
     "telemetry": telemetry.run,
