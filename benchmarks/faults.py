@@ -16,9 +16,10 @@ from typing import Any
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PAGE = _REPOSITORY / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- figures of python -m benchmarks.faults -->", "<!-- end of the figures -->"
-_PARTS = ("ranks", "launcher", "resources", "hosts")
+_PARTS = ("ranks", "leaving", "launcher", "resources", "hosts")
 _ADDRESS = re.compile(r"\b(?!127\.)\d+\.\d+\.\d+\.\d+\b")
 _DIRECTORY = re.compile(r"(?<![\w.])(?:/[\w.@-]+){2,}")
+_TIME = re.compile(r"\b\d\d:\d\d:\d\d\b")
 _PROCESS = re.compile(r"(process|127\.0\.0\.1:)\s?\d+")
 
 
@@ -64,7 +65,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _anonymous(line: str) -> str:
     """The line without what differs from one run and one machine to the next."""
-    line = _ADDRESS.sub("HOST", line)
+    line = _TIME.sub("TIME", _ADDRESS.sub("HOST", line))
     line = _PROCESS.sub(lambda found: f"{found[1]}{'' if ':' in found[1] else ' '}N", line)
     return _DIRECTORY.sub("PATH", line).replace("|", "\\|")
 

@@ -98,6 +98,7 @@ class JobSpec(_Data):
 
     `pass_environment` names variables whose values are taken from the launcher's own environment at
     the start and never recorded: the place for secrets. `hang_timeout` 0 turns hang detection off.
+    `exit_timeout` is how long ranks may say nothing once another has ended with 0; 0 for ever.
     `grace` is what peers get between SIGTERM and SIGKILL after a failure, `save_timeout` what all
     ranks get to save when the job is told to stop. `output` holds one directory per run. `target`
     None is hosts where there are any, else local; the others read `container` and `kubernetes`.
@@ -115,6 +116,7 @@ class JobSpec(_Data):
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
     hang_timeout: Annotated[float, Field(ge=0)] = 300.0
+    exit_timeout: Annotated[float, Field(ge=0)] = 30.0
     silence_timeout: Annotated[float, Field(ge=2)] = 10.0
     grace: Annotated[float, Field(ge=0)] = 4.0
     save_timeout: Annotated[float, Field(ge=0)] = 30.0

@@ -15,6 +15,11 @@ from launcher.spec import JobSpec, build_spec, merge, parse_hosts, read_hostfile
 from launcher.targets import choose_backend, load_target
 from launcher.targets.base import SupervisedTarget, Target
 
+_WHERE = {"rich_help_panel": "Where"}
+_RANK = {"rich_help_panel": "Each rank"}
+_FAILURE = {"rich_help_panel": "When it fails"}
+_METRICS = {"rich_help_panel": "Metrics"}
+
 
 def spec_from_flags(
     command: Annotated[
@@ -24,21 +29,19 @@ def spec_from_flags(
         int | None, typer.Option("-np", "--ranks", help="World size.", show_default="1 or slots")
     ] = None,
     hosts: Annotated[
-        str | None, typer.Option(help="Hosts and their slots: h1:4,h2:4.", rich_help_panel="Where")
+        str | None, typer.Option(help="Hosts and their slots: h1:4,h2:4.", **_WHERE)
     ] = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="Lines of `NAME slots=N`.", rich_help_panel="Where")
+        Path | None, typer.Option(help="Lines of `NAME slots=N`.", **_WHERE)
     ] = None,
     ssh: Annotated[
         str | None,
-        typer.Option(help='The ssh to use, e.g. "ssh -p 2222".', rich_help_panel="Where"),
+        typer.Option(help='The ssh to use, e.g. "ssh -p 2222".', **_WHERE),
     ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
-            help="horovod, mpi, tf or local.",
-            show_default="the first installed",
-            rich_help_panel="Where",
+            help="horovod, mpi, tf or local.", show_default="the first installed", **_WHERE
         ),
     ] = None,
     config: Annotated[
@@ -59,37 +62,25 @@ def spec_from_flags(
         list[str] | None,
         typer.Option(help="NAME=VALUE, or NAME to pass a secret on unrecorded. Repeatable."),
     ] = None,
-    cpus: Annotated[
-        int | None, typer.Option(help="Cores per rank, bound.", rich_help_panel="Each rank")
-    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="Cores per rank, bound.", **_RANK)] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            help="Threads per rank.", show_default="cores / ranks", rich_help_panel="Each rank"
-        ),
+        typer.Option(help="Threads per rank.", show_default="cores / ranks", **_RANK),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory limit, e.g. 8GiB.", rich_help_panel="Each rank")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs each rank sees.", rich_help_panel="Each rank")
-    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8GiB.", **_RANK)] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs each rank sees.", **_RANK)] = None,
     binding: Annotated[
         str | None,
-        typer.Option(
-            help="auto, none, cores or numa.", show_default="auto", rich_help_panel="Each rank"
-        ),
+        typer.Option(help="auto, none, cores or numa.", show_default="auto", **_RANK),
     ] = None,
     max_restarts: Annotated[
         int | None,
-        typer.Option(help="0 for never.", show_default="3", rich_help_panel="When it fails"),
+        typer.Option(help="0 for never.", show_default="3", **_FAILURE),
     ] = None,
     backoff: Annotated[
         float | None,
         typer.Option(
-            help="Seconds before the first restart, then doubled.",
-            show_default="1",
-            rich_help_panel="When it fails",
+            help="Seconds before the first restart, then doubled.", show_default="1", **_FAILURE
         ),
     ] = None,
     restart_codes: Annotated[
@@ -97,74 +88,60 @@ def spec_from_flags(
         typer.Option(
             help="Exit codes worth a restart: 1,137.",
             show_default="all but 2, 126, 127",
-            rich_help_panel="When it fails",
+            **_FAILURE,
         ),
     ] = None,
     hang_timeout: Annotated[
         float | None,
         typer.Option(
-            help="Seconds without a finished step; 0 for never.",
-            show_default="300",
-            rich_help_panel="When it fails",
+            help="Seconds without a finished step; 0 for never.", show_default="300", **_FAILURE
+        ),
+    ] = None,
+    exit_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without a word once a rank has ended with 0; 0 for ever.",
+            show_default="30",
+            **_FAILURE,
         ),
     ] = None,
     grace: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds from SIGTERM to SIGKILL.",
-            show_default="4",
-            rich_help_panel="When it fails",
-        ),
+        typer.Option(help="Seconds from SIGTERM to SIGKILL.", show_default="4", **_FAILURE),
     ] = None,
     save_timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds to save when told to stop.",
-            show_default="30",
-            rich_help_panel="When it fails",
-        ),
+        typer.Option(help="Seconds to save when told to stop.", show_default="30", **_FAILURE),
     ] = None,
     silence_timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds without a word from a host.",
-            show_default="10",
-            rich_help_panel="When it fails",
-        ),
+        typer.Option(help="Seconds without a word from a host.", show_default="10", **_FAILURE),
     ] = None,
     rendezvous_port: Annotated[
         int | None,
-        typer.Option(help="A fixed port.", show_default="a free one", rich_help_panel="Where"),
+        typer.Option(help="A fixed port.", show_default="a free one", **_WHERE),
     ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
             help="Serve metrics of the job here, of ranks on the ports after it; 0: free ones.",
-            rich_help_panel="Metrics",
+            **_METRICS,
         ),
     ] = None,
     metrics_host: Annotated[
         str | None,
-        typer.Option(
-            help="Address to serve them on.",
-            show_default="127.0.0.1",
-            rich_help_panel="Metrics",
-        ),
+        typer.Option(help="Address to serve them on.", show_default="127.0.0.1", **_METRICS),
     ] = None,
     metrics_rank_labels: Annotated[
         bool | None,
         typer.Option(
-            "--metrics-rank-labels",
-            help="Keep ranks apart on the job's page.",
-            rich_help_panel="Metrics",
+            "--metrics-rank-labels", help="Keep ranks apart on the job's page.", **_METRICS
         ),
     ] = None,
     metrics_push: Annotated[
         str | None,
         typer.Option(
-            help="A Pushgateway that gets them at the end.",
-            metavar="HOST:PORT",
-            rich_help_panel="Metrics",
+            help="A Pushgateway that gets them at the end.", metavar="HOST:PORT", **_METRICS
         ),
     ] = None,
     **containers: Any,
@@ -181,6 +158,7 @@ def spec_from_flags(
         "output": output,
         "rendezvous_port": rendezvous_port,
         "hang_timeout": hang_timeout,
+        "exit_timeout": exit_timeout,
         "grace": grace,
         "save_timeout": save_timeout,
         "silence_timeout": silence_timeout,

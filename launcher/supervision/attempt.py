@@ -49,9 +49,9 @@ class Attempt:
 
     @property
     def failed(self) -> list[Exit]:
-        """The exits other than 0."""
-        exits = [state.exit for state in self.states if state.exit is not None]
-        return [ended for ended in exits if ended.code != 0]
+        """The ends other than with 0."""
+        ends = [state.end for state in self.states]
+        return [ended for ended in ends if ended is not None and ended.code != 0]
 
     @property
     def last_heard(self) -> float:
@@ -143,15 +143,30 @@ class Attempt:
             self._tell("beat", rank, **beat)
             if state.beat.saved not in {None, before.saved if before is not None else None}:
                 self._tell("checkpoint", rank, step=state.beat.saved)
+        elif "over" in report:
+            self._over(state, report["over"])
         elif "exit" in report:
             known = {name: report[name] for name in ("asked", "out_of_memory")}
             self._exit(state, report["exit"], report["at"], **known)
         elif "refused" in report:
             self._exit(state, 127, time.time(), refused=report["refused"])
 
+    def _over(self, state: RankState, over: tuple[float, int] | None) -> None:
+        """The rank's program has ended, or its script has started the next program."""
+        if over is None:
+            state.over = None
+            return
+        at, code = over
+        leaving = state.beat is not None and state.beat.phase == "leaving"
+        state.over = Exit(
+            state.rank, state.host, code, at, step=state.step, leaving=leaving, lingering=True
+        )
+
     def _exit(self, state: RankState, code: int, at: float, **known: Any) -> None:
         tail = known.pop("tail", tuple(state.tail))
         known["leaving"] = state.beat is not None and state.beat.phase == "leaving"
+        if state.over is not None and code >= 0:
+            at = min(at, state.over.at)
         state.exit = Exit(state.rank, state.host, code, at, tail=tail, step=state.step, **known)
         self._tell("rank_ended", state.rank, exit_code=state.exit.status, asked=state.exit.asked)
 

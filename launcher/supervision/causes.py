@@ -50,7 +50,8 @@ class Exit:
     `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
     since the epoch. `refused` says why the command could not be started at all, `lost` that its
     host was, `silent` that nobody could say how it ended, `leaving` that the rank had said itself
-    that it ends because of another.
+    that it ends because of another. With `lingering` the program has ended, with 0 or by an
+    exception, and its process has stayed.
     """
 
     rank: int
@@ -63,6 +64,7 @@ class Exit:
     lost: str | None = None
     silent: bool = False
     leaving: bool = False
+    lingering: bool = False
     tail: tuple[str, ...] = ()
     step: int | None = None
 
@@ -70,6 +72,11 @@ class Exit:
     def status(self) -> int:
         """The code a shell would show: 128 plus the number for a signal."""
         return 128 - self.code if self.code < 0 else self.code
+
+    @property
+    def ended_by_others(self) -> bool:
+        """Whether the launcher, or mpirun without a word of the guard, ended the process."""
+        return self.asked or self.silent
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,11 @@ def is_peer_noise(ended: Exit) -> bool:
     return ended.code > 0 and noise
 
 
+def is_crash(ended: Exit) -> bool:
+    """Whether native code of the rank's own process broke down."""
+    return -ended.code in {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
+
+
 def first_cause(exits: Sequence[Exit]) -> Cause:
     """The cause among failed exits: what no peer can explain comes first, then what came first."""
     return explain(min(exits, key=lambda ended: (_innocence(ended), ended.at)))
@@ -118,6 +130,11 @@ def _innocence(ended: Exit) -> int:
     if ended.asked:
         return 3
     return 2 if is_peer_noise(ended) else 0
+
+
+def outcome(ended: Exit) -> str:
+    """What became of the rank, without its name: `failed with exit code 1`."""
+    return _classify(ended)[1]
 
 
 def explain(ended: Exit) -> Cause:
@@ -162,7 +179,7 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
     if ended.code in _USAGE_CODES:
         return "bad config", f"refused its arguments or configuration (exit code {ended.code})"
     if ended.code == 0:
-        return "error", "ended with exit code 0 while its peers were still at work,"
+        return "error", "ended with exit code 0"
     return "error", f"failed with exit code {ended.code}"
 
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.heartbeat import Beat
 from launcher.supervision.causes import Exit
@@ -33,15 +33,27 @@ _FOREIGN = (
 
 @dataclass
 class RankState:
-    """What is known of one rank in one attempt."""
+    """What is known of one rank in one attempt.
+
+    `over` is the end of its program, where that is known; `exit` that of its process, which may
+    come much later: MPI_Finalize waits for the peers.
+    """
 
     rank: int
     host: str
     pid: int | None = None
     started: float | None = None
     beat: Beat | None = None
+    over: Exit | None = None
     exit: Exit | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+
+    @property
+    def end(self) -> Exit | None:
+        """How the rank ended by itself; what then became of a process that stayed says nothing."""
+        if self.over is None or (self.exit is not None and not self.exit.ended_by_others):
+            return self.exit
+        return replace(self.over, tail=tuple(self.tail))
 
     @property
     def step(self) -> int | None:

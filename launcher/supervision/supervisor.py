@@ -10,7 +10,8 @@ from typing import Any, Literal
 from launcher.errors import HostError, UsageError
 from launcher.records import Record
 from launcher.supervision.attempt import Attempt
-from launcher.supervision.causes import Cause, Exit, explain, first_cause, is_peer_noise
+from launcher.supervision.causes import Cause, Exit, first_cause, is_peer_noise
+from launcher.supervision.departures import SilenceWatch, left_first, left_in_mid_training
 from launcher.supervision.events import Event, Kind, Observer
 from launcher.supervision.hang import HangWatch
 from launcher.supervision.stop import StopRequests
@@ -121,6 +122,7 @@ class Supervisor:
 
     def _watch(self, attempt: Attempt, stop: StopRequests) -> Cause | None:
         hang = HangWatch(self._spec.hang_timeout, time.monotonic())
+        silence = SilenceWatch(self._spec.exit_timeout, time.monotonic())
         cause: Cause | None = None
         failing_since: float | None = None
         stops_seen = 0
@@ -138,15 +140,18 @@ class Supervisor:
             if attempt.ending:
                 continue
             failed = attempt.failed
-            if failed or _early_exit(attempt):
+            silent = silence.silent(attempt.states, now, attempt.output_lines)
+            if failed or left_in_mid_training(attempt.states):
                 failing_since = failing_since or now
                 if now - failing_since > _patience(failed):
                     attempt.end(max(0.0, self._spec.grace - (now - failing_since)))
-            elif hang.hangs(attempt.states, now, attempt.output_lines):
+            elif silent or hang.hangs(attempt.states, now):
                 attempt.dump_stacks()
                 _listen(attempt, _STACK_SECONDS)
-                cause = hang.cause(attempt.states)
+                cause = (silence if silent else hang).cause(attempt.states)
                 attempt.end(self._spec.grace)
+            elif notice := silence.notice(attempt.states, now):
+                self._tell("warning", text=notice)
         return cause or _cause_of(attempt)
 
     def _worth_a_restart(self, cause: Cause) -> bool:
@@ -179,7 +184,7 @@ class Supervisor:
 
 
 def _patience(failed: Sequence[Exit]) -> float:
-    if not failed:
+    if all(ended.lingering for ended in failed):  # also with none
         return _EARLY_EXIT_SECONDS
     noise = all(ended.asked or is_peer_noise(ended) for ended in failed)
     return _NOISE_SETTLE_SECONDS if noise else _SETTLE_SECONDS
@@ -191,28 +196,8 @@ def _listen(attempt: Attempt, seconds: float) -> None:
         attempt.turn(_TURN_SECONDS)
 
 
-def _early_exit(attempt: Attempt) -> Exit | None:
-    """A rank that ended with 0 in the middle of its training while a peer still trains."""
-    training = any(
-        state.exit is None and state.beat is not None and state.beat.phase == "training"
-        for state in attempt.states
-    )
-    for state in attempt.states:
-        told = state.beat is not None and state.beat.phase != "done"
-        if training and told and state.exit is not None and state.exit.code == 0:
-            return state.exit
-    return None
-
-
 def _cause_of(attempt: Attempt) -> Cause | None:
-    exits = [state.exit for state in attempt.states if state.exit is not None]
-    bad = [ended for ended in exits if ended.code != 0]
-    if not bad:
+    failed = attempt.failed
+    if not failed:
         return None
-    early = [
-        state.exit
-        for state in attempt.states
-        if state.exit and state.exit.code == 0 and state.beat and state.beat.phase != "done"
-    ]
-    victims = all(ended.asked or is_peer_noise(ended) for ended in bad)
-    return explain(early[0]) if early and victims else first_cause(bad)
+    return left_first(attempt.states, failed) or first_cause(failed)

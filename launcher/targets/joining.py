@@ -29,7 +29,7 @@ def join_arguments(spec: JobSpec, role: str, head: str = "head") -> list[str]:
 def job_arguments(spec: JobSpec) -> list[str]:
     """The flags for what the job says differently from the defaults."""
     words = []
-    for name in ("hang_timeout", "silence_timeout", "grace", "save_timeout"):
+    for name in ("hang_timeout", "exit_timeout", "silence_timeout", "grace", "save_timeout"):
         words += _changed(name, getattr(spec, name), getattr(_DEFAULTS, name))
     restart, plain = spec.restart, RestartPolicy()
     words += _changed("max_restarts", restart.max_restarts, plain.max_restarts)

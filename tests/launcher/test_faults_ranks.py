@@ -56,7 +56,11 @@ def test_rank_that_sleeps_for_ever_is_a_hang_with_stacks(launch: Launch) -> None
 @pytest.mark.timeout(60)
 def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
     line = fail(launch, "a rank that exits 0 early", "sys.exit(0)")
-    assert line.startswith("launcher: error: rank 1 on localhost ended with exit code 0 while")
+    assert re.fullmatch(
+        r"launcher: error: rank 1 on localhost ended with exit code 0 at \d\d:\d\d:\d\d "
+        "after step 4 while its peers were still at work",
+        line,
+    )
 
 
 @pytest.mark.timeout(60)

@@ -43,6 +43,7 @@ class Guard:
         self._ticked = 0.0
         self._looked = 0.0
         self._beat: heartbeat.Beat | None = None
+        self._over: tuple[float, int] | None = None
         self._code: int | None = None
         self._ended_at = 0.0
         self._deadline: float | None = None  # when SIGKILL follows the SIGTERM
@@ -68,7 +69,7 @@ class Guard:
         while not self._finished():
             self._turn()
         with self._child.directory:
-            self._send_beat()
+            self._send_news()
             self._report_end()
             self._channel.flush(2.0)
         if self._orphaned and self._order.pulse and os.getppid() == self._parent:
@@ -108,7 +109,7 @@ class Guard:
         self._watch_child(now)
         if now - self._looked > _TURN_SECONDS:
             self._looked = now
-            self._send_beat()
+            self._send_news()
             self._watch_memory()
             if self._stacks_of:
                 tree.send([self._stacks_of.pop(0)], signal.SIGUSR1)
@@ -203,16 +204,20 @@ class Guard:
         below = tree.descendants(os.getpid())
         # One a turn: they share the pipe, and would write into each other's lines.
         self._stacks_of = [pid for pid in below if tree.catches(pid, signal.SIGUSR1)]
-        if self._child.pid not in self._stacks_of:
+        if self._child.pid not in self._stacks_of and self._over is None:
             self._channel.say(f"no Python stack: process {self._child.pid} does not answer SIGUSR1")
 
-    def _send_beat(self) -> None:
+    def _send_news(self) -> None:
         beat = heartbeat.read(self._child.heartbeat)
         if beat is not None and beat != self._beat:
             self._beat = beat
             self._channel.report(
                 beat=[beat.phase, beat.step, beat.saved, beat.time, dict(beat.numbers)]
             )
+        over = self._child.over()
+        if over != self._over and not self._asked:
+            self._over = over
+            self._channel.report(over=over)
 
     def _report_end(self) -> None:
         self._channel.report(

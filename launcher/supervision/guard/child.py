@@ -12,10 +12,11 @@ from launcher.supervision.guard import tree
 from launcher.supervision.guard.order import Order
 
 _STARTUP = str(Path(__file__).parent / "startup")
+_OVER = "LAUNCHER_OVER"  # the file in which startup/sitecustomize.py says that the program is over
 
 
 class Child:
-    """The process, the pipes it writes to, and the file it beats into.
+    """The process, the pipes it writes to, and the files it beats into and says its end in.
 
     Raises OSError if the command cannot be started; `errno` says why.
     """
@@ -23,7 +24,8 @@ class Child:
     def __init__(self, order: Order) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="launcher-rank-")
         self.heartbeat = Path(self.directory.name) / "heartbeat"
-        environment = _environment(order, self.heartbeat)
+        self._over = Path(self.directory.name) / "over"
+        environment = _environment(order, self.heartbeat, self._over)
         guard = os.getpid()
         cpus = order.cpus[order.local_rank] if order.cpus else []
 
@@ -55,13 +57,24 @@ class Child:
         for descriptor in self.pipes:
             os.set_blocking(descriptor, False)
 
+    def over(self) -> tuple[float, int] | None:
+        """When the program of the rank ended, and its exit code; None while it runs.
+
+        Its process may stay: MPI_Finalize waits for the peers. Only Python programs tell.
+        """
+        try:
+            at, code = self._over.read_text().split()
+        except (OSError, ValueError):
+            return None
+        return float(at), int(code)
+
     def reaped(self, status: int) -> int:
         """Takes the wait status and returns the exit code, negative for a signal."""
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode
 
 
-def _environment(order: Order, beats: Path) -> dict[str, str]:
+def _environment(order: Order, beats: Path, over: Path) -> dict[str, str]:
     environment = dict(os.environ) | order.environment
     if order.by_local_rank:
         environment |= order.by_local_rank[order.local_rank]
@@ -74,6 +87,7 @@ def _environment(order: Order, beats: Path) -> dict[str, str]:
         environment["TMPDIR"] = str(beats.parent)
     else:
         environment[heartbeat.VARIABLE] = str(beats)
+        environment[_OVER] = str(over)
         environment["LAUNCHER_RANK"] = str(order.rank)
         environment["LAUNCHER_LOCAL_RANK"] = str(order.local_rank)
         modules = [_STARTUP, environment.get("PYTHONPATH", "")]

@@ -1,0 +1,68 @@
+"""A rank that leaves early without heartbeats: the one that left is named, on every engine."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.launches import Launch, first_line, note
+
+pytestmark = pytest.mark.multiprocess
+
+PROGRAM = str(Path(__file__).with_name("leaving_program.py"))
+LEFT = r"rank 1 on localhost ended with exit code 0 at \d\d:\d\d:\d\d while its peers were still at"
+
+
+def leave(launch: Launch, backend: str, engine: str, how: str, *options: str) -> str:
+    """Runs a job whose rank 1 leaves; returns the line on the cause, empty if there is none."""
+    once = ["-np", "2", "--backend", backend, "--max-restarts", "0", *options]
+    launch.start(once, ["python", PROGRAM, engine, how, str(launch.shared)])
+    result = launch.finish(80)
+    line = first_line(result)
+    assert result.returncode == (0 if how == "export" else 1), result.transcript()
+    if how == "exit":
+        fault = f"a rank that exits 0 early, no heartbeats, {engine} under --backend {backend}"
+        note(f"{fault} (--exit-timeout 3)", time.time() - launch.fault_at(), result)
+    return line
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(
+    ("backend", "engine", "then"),
+    [
+        ("horovod", "horovod", "; rank 0 failed with exit code 1"),
+        ("tf", "tf", "; rank 0 failed with exit code 1"),
+        # The process of rank 1 does not end at all: MPI_Finalize waits for the peers.
+        ("mpi", "mpi", ", which said nothing for 3 s"),
+        # Either that, or Horovod finalizes MPI below the running all-reduce of rank 0.
+        ("mpi", "horovod", "(, which said nothing for 3 s|; rank 0 was killed by SIGSEGV)"),
+    ],
+)
+def test_the_rank_that_left_is_named(launch: Launch, backend: str, engine: str, then: str) -> None:
+    line = leave(launch, backend, engine, "exit", "--exit-timeout", "3")
+    cause = launch.cause()
+    assert re.match(rf"{LEFT} work{then}", cause["summary"]), cause
+    assert (cause["rank"], cause["class"], cause["exit_code"]) == (1, "error", 0)
+    assert "every rank has to take part" in cause["hint"]
+    if "nothing" in cause["summary"]:
+        assert line.startswith("launcher: warning: rank 1 on localhost ended with exit code 0 at ")
+        log = (launch.run / "logs" / "attempt-0" / "rank-0.log").read_text()
+        assert "most recent call first" in log, "where the peer waits"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("three", "exit code 3"), ("raise", "exit code 1: ValueError: the cause itself")],
+)
+def test_a_failure_is_seen_behind_mpi_finalize(launch: Launch, how: str, said: str) -> None:
+    line = leave(launch, "mpi", "plain mpi", how)
+    assert line == f"launcher: error: rank 1 on localhost failed with {said}"
+
+
+@pytest.mark.timeout(60)
+def test_rank_0_may_work_on_alone_as_long_as_it_speaks(launch: Launch) -> None:
+    assert leave(launch, "mpi", "plain mpi", "export", "--exit-timeout", "2").startswith(
+        "launcher: succeeded"
+    )
