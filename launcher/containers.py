@@ -6,7 +6,9 @@ so that nothing wrong is ever sent to an engine or a cluster.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from launcher.fields import Data, Seconds, Text, VariableName, Whole
 
 Kind = Literal["job", "jobset", "mpijob", "trainjob"]
 
@@ -33,15 +35,10 @@ Image = Annotated[
         pattern=r"^[a-z0-9]([-a-zA-Z0-9._:/]*[a-zA-Z0-9])?(@sha256:[0-9a-f]{64})?$", max_length=512
     ),
 ]
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^:\s]*$")]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Container(_Data):
+class Container(Data):
     """The container that each of the job's workers is.
 
     `slots` ranks run in each. The containers meet at `port` of the first one; `join_timeout` is how
@@ -51,9 +48,9 @@ class Container(_Data):
     """
 
     image: Image | None = None
-    slots: Annotated[int, Field(ge=1, le=64)] = 1
-    port: Annotated[int, Field(ge=1024, le=65000)] = 29400
-    join_timeout: Annotated[float, Field(gt=0)] = 600.0
+    slots: Annotated[Whole, Field(ge=1, le=64)] = 1
+    port: Annotated[Whole, Field(ge=1024, le=65000)] = 29400
+    join_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
     shared_memory: Quantity = "1Gi"
     output: AbsolutePath = "/runs"
 
@@ -62,7 +59,7 @@ class Container(_Data):
         return self.image or f"syncbn:{'mpi' if ssh else 'gpu' if gpus else 'cpu'}"
 
 
-class Toleration(_Data):
+class Toleration(Data):
     """A taint that the job's pods put up with; without a key, every taint."""
 
     key: LabelKey | None = None
@@ -79,22 +76,22 @@ class Toleration(_Data):
         return self
 
 
-class Volume(_Data):
+class Volume(Data):
     """A PersistentVolumeClaim at a path in every pod: checkpoints, data."""
 
     claim: Subdomain
     path: AbsolutePath
-    read_only: bool = False
+    read_only: Annotated[bool, Field(strict=True)] = False
 
 
-class SecretKey(_Data):
+class SecretKey(Data):
     """One value of a Secret."""
 
     secret: Subdomain
     key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
 
 
-class Kubernetes(_Data):
+class Kubernetes(Data):
     """What a cluster is told besides the job itself. Times are in seconds.
 
     `cpu` and `memory` are what each pod requests and may use; left out, they follow from what each
@@ -106,25 +103,25 @@ class Kubernetes(_Data):
 
     kind: Kind = "job"
     namespace: Label | None = None
-    context: str | None = None
+    context: Text | None = None
     cpu: Quantity | None = None
     memory: Quantity | None = None
     gpu_resource: LabelKey = "nvidia.com/gpu"
-    node_selector: dict[LabelKey, LabelValue] = {}
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     service_account: Subdomain | None = None
     pull_secrets: tuple[Subdomain, ...] = ()
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     secrets: tuple[Subdomain, ...] = ()
     config_maps: tuple[Subdomain, ...] = ()
-    secret_environment: dict[VariableName, SecretKey] = {}
+    secret_environment: dict[VariableName, SecretKey] = Field(default_factory=dict)
     volumes: tuple[Volume, ...] = ()
     priority_class: Subdomain | None = None
     queue: Label | None = None
-    time_limit: Annotated[int, Field(ge=1)] | None = None
-    keep: Annotated[int, Field(ge=0)] = 86400
-    disruption_budget: bool = True
-    user: Annotated[int, Field(ge=1)] = 1000
+    time_limit: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None
+    keep: Annotated[Whole, Field(ge=0, lt=2**31)] = 86400
+    disruption_budget: Annotated[bool, Field(strict=True)] = True
+    user: Annotated[Whole, Field(ge=1, lt=2**31)] = 1000
     managed_by: LabelKey | None = None
 
     @model_validator(mode="after")

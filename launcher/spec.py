@@ -1,70 +1,46 @@
 """What a job is: plain data, checked before anything starts, from flags or from a TOML file."""
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from launcher.complaints import complaints
 from launcher.containers import Container, Kubernetes
 from launcher.errors import SpecError
+from launcher.fields import Bytes, Data, Directory, Seconds, Share, Text, VariableName, Whole
 
 Backend = Literal["horovod", "mpi", "tf", "local"]
 Binding = Literal["auto", "none", "cores", "numa"]
 TargetName = Literal["local", "hosts", "compose", "kubernetes"]
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?")
+_MOST_RANKS = 100_000
+_MOST_CORES = 4096
 
 
-def parse_bytes(amount: object) -> object:
-    """`"2GiB"`, `"512M"` or a number of bytes, as a number of bytes."""
-    if not isinstance(amount, str):
-        return amount
-    found = _AMOUNT.fullmatch(amount.strip())
-    if found is None:
-        raise ValueError('expected an amount of memory such as "2GiB" or "512M"')
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-
-
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Host(_Data):
+class Host(Data):
     """A machine that ranks run on, and how many fit on it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]:@-]*[A-Za-z0-9\]]$")]
-    slots: Annotated[int, Field(ge=1)] = 1
+    slots: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = 1
 
 
-class Resources(_Data):
+class Resources(Data):
     """What each rank gets. Everything left out is chosen from the machine's cores and GPUs.
 
     `memory` is a limit in bytes on what the rank and its children hold together. `binding` ties
     ranks to cores: `auto` binds by NUMA node where there is more than one.
     """
 
-    cpus: Annotated[int, Field(ge=1)] | None = None
+    cpus: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = None
     memory: Bytes | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    threads: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[Whole, Field(ge=0, le=1024)] | None = None
+    threads: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = None
     binding: Binding = "auto"
 
 
-class RestartPolicy(_Data):
+class RestartPolicy(Data):
     """How often a failed job starts again, how long it waits, and which failures are worth it.
 
     The n-th wait is `backoff · 2ⁿ` seconds, at most `backoff_limit`, shortened at random by up to
@@ -72,14 +48,14 @@ class RestartPolicy(_Data):
     signal ends counts as 128 plus the signal's number.
     """
 
-    max_restarts: Annotated[int, Field(ge=0)] = 3
-    backoff: Annotated[float, Field(ge=0)] = 1.0
-    backoff_limit: Annotated[float, Field(ge=0)] = 60.0
-    jitter: Annotated[float, Field(ge=0, le=1)] = 0.25
-    exit_codes: tuple[Annotated[int, Field(ge=1, le=255)], ...] | None = None
+    max_restarts: Annotated[Whole, Field(ge=0, le=1_000_000)] = 3
+    backoff: Seconds = 1.0
+    backoff_limit: Seconds = 60.0
+    jitter: Share = 0.25
+    exit_codes: tuple[Annotated[Whole, Field(ge=1, le=255)], ...] | None = None
 
 
-class Metrics(_Data):
+class Metrics(Data):
     """Where the job offers its Prometheus metrics.
 
     The launcher serves one page for the whole job on `port`, and on each host the rank with local
@@ -87,14 +63,15 @@ class Metrics(_Data):
     keeps the ranks apart. `push` is a Pushgateway (HOST:PORT) that gets the page at the end.
     """
 
-    port: Annotated[int, Field(ge=0, le=65000)] | None = None
-    address: str = "127.0.0.1"
-    rank_labels: bool = False
-    push: str | None = None
+    port: Annotated[Whole, Field(ge=0, le=65000)] | None = None
+    address: Text = "127.0.0.1"
+    rank_labels: Annotated[bool, Field(strict=True)] = False
+    push: Text | None = None
 
 
-class JobSpec(_Data):
-    """One job. Times are in seconds; `ranks` is the world size.
+class JobSpec(Data):
+    """One job. Times are in seconds; `ranks` is the world size, and `oversubscribe` the leave to
+    start far more of them than this machine has cores.
 
     `pass_environment` names variables whose values are taken from the launcher's own environment at
     the start and never recorded: the place for secrets. `hang_timeout` 0 turns hang detection off.
@@ -104,28 +81,36 @@ class JobSpec(_Data):
     None is hosts where there are any, else local; the others read `container` and `kubernetes`.
     """
 
-    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    command: tuple[Text, ...]
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "job"
-    ranks: Annotated[int, Field(ge=1, le=100_000)] = 1
+    ranks: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = 1
+    oversubscribe: Annotated[bool, Field(strict=True)] = False
     hosts: tuple[Host, ...] = ()
-    ssh: Annotated[tuple[str, ...], Field(min_length=1)] = ("ssh",)
+    ssh: tuple[Text, ...] = ("ssh",)
     backend: Backend = "local"
-    rendezvous_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
-    pass_environment: tuple[str, ...] = ()
+    rendezvous_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    environment: dict[VariableName, Text] = Field(default_factory=dict)
+    pass_environment: tuple[VariableName, ...] = ()
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
-    hang_timeout: Annotated[float, Field(ge=0)] = 300.0
-    exit_timeout: Annotated[float, Field(ge=0)] = 30.0
-    silence_timeout: Annotated[float, Field(ge=2)] = 10.0
-    grace: Annotated[float, Field(ge=0)] = 4.0
-    save_timeout: Annotated[float, Field(ge=0)] = 30.0
-    output: Path = Path("runs")
-    directory: Path = Field(default_factory=Path.cwd)
+    hang_timeout: Seconds = 300.0
+    exit_timeout: Seconds = 30.0
+    silence_timeout: Annotated[Seconds, Field(ge=2)] = 10.0
+    grace: Seconds = 4.0
+    save_timeout: Seconds = 30.0
+    output: Directory = Path("runs")
+    directory: Directory = Field(default_factory=Path.cwd)
     metrics: Metrics | None = None
     target: TargetName | None = None
     container: Container = Container()
     kubernetes: Kubernetes = Kubernetes()
+
+    @field_validator("command", "ssh")
+    @classmethod
+    def _names_a_program(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if not words or not words[0]:
+            raise ValueError("expected a program and its arguments")
+        return words
 
     @model_validator(mode="after")
     def _fits(self) -> "JobSpec":
@@ -141,9 +126,9 @@ class JobSpec(_Data):
 def build_spec(fields: dict[str, Any]) -> JobSpec:
     """Checks the fields of a job. Raises SpecError with one line per wrong field."""
     try:
-        return JobSpec(**fields)
+        return JobSpec.model_validate(fields)
     except ValidationError as error:
-        raise SpecError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise SpecError(complaints(error, JobSpec)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -152,8 +137,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also text that is no UTF-8, and numbers without end
         raise SpecError(f"{path} is no TOML: {error}") from None
+    except RecursionError:
+        raise SpecError(f"{path} is no TOML of a job: too many brackets in brackets") from None
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +160,7 @@ def parse_hosts(text: str) -> list[dict[str, Any]]:
         name, colon, slots = entry.strip().rpartition(":")
         if not colon:
             name, slots = entry.strip(), "1"
-        if not name or not slots.isdigit():
+        if not name or not _is_count(slots):
             raise SpecError(f"hosts: expected NAME:SLOTS,NAME:SLOTS. Received: {text!r}")
         hosts.append({"name": name, "slots": int(slots)})
     return hosts
@@ -185,26 +172,21 @@ def read_hostfile(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise SpecError(f"hostfile {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SpecError(
+            f"hostfile {path}: expected lines of NAME slots=N, and not binary data"
+        ) from None
     hosts = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         slots = words[1].removeprefix("slots=") if len(words) == 2 else "1"
-        if len(words) > 2 or not slots.isdigit():
+        if len(words) > 2 or not _is_count(slots):
             raise SpecError(f"hostfile {path}, line {number}: expected NAME slots=N: {line!r}")
         hosts.append({"name": words[0], "slots": int(slots)})
     return hosts
 
 
-def _explain(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    said = problem["msg"].removeprefix("Value error, ")
-    said = said[0].lower() + said[1:]
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: no such field of a job"
-    if not place:
-        return said
-    if problem["type"] == "missing":
-        return f"{place}: {said}"
-    return f"{place}: {said}. Received: {problem['input']!r}"
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
@@ -37,10 +38,10 @@ def command(
         ended = f"ended {len(left)} processes it had left" if left else "nothing of it is left"
         print(f"{directory.name}: {read_run(directory).state}; {ended}")
         return
-    process.terminate()
+    _tell(process, directory)
     if now:
         time.sleep(0.2)  # two signals at once would count as one
-        process.terminate()
+        _tell(process, directory)
     spec = read_json(directory / "spec.json") or {}
     limit = time.monotonic() + spec.get("save_timeout", 30.0) + _CLOSING_SECONDS
     while launcher is not None and launcher.process() is not None:
@@ -48,3 +49,14 @@ def command(
             raise LauncherError(f"{directory.name} has not ended; try: launcher cancel --now")
         time.sleep(0.1)
     print(f"{directory.name}: {read_run(directory).state}")
+
+
+def _tell(launcher: psutil.Process, directory: Path) -> None:
+    try:
+        launcher.terminate()
+    except psutil.NoSuchProcess:
+        pass  # it has ended meanwhile
+    except psutil.AccessDenied:
+        raise LauncherError(
+            f"{directory.name} belongs to another user; as that user: launcher cancel"
+        ) from None

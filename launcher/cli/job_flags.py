@@ -28,6 +28,12 @@ def spec_from_flags(
     ranks: Annotated[
         int | None, typer.Option("-np", "--ranks", help="World size.", show_default="1 or slots")
     ] = None,
+    oversubscribe: Annotated[
+        bool | None,
+        typer.Option(
+            "--oversubscribe", help="Start more ranks than eight a core all the same.", **_WHERE
+        ),
+    ] = None,
     hosts: Annotated[
         str | None, typer.Option(help="Hosts and their slots: h1:4,h2:4.", **_WHERE)
     ] = None,
@@ -151,8 +157,9 @@ def spec_from_flags(
     flags: dict[str, Any] = {
         "command": command,
         "ranks": ranks,
+        "oversubscribe": oversubscribe,
         "hosts": _hosts(hosts, hostfile),
-        "ssh": shlex.split(ssh) if ssh else None,
+        "ssh": _words(ssh),
         "backend": backend,
         "name": name,
         "output": output,
@@ -194,13 +201,21 @@ def spec_from_flags(
     fields = merge(fields, _given(flags))
     if not fields.get("command"):
         raise UsageError("no command. Received none after `--`: launcher run -np 2 -- python X.py")
-    listed = fields.get("hosts") or []
-    if "ranks" not in fields and listed:
-        fields["ranks"] = sum(host.get("slots", 1) for host in listed)
-    if fields.get("backend") in {None, "auto"}:
-        elsewhere = fields.get("target") in {"compose", "kubernetes"}  # what is here says nothing
-        fields["backend"] = "horovod" if elsewhere else choose_backend(fields.get("ranks", 1))
-    return build_spec(fields)
+    return _completed(fields)
+
+
+def _completed(fields: dict[str, Any]) -> JobSpec:
+    """The checked job, with its ranks and its backend chosen where they were left open."""
+    backend_is_open = fields.get("backend") in (None, "auto")
+    spec = build_spec({**fields, "backend": "local"} if backend_is_open else fields)
+    chosen: dict[str, Any] = {}
+    if spec.hosts and "ranks" not in fields:
+        chosen["ranks"] = sum(host.slots for host in spec.hosts)
+    if backend_is_open:
+        elsewhere = spec.target in {"compose", "kubernetes"}  # what is installed here says nothing
+        ranks = chosen.get("ranks", spec.ranks)
+        chosen["backend"] = "horovod" if elsewhere else choose_backend(ranks)
+    return build_spec({**fields, **chosen})
 
 
 def target_of(spec: JobSpec) -> Target:
@@ -250,6 +265,15 @@ def _hosts(hosts: str | None, hostfile: Path | None) -> list[dict[str, Any]] | N
     if hosts is not None:
         return parse_hosts(hosts)
     return read_hostfile(hostfile) if hostfile is not None else None
+
+
+def _words(ssh: str | None) -> list[str] | None:
+    try:
+        return None if ssh is None else shlex.split(ssh)
+    except ValueError as error:
+        raise SpecError(
+            f"--ssh: expected a command such as 'ssh -p 2222' ({error}): {ssh!r}"
+        ) from None
 
 
 def _codes(text: str | None) -> list[int] | None:

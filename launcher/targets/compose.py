@@ -15,6 +15,7 @@ from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
 from launcher.targets.base import Target
 from launcher.targets.joining import join_arguments
+from launcher.targets.placement import require_cores
 
 _CHECK_SECONDS = 20.0
 _TURN_SECONDS = 0.2
@@ -36,6 +37,7 @@ class ComposeTarget(Target):
         self.image = spec.container.image_for(ssh=False, gpus=bool(spec.resources.gpus))
 
     def check(self) -> None:
+        require_cores(self.spec)
         if shutil.which("docker") is None:
             raise MissingToolError("docker is not installed; apt-get install docker.io")
         self._compose()

@@ -16,7 +16,7 @@ from launcher.supervision.sweep import marked
 from launcher.targets import engines
 from launcher.targets.base import Command, SupervisedTarget
 from launcher.targets.orders import mpirun_order, rank_order
-from launcher.targets.placement import Place, numa_nodes, place
+from launcher.targets.placement import Place, numa_nodes, place, require_cores
 
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -39,6 +39,7 @@ class LocalTarget(SupervisedTarget):
     """Ranks on this machine; what they open to each other stays on loopback."""
 
     def check(self) -> None:
+        require_cores(self.spec)
         engines.require(self.spec.backend)
 
     def render(self) -> str:

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.errors import SpecError
 from launcher.spec import Host, JobSpec
+
+_MOST_RANKS_A_CORE = 8  # a slip of the pen, such as 1000 for 10, must not drown the machine
 
 # Read by TensorFlow, OpenMP (oneDNN, scikit-learn), OpenBLAS and MKL.
 _THREAD_VARIABLES = (
@@ -50,6 +53,17 @@ def place(ranks: int, hosts: Sequence[Host]) -> tuple[Place, ...]:
             )
         )
     return tuple(places)
+
+
+def require_cores(spec: JobSpec) -> None:
+    """Raises SpecError for far more ranks than this machine has cores, if nobody asked for that."""
+    cores = sum(map(len, numa_nodes()))
+    most = max(16, _MOST_RANKS_A_CORE * cores)
+    if spec.ranks > most and not spec.oversubscribe:
+        raise SpecError(
+            f"ranks: expected at most {most} on the {cores} cores of this machine. "
+            f"Received: {spec.ranks}. To start them all the same: --oversubscribe"
+        )
 
 
 def threads_of(spec: JobSpec, cores: int, local_size: int) -> int:

@@ -6,11 +6,15 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from launcher.records import ProcessIdentity, Record
+from launcher.spec import build_spec
 from tests.launcher.launches import PROGRAM, Launch
 from tests.processes import REPOSITORY
 
@@ -51,7 +55,9 @@ def test_help_loads_nothing_heavy() -> None:
     ("arguments", "said"),
     [
         (["run"], "no command"),
-        (["run", "-np", "0", "--", "true"], "ranks: input should be greater than or equal to 1"),
+        (["run", "-np", "0", "--", "true"], "ranks: expected at least 1, as in ranks = 2"),
+        (["run", "-np", "1000", "--", "true"], "all the same: --oversubscribe"),
+        (["run", "--hosts", "a", "--ssh", "'", "--", "true"], "--ssh: expected a command such as"),
         (["run", "-np", "two", "--", "true"], "valid integer"),
         (["run", "--backend", "smoke", "--", "true"], "backend: "),
         (["run", "--quiet", "--json", "--", "true"], "expected --quiet or --json"),
@@ -186,6 +192,35 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
     again = launcher("cancel", run, where=tmp_path)
     assert again.stdout == f"{run}: stopped; nothing of it is left\n"
     assert launcher("logs", run, "--rank", "7", where=tmp_path).returncode == 2
+
+
+@pytest.mark.timeout(60)
+def test_cancel_now_of_a_job_that_is_ending_anyway(tmp_path: Path) -> None:
+    """The launcher is gone before the second signal, which is to end it at once."""
+    record = Record.create(build_spec({"command": ["a"], "output": tmp_path / "runs"}))
+    record.close()
+    ending = subprocess.Popen(["sleep", "60"])
+    reaper = threading.Thread(target=ending.wait)
+    reaper.start()
+    identity = asdict(ProcessIdentity.of(ending.pid))
+    (record.directory / "launcher.json").write_text(json.dumps(identity))
+    cancelled = launcher("cancel", "--now", where=tmp_path)
+    ending.kill()
+    reaper.join()
+    assert cancelled.stderr == ""
+    assert cancelled.stdout == f"{record.id}: lost\n"
+    assert cancelled.returncode == 0
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(60)
+def test_more_ranks_than_eight_a_core_are_started_when_asked_for(tmp_path: Path) -> None:
+    many = str(max(16, 8 * len(os.sched_getaffinity(0))) + 1)
+    program = ["--", "python", "-S", "-c", "pass"]
+    refused = launcher("run", "-np", many, *JOB, *program, where=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    done = launcher("run", "-np", many, *JOB, "--oversubscribe", *program, where=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.multiprocess
