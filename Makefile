@@ -1,6 +1,8 @@
 # What people and CI call. `make help` lists it; every target does the set-up it needs, once, in .venv.
+# Recipes are for any POSIX shell.
 
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+# Names the Python of .venv; by default .ci/find-python takes one that will do.
+PYTHON ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
@@ -11,6 +13,9 @@ WORKERS ?= -n 3 --dist loadgroup --no-loadscope-reorder
 # docker-compose.yml has a WORKERS of its own: one typed for make must not reach it.
 unexport WORKERS
 
+# Once the Python that made it is gone, as after an upgrade of the system, it is of no use.
+$(shell test -x $(BIN)/python || rm -rf .venv)
+
 .DELETE_ON_ERROR:
 .PHONY: help train test test-fast bench test-cluster test-docker docs lint format setup pins clean
 
@@ -18,8 +23,13 @@ help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo "  More options:  make train ARGS='--epochs 3'    make test ARGS='-k moments'"
 
+# Open MPI asks root for leave, and wants ssh even for ranks of this machine unless told not to.
+MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm=isolated \
+    $(BIN)/mpirun --oversubscribe --bind-to none
+
 train: setup ## Train on real digits with two ranks and synchronized batch normalization
-	$(BIN)/horovodrun -np 2 $(BIN)/python -m launcher.train --norm sync $(ARGS)
+	@start='$(MPIRUN)'; [ ! -e .venv/.horovod ] || start=$(BIN)/horovodrun; \
+	set -x; env $$start -np 2 $(BIN)/python -m launcher.train --norm sync $(ARGS)
 
 test: setup ## Run every test this machine can run
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
@@ -49,19 +59,17 @@ format: .venv/.installed ## Put the code into its layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: .venv/.horovod .venv/.native ## Make .venv with everything in it, Horovod too
+setup: .venv/.horovod .venv/.native ## Make .venv with all that this machine can build
 
 pins: .venv/.installed ## Renew constraints.txt from the newest releases
-	$(BIN)/python .ci/pins.py
+	$(PIP) install --quiet --upgrade uv
+	$(BIN)/python .ci/pins.py --upgrade
 
 clean: ## Remove .venv and what tools leave behind
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "Needs Python 3.11 or newer. Received: '$(PYTHON)'. Install one: apt-get install python3 python3-venv; or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv || \
-	    { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment. Install what it lacks: apt-get install python3-venv" >&2; exit 1; }
+	@python=$$(.ci/find-python '$(PYTHON)') && "$$python" -m venv .venv
 
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the pinned packages into .venv ..."
@@ -69,10 +77,10 @@ $(BIN)/python:
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+# The next two are extras: without one of them the rest works, and set-up goes on. There is a stamp
+# only where it worked, so that whatever was missing is looked for again.
 .venv/.horovod: .venv/.installed $(wildcard launcher/horovod_build/*.py)
-	$(BIN)/python -m launcher install-horovod
-	@touch $@
+	@rm -f $@; if $(BIN)/python -m launcher install-horovod --once; then touch $@; fi
 
 .venv/.native: .venv/.installed $(wildcard syncbn/native/*)
-	$(BIN)/python -m syncbn.native.build
-	@touch $@
+	@rm -f $@; if $(BIN)/python -m syncbn.native.build; then touch $@; fi
