@@ -2,6 +2,7 @@
 
 LauncherError                 exit code 1   the job, or something it stands on, failed
 ├── HostError                               a host cannot be reached
+├── BuildError                              a compiler refused what it was given
 └── UsageError                exit code 2   the request is wrong; trying again changes nothing
     ├── SpecError                           a field of the job is missing or wrong
     ├── UnknownRunError                     no such run in the output directory
@@ -20,6 +21,18 @@ class LauncherError(Exception):
 
 class HostError(LauncherError):
     """A host cannot be reached now; it may be back later."""
+
+
+class BuildError(LauncherError):
+    """Horovod could not be compiled; trying again changes nothing while the tools are the same.
+
+    Attributes:
+        reason: the compiler's own first error and where the whole log is, in one line.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class UsageError(LauncherError):

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.docker import engine
+from tests.engines import require_horovod
 from tests.processes import (
     REPOSITORY,
     Horovodrun,
@@ -107,8 +107,7 @@ def mpirun(tmp_path: Path) -> Iterator[Launcher]:
 @pytest.fixture
 def horovodrun(tmp_path: Path) -> Iterator[Launcher]:
     """The same under horovodrun: over MPI, or over Gloo with `options=["--gloo"]`."""
-    if find_spec("horovod") is None:
-        pytest.skip("Horovod is not built: python -m launcher install-horovod")
+    require_horovod()
     yield from _launcher(Horovodrun, tmp_path / "horovodrun")
 
 

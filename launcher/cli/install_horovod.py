@@ -3,6 +3,7 @@
 The wheel is kept, so that the next environment has it in seconds.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from launcher.errors import LauncherError
+from launcher.errors import BuildError, LauncherError
 from launcher.horovod_build.build import build_wheel, cached_wheel, default_cache, install_wheel
+from launcher.horovod_build.failure import forget_failure, keep_failure, known_failure
 from launcher.horovod_build.installed import fault_of_installed, installed_version
 from launcher.horovod_build.machine import check_build_tools, find_recipe
 from launcher.horovod_build.recipe import VERSION, Recipe
@@ -26,16 +28,53 @@ CacheDirectory = Annotated[
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="Reduce GPU tensors through NCCL; needs nvcc.")]
 Force = Annotated[bool, typer.Option("--force", help="Build again, whatever is there.")]
+Once = Annotated[
+    bool,
+    typer.Option(
+        "--once",
+        help="Do not repeat a build that failed while nothing has changed; "
+        "say in two lines why, and what is used instead.",
+    ),
+]
+_INSTEAD = (
+    "Ranks talk over MPI or tf.distribute instead, and tests that need Horovod are skipped. "
+    "To build it after all: python -m launcher install-horovod"
+)
 
 
-def command(cache_dir: CacheDirectory = None, gpu: Gpu = False, force: Force = False) -> None:
+def command(
+    cache_dir: CacheDirectory = None,
+    gpu: Gpu = False,
+    force: Force = False,
+    once: Once = False,
+) -> None:
     """Build Horovod for this TensorFlow, with Gloo and MPI, and install it.
 
     Needs a C++ compiler; the first build takes minutes, with the wheel kept, later ones seconds.
+    Ends with another code than 0 if Horovod is not there afterwards.
     """
     console = Console(highlight=False, soft_wrap=True)
-    recipe = find_recipe(gpu)
-    cache = (cache_dir or default_cache()).absolute()
+    try:
+        recipe = find_recipe(gpu)
+        if once and not force and (reason := known_failure(recipe)) is not None:
+            raise BuildError(reason, reason)
+        _install(recipe, (cache_dir or default_cache()).absolute(), force, console)
+    except LauncherError as error:
+        if not once:
+            raise
+        print(f"Horovod could not be built: {_in_one_line(error)}\n{_INSTEAD}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    forget_failure()
+
+
+def _in_one_line(error: LauncherError) -> str:
+    if isinstance(error, BuildError):
+        return error.reason
+    first, *others = (line.strip() for line in str(error).splitlines())
+    return " ".join([first, *[line for line in others if line.startswith("ERROR")][:1]])
+
+
+def _install(recipe: Recipe, cache: Path, force: bool, console: Console) -> None:
     if not force:
         fault = fault_of_installed(recipe)
         if fault is None:
@@ -44,10 +83,14 @@ def command(cache_dir: CacheDirectory = None, gpu: Gpu = False, force: Force = F
         console.print(f"{fault}.")
         if _install_kept(recipe, cache, console):
             return
-    check_build_tools(gpu)
+    check_build_tools(recipe.gpu)
     started = time.monotonic()
     console.print(f"Building Horovod {VERSION} for TensorFlow {recipe.tensorflow}, {recipe.mpi}:")
-    wheel = _build(recipe, cache, console)
+    try:
+        wheel = _build(recipe, cache, console)
+    except BuildError as error:
+        keep_failure(recipe, error.reason)
+        raise
     install_wheel(wheel)
     if (fault := fault_of_installed(recipe)) is not None:
         raise LauncherError(f"the Horovod just built does not serve: {fault}")

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from launcher.doctor.finding import Finding, State
+from launcher.doctor.finding import Finding
 from launcher.errors import LauncherError
+from launcher.horovod_build.failure import why_missing
 from launcher.horovod_build.installed import fault_of_installed, installed_version
 from launcher.horovod_build.machine import find_recipe
 from launcher.targets.engines import find_mpirun
@@ -66,10 +67,11 @@ def look_at_horovod() -> Iterator[Finding]:
         engines = "Gloo, MPI and NCCL" if gpu else "Gloo and MPI"
         text = f"{installed_version()}, built for this TensorFlow, with {engines}"
         yield Finding("Horovod", "ok", text)
-    else:
+    elif installed_version() is None:
         # Not needed where MPI or tf.distribute carry the job.
-        state: State = "warning" if installed_version() is None else "broken"
-        yield Finding("Horovod", state, fault, mend)
+        yield Finding("Horovod", "warning", f"not installed: {why_missing(gpu)}", mend)
+    else:
+        yield Finding("Horovod", "broken", fault, mend)
 
 
 def look_at_mpi() -> Iterator[Finding]:

@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import BuildError, LauncherError, UsageError
 from launcher.horovod_build.machine import build_environment
 from launcher.horovod_build.recipe import ARCHIVE, SHA256, VERSION, Recipe
 
 _PERCENT = re.compile(r"^\s*\[\s*(\d+)%\]")
 _ERROR = re.compile(r"\berror(:| at | \d)", re.IGNORECASE)
+# Ahead of what CMake, make and pip say about it.
+_COMPILERS_ERROR = re.compile(r"(?:^|: )(?:fatal )?error: ")
 _LINES_SHOWN = 15
 
 
@@ -45,8 +47,8 @@ def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) 
         on_percent: called with the part compiled, 0 to 100, whenever it grows.
 
     Raises:
-        LauncherError: the source could not be fetched or the build failed; the text holds the last
-            lines of the log and names it.
+        LauncherError: the source could not be fetched; the text holds the end of pip's log.
+        BuildError: it does not compile; the text holds the lines around the first error.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -66,13 +68,13 @@ def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) 
         for edit in recipe.edits:
             edit.apply(source)
         finished = directory / "wheel"
-        build = ["wheel", "--verbose", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
-        _pip(
-            [*build, "--wheel-dir", str(finished), str(source)],
-            build_environment(recipe),
-            log,
-            on_percent,
-        )
+        command = ["wheel", "--verbose", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+        command += ["--wheel-dir", str(finished), str(source)]
+        try:
+            _pip(command, build_environment(recipe), log, on_percent)
+        except LauncherError as error:
+            first = _first_error(log).replace(f"{source}/", "")
+            raise BuildError(str(error), f"{first} (log: {log})") from None
         _publish(finished, cache / recipe.cache_name)
     wheel = cached_wheel(recipe, cache)
     if wheel is None:
@@ -98,6 +100,15 @@ def _fetch(cache: Path, directory: Path, log: Path) -> Path:
     download = ["download", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
     _pip([*download, "--dest", str(directory), "--requirement", str(pinned)], os.environ, log)
     return (directory / ARCHIVE).replace(kept)
+
+
+def _first_error(log: Path) -> str:
+    """The compiler's own first error, else the first line that speaks of one, else the last."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    for pattern in (_COMPILERS_ERROR, _ERROR):
+        if (found := next(filter(pattern.search, lines), None)) is not None:
+            return found
+    return lines[-1] if lines else "the build said nothing"
 
 
 def _publish(finished: Path, place: Path) -> None:

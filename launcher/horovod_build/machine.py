@@ -49,10 +49,9 @@ def tensorflow_version() -> str:
 
 def check_build_tools(gpu: bool) -> None:
     """Raises MissingToolError for the first tool missing of those that only a build needs."""
-    compiler = os.environ.get("CXX", "c++")
-    if find_program(compiler) is None:
+    if find_program(compiler()) is None:
         raise MissingToolError(
-            f"no C++ compiler ({compiler}), and Horovod is compiled here. "
+            f"no C++ compiler ({compiler()}), and Horovod is compiled here. "
             "Install one: apt-get install g++"
         )
     if find_program("make") is None:
@@ -60,6 +59,11 @@ def check_build_tools(gpu: bool) -> None:
     _check_cmake()
     if gpu:
         _check_cuda()
+
+
+def compiler() -> str:
+    """The C++ compiler that CMake takes: the one that CXX names, else c++."""
+    return os.environ.get("CXX") or "c++"
 
 
 def build_environment(recipe: Recipe) -> dict[str, str]:
@@ -85,11 +89,22 @@ def find_program(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def version_text(program: Path) -> str:
+    """What the program answers to --version."""
+    try:
+        answer = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except OSError as error:
+        return f"{program} cannot be run: {error.strerror}"
+    return answer.stdout.strip() or f"{program} --version said nothing"
+
+
 def _find_mpi() -> tuple[str, str]:
-    compiler, mpirun = find_program("mpicxx"), find_program("mpirun")
-    if compiler is None or mpirun is None:
+    mpicxx, mpirun = find_program("mpicxx"), find_program("mpirun")
+    if mpicxx is None or mpirun is None:
         raise MissingToolError("no MPI (mpicxx, mpirun). Install it: pip install 'syncbn[mpi]'")
-    lines = _version_text(mpirun).splitlines()
+    lines = version_text(mpirun).splitlines()
     # Open MPI: "mpirun (Open MPI) 4.1.8"; MPICH: "HYDRA build details:", then "    Version: 4.0.2".
     if found := re.match(r"mpirun \(Open MPI\) (\d+)(\S*)", lines[0]):
         if int(found[1]) >= 5:
@@ -100,8 +115,8 @@ def _find_mpi() -> tuple[str, str]:
         name = f"open-mpi-{found[1]}{found[2]}"
     else:
         name = "-".join(" ".join(lines[:2]).replace(":", " ").split())
-    libraries = compiler.parent.parent / "lib"
-    if compiler.parent != SCRIPTS:
+    libraries = mpicxx.parent.parent / "lib"
+    if mpicxx.parent != SCRIPTS:
         return name, str(libraries)
     return name, os.path.relpath(libraries, Path(PACKAGES, "horovod", "tensorflow"))
 
@@ -111,7 +126,7 @@ def _check_cmake() -> None:
     cmake = find_program("cmake")
     if cmake is None:
         raise MissingToolError(f"no CMake. {install}")
-    found = re.search(r"version (\d+)\.(\d+)\S*", _version_text(cmake))
+    found = re.search(r"version (\d+)\.(\d+)\S*", version_text(cmake))
     if found is None or not (3, 13) <= (int(found[1]), int(found[2])) < (4, 0):
         received = found[0] if found else "no version"
         raise MissingToolError(
@@ -140,10 +155,3 @@ def _check_cuda() -> None:
             "no NCCL (nccl.h), and --gpu sends collectives through it. Install NVIDIA's "
             "libnccl-dev, or set HOROVOD_NCCL_HOME to the directory that holds include/nccl.h"
         )
-
-
-def _version_text(program: Path) -> str:
-    answer = subprocess.run(
-        [program, "--version"], capture_output=True, text=True, timeout=30, check=False
-    )
-    return answer.stdout.strip() or f"{program} --version said nothing"

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.engines import require_horovod
 from tests.launcher import networks
 from tests.launcher.launches import Launch
 
@@ -32,8 +32,8 @@ def program(tmp_path: Path) -> list[str]:
 
 
 def needs(backend: str) -> None:
-    if backend == "horovod" and find_spec("horovod") is None:
-        pytest.skip("Horovod is not built: python -m launcher install-horovod")
+    if backend == "horovod":
+        require_horovod()
 
 
 def answers(launch: Launch, ranks: int) -> list[list[object]]:

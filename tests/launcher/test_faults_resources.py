@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from launcher.history import read_run
+from tests.engines import require_horovod
 from tests.launcher.launches import Launch, first_line, note
 
 pytestmark = pytest.mark.multiprocess
@@ -127,7 +128,7 @@ def test_disk_full_while_saving(launch: Launch, small_disk: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_rendezvous_port_taken(launch: Launch) -> None:
-    pytest.importorskip("horovod", reason="Horovod is not built: launcher install-horovod")
+    require_horovod()
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()

@@ -15,6 +15,7 @@ from launcher.errors import LauncherError
 from launcher.horovod_build.build import cached_wheel, default_cache
 from launcher.horovod_build.machine import find_recipe
 from launcher.horovod_build.recipe import ARCHIVE, Edit, Recipe
+from tests.engines import require_horovod
 from tests.processes import REPOSITORY, find_executable
 
 RECIPE = Recipe("2.21.0", "cp311", "x86_64", "open-mpi-4.1.8", "../../../..", gpu=False)
@@ -118,7 +119,7 @@ def test_cache_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_working_horovod_is_left_alone() -> None:
-    pytest.importorskip("horovod", reason="Horovod is not built")
+    require_horovod()
     result = install_horovod()
     assert result.returncode == 0, result.stderr
     assert "is installed and works" in result.stdout
@@ -141,7 +142,7 @@ def test_kept_wheel_serves_another_environment(tmp_path: Path) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("engine", ["--mpi", "--gloo"])
 def test_horovodrun_starts_without_tensorflow(engine: str) -> None:
-    pytest.importorskip("horovod", reason="Horovod is not built")
+    require_horovod()
     horovodrun = find_executable("horovodrun")
     assert horovodrun is not None
     result = subprocess.run(
@@ -158,7 +159,7 @@ def test_horovodrun_starts_without_tensorflow(engine: str) -> None:
 
 @pytest.mark.multiprocess
 def test_horovodrun_needs_neither_an_activated_environment_nor_ssh(tmp_path: Path) -> None:
-    pytest.importorskip("horovod", reason="Horovod is not built")
+    require_horovod()
     horovodrun = find_executable("horovodrun")
     assert horovodrun is not None
     result = subprocess.run(
@@ -176,7 +177,7 @@ def test_horovodrun_needs_neither_an_activated_environment_nor_ssh(tmp_path: Pat
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give the machine another name")
 def test_gloo_needs_no_resolvable_host_name() -> None:
     # Horovod's process sets ignore HOROVOD_GLOO_IFACE and look that name up; our edit mends it.
-    pytest.importorskip("horovod", reason="Horovod is not built")
+    require_horovod()
     rename = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$0" "$@"']
     result = subprocess.run(
         [*rename, sys.executable, "-m", "launcher", "install-horovod"],
@@ -190,16 +191,56 @@ def test_gloo_needs_no_resolvable_host_name() -> None:
     assert "is installed and works" in result.stdout
 
 
-def test_failed_build_shows_the_end_of_its_log_and_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_build_is_told_whole_and_with_once_in_two_lines_until_something_changes(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
     archive = default_cache() / ARCHIVE
     if archive.exists():
-        shutil.copy(archive, tmp_path)
-    result = install_horovod("--force", "--cache-dir", str(tmp_path), CXX="false")
+        shutil.copy(archive, cache)
+    environment = Environment(tmp_path / "venv", ("horovod", "c++"))
+    compiler = environment.path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'c++: fatal error: no room for cc1plus' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    for name in ("sh", "rm", "uname"):
+        (environment.path / name).symlink_to(find_executable(name) or name)
+    result = environment.install_horovod("--cache-dir", str(cache))
     assert result.returncode == 1
     assert "is not able to compile a simple test program" in result.stderr
-    (log,) = tmp_path.glob("*.log")
+    (log,) = cache.glob("*.log")
     assert result.stderr.rstrip().endswith(f"The whole log: {log}")
-    assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, log.name}
+    assert {path.name for path in cache.iterdir()} == {ARCHIVE, log.name}
+
+    written = log.stat().st_mtime_ns
+    result = environment.install_horovod("--once", "--cache-dir", str(cache))
+    assert result.returncode == 1
+    why, instead = result.stderr.splitlines()
+    reason = f"c++: fatal error: no room for cc1plus (log: {log})"
+    assert why == f"Horovod could not be built: {reason}"
+    assert instead.startswith("Ranks talk over MPI or tf.distribute instead")
+    assert log.stat().st_mtime_ns == written, "the same build failed a second time"
+    question = "from launcher.horovod_build.failure import why_missing; print(why_missing())"
+    told = subprocess.run(
+        [environment.python, "-c", question],
+        cwd=REPOSITORY,
+        env={"PATH": str(environment.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert told.stdout.strip() == reason
+
+    compiler.write_text(compiler.read_text().replace("no room", "still no room"))
+    result = environment.install_horovod("--once", "--cache-dir", str(cache))
+    assert "still no room for cc1plus" in result.stderr.splitlines()[0]
+    assert log.stat().st_mtime_ns != written
+
+    compiler.unlink()
+    result = environment.install_horovod("--once", "--cache-dir", str(cache))
+    assert result.returncode == 2
+    assert "could not be built: no C++ compiler" in result.stderr.splitlines()[0]
 
 
 def test_damaged_source_is_not_built(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +10,7 @@ import pytest
 
 from syncbn import devices
 from syncbn.communicators.local import LocalCommunicator
+from tests.engines import require_horovod
 from tests.processes import Horovodrun, Launcher, Mpirun, TensorFlowCluster
 from tests.syncbn import counting, features, matrix
 from tests.syncbn.worlds import ProcessWorld, World, mirrored
@@ -100,8 +100,8 @@ class Runs:
             self._reports[job, size] = report(mirrored(size))
             return
         kind, options, backend = JOBS[job]
-        if kind is Horovodrun and find_spec("horovod") is None:
-            pytest.skip("Horovod is not built: python -m launcher install-horovod")
+        if kind is Horovodrun:
+            require_horovod()
         launcher = kind(self._directory(f"{job}-{size}-"))
         self._stack.callback(launcher.close)
         answers = launcher(size, PROGRAM, [backend], timeout=280, options=options).json()

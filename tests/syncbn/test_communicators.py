@@ -1,7 +1,6 @@
 """Communicators without a job: the local one, names, packing, and which communicator is current."""
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from syncbn.errors import (
     UnknownBackendError,
     WorldError,
 )
+from tests.engines import require_horovod
 from tests.processes import Launcher
 from tests.syncbn.worlds import mirrored
 
@@ -183,8 +183,8 @@ def test_a_plain_process_is_a_world_of_one_on_every_engine(
     backend: str, single_process: Launcher, script: Callable[[str], Path]
 ) -> None:
     # Open MPI from a wheel ended a process that mpirun had not started.
-    if backend == "horovod" and find_spec("horovod") is None:
-        pytest.skip("Horovod is not built: python -m launcher install-horovod")
+    if backend == "horovod":
+        require_horovod()
     (answer,) = single_process(1, script(ALONE), [backend]).json()
     name = backend if backend in ("mpi", "horovod") else "local"
     assert answer == [name, 0, 1, 0, 1]

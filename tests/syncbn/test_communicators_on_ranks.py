@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.engines import require_horovod
 from tests.syncbn.communicators_program import DTYPES
 from tests.syncbn.runs import JOBS
 
@@ -22,8 +22,8 @@ def ranks(
 ) -> Iterator[list[dict[str, Any]]]:
     """The answers of the four ranks of one engine."""
     kind, options, backend = JOBS[request.param]
-    if request.param.startswith("horovod") and find_spec("horovod") is None:
-        pytest.skip("Horovod is not built: python -m launcher install-horovod")
+    if request.param.startswith("horovod"):
+        require_horovod()
     with ExitStack() as stack:
         launcher = kind(tmp_path_factory.mktemp(request.param))
         stack.callback(launcher.close)

@@ -1,12 +1,12 @@
 """Files from a Horovod job on a machine that has no Horovod."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.engines import require_horovod
 from tests.processes import Launcher, python_path
 
 TRAIN = """
@@ -84,13 +84,13 @@ print(json.dumps(report))
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(200)
-@pytest.mark.skipif(find_spec("horovod") is None, reason="Horovod is not built")
 def test_model_of_a_horovod_job_lives_on_without_horovod(
     mpirun: Launcher,
     single_process: Launcher,
     script: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
+    require_horovod()
     np.save(tmp_path / "inputs.npy", np.random.default_rng(9).normal(size=(3, 6, 6, 3)))
     inputs = np.load(tmp_path / "inputs.npy").astype("float32")
     np.save(tmp_path / "inputs.npy", inputs)
