@@ -89,6 +89,25 @@ def _built_with(function: str, engine: str) -> Edit:
 # Debug information takes a third of the time of the build and 50 of the library's 54 MB.
 _WITHOUT_DEBUG_INFORMATION = Edit("setup.py", "else 'RelWithDebInfo'", "else 'Release'")
 
+# GCC 13 and later include less by the way: std::string, std::logic_error and std::uint32_t are then
+# unknown in Horovod's, Gloo's and flatbuffers' headers.
+_INCLUDE_WHAT_IS_USED = Edit(
+    "CMakeLists.txt",
+    "-pthread -fPIC -Wall -ftree-vectorize",
+    "-pthread -fPIC -Wall -ftree-vectorize -include string -include stdexcept -include cstdint",
+)
+
+# It assigns to a const member, which GCC 14 and clang 19 refuse even where nobody calls it.
+_WITHOUT_ASSIGNMENT = Edit(
+    "third_party/flatbuffers/include/flatbuffers/stl_emulation.h",
+    "  FLATBUFFERS_CONSTEXPR_CPP14 span &operator=(const span &other)\n"
+    "      FLATBUFFERS_NOEXCEPT {\n"
+    "    data_ = other.data_;\n"
+    "    count_ = other.count_;\n"
+    "  }\n",
+    "  span &operator=(const span &other) = delete;\n",
+)
+
 
 def _relocatable(run_path: str) -> Edit:
     """Has the library look for libmpi relative to itself: one wheel serves every environment."""
@@ -140,6 +159,7 @@ class Recipe:
         """The changes to the source, in order."""
         always = (
             *(_WITHOUT_XLA, _START_MPIRUN, _KEEP_INTERFACE, _WITHOUT_DEBUG_INFORMATION),
+            *(_INCLUDE_WHAT_IS_USED, _WITHOUT_ASSIGNMENT),
             *(_built_with("mpi_built", "MPI"), _built_with("gloo_built", "Gloo")),
         )
         if Path(self.mpi_libraries).is_absolute():

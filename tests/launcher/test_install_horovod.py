@@ -257,6 +257,24 @@ def test_edit_refuses_a_source_it_was_not_made_for(tmp_path: Path) -> None:
         Edit("CMakeLists.txt", "add_library(a)\n", "").apply(tmp_path)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_every_edit_fits_the_source_and_takes_one_thing_away_or_adds_it(
+    gpu: bool, tmp_path: Path
+) -> None:
+    archive = default_cache() / ARCHIVE
+    if not archive.exists():
+        pytest.skip("the source of Horovod is not in the cache: launcher install-horovod")
+    shutil.unpack_archive(archive, tmp_path)
+    [source] = tmp_path.iterdir()
+    for edit in replace(RECIPE, gpu=gpu).edits:
+        before = (source / edit.path).read_text().splitlines()
+        edit.apply(source)
+        after = (source / edit.path).read_text().splitlines()
+        assert len(set(before) ^ set(after)) < 16, edit
+    headers = (source / "CMakeLists.txt").read_text()
+    assert "-include string -include stdexcept -include cstdint" in headers
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_recipes_that_differ_never_share_a_wheel(name: str) -> None:
     change: dict[str, Any] = {name: not RECIPE.gpu if name == "gpu" else "another"}
