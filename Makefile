@@ -17,7 +17,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast bench test-cluster test-docker docs lint format setup pins clean
+.PHONY: help train test test-fast bench test-cluster test-docker test-machines docs lint format setup pins clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,10 +35,13 @@ test: setup ## Run every test this machine can run
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup ## Run the tests of a single process: two minutes
-	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines" $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)
+
+test-machines: setup ## Run README's commands on Debian 12, 13 and sid, and what else is marked machines
+	$(BIN)/python -m pytest -m machines $(ARGS)
 
 test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
 	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/cluster $(ARGS)

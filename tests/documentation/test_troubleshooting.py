@@ -9,7 +9,14 @@ PAGE = REPOSITORY / "docs" / "troubleshooting.md"
 
 
 def _said() -> list[str]:
-    """Every constant string of both packages, as the compiler joins them."""
+    """Every constant string of both packages, as the compiler joins them, and what set-up says."""
+    return [
+        (REPOSITORY / ".ci" / "find-python").read_text(),
+        *_strings(),
+    ]
+
+
+def _strings() -> list[str]:
     return [
         node.value
         for package in ("syncbn", "launcher")
