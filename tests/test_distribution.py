@@ -12,7 +12,7 @@ from tests.processes import REPOSITORY, Launcher
 
 PACKAGES = ("syncbn", "launcher")
 LEFT_BEHIND = shutil.ignore_patterns(
-    ".*_cache", ".git", ".github", ".hypothesis", ".venv", "*.egg-info", "__pycache__",
+    ".*_cache", ".git", ".hypothesis", ".venv", "*.egg-info", "__pycache__",
     "build", "dist", "runs", "site-packages",
 )  # fmt: skip
 
