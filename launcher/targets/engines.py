@@ -118,7 +118,7 @@ def mpirun_command(spec: JobSpec, guard: Sequence[str], hosts: Sequence[str]) ->
     # When mpirun aborts a job by itself, the guards end their ranks first, within two seconds.
     command += ["--mca", "odls_base_sigkill_timeout", "3"]
     if not hosts:
-        # Open MPI wants an ssh even for ranks of this machine, unless told that there are no others.
+        # Open MPI wants an ssh even for ranks of this machine, unless told there are no others.
         command += ["--oversubscribe", "--mca", "plm", "isolated"]
         for layer in ("btl_tcp_if_include", "oob_tcp_if_include"):
             command += ["--mca", layer, "lo"]
