@@ -11,6 +11,7 @@ from collections.abc import Callable
 import typer
 
 from launcher.errors import LauncherError
+from launcher.version import VersionFlag
 
 # verb: (module, its line in the help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -37,7 +38,7 @@ def main() -> None:
     app = typer.Typer(
         help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
-    app.callback()(_no_options)
+    app.callback()(_options)
     for name, (module, summary) in VERBS.items():
         action = importlib.import_module(module).command if name == verb else _only_listed
         # `launcher run python train.py --epochs 2`: what follows the first word is the program's.
@@ -57,7 +58,7 @@ def exit_code_of(action: Callable[[], object]) -> int:
     return 0
 
 
-def _no_options() -> None:
+def _options(version: VersionFlag = False) -> None:
     """Keeps the verbs as sub-commands even while there is only one."""
 
 

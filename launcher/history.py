@@ -4,6 +4,7 @@ The live table folds the very same events while they happen.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 from launcher.errors import UnknownRunError
 from launcher.records import ProcessIdentity
 
+_STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{4}$")  # what Record.create adds to the job's name
 _ENDED = {"succeeded", "failed", "stopped", "lost"}
 
 
@@ -140,7 +142,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def find_run(output: Path, name: str | None) -> Path:
-    """The directory of the run with this id, or the beginning of one; the newest for None.
+    """The directory of the run with this id, the newest run of a job of this name, the one run
+    whose id begins so, or the newest of all for None.
 
     Raises UnknownRunError.
     """
@@ -149,10 +152,13 @@ def find_run(output: Path, name: str | None) -> Path:
         if not runs:
             raise UnknownRunError(f"no runs in {output}; start one: launcher run -np 2 -- COMMAND")
         return runs[-1]
-    found = [run for run in runs if run.name == name]
-    found = found or [run for run in runs if run.name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
+    for found in (
+        [run for run in runs if run.name == name],
+        [run for run in runs if _STAMP.sub("", run.name) == name][-1:],
+        [run for run in runs if run.name.startswith(name)],
+    ):
+        if len(found) == 1:
+            return found[0]
     known = ", ".join(run.name for run in runs[-5:]) or "none"
     problem = "more than one run begins" if found else "no run begins"
     raise UnknownRunError(f"{problem} with {name!r} in {output}. The newest: {known}")

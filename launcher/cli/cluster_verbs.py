@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from launcher.errors import LauncherError, UsageError
@@ -19,6 +18,7 @@ from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.submit import cancel as cancel_job
 from launcher.targets.kubernetes.submit import submit as submit_job
 from launcher.targets.kubernetes.target import KubernetesTarget
+from launcher.terminal.console import console
 from launcher.terminal.words import cause_lines
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -85,7 +85,7 @@ def show_jobs(cluster: Cluster, as_json: bool) -> None:
     for job in found:
         cause = job.cause.kind if job.cause else ""
         table.add_row(job.name, job.kind, job.state, job.created, _counts(job.pods), cause)
-    Console().print(table)
+    console().print(table)
 
 
 def cancel(cluster: Cluster, name: str | None, now: bool) -> None:

@@ -22,8 +22,13 @@ def container_fields(
             **_WHERE,
         ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="The image.", **_CONTAINERS)] = None,
-    slots: Annotated[int | None, typer.Option(help="Ranks per container.", **_CONTAINERS)] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="The image.", show_default="that of our Dockerfile", **_CONTAINERS),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Ranks per container.", show_default="1", **_CONTAINERS)
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(help="job, jobset, mpijob or trainjob.", show_default="job", **_CONTAINERS),
@@ -58,7 +63,8 @@ def container_fields(
         str | None, typer.Option(help="The Kueue queue that admits the job.", **_CONTAINERS)
     ] = None,
     time_limit: Annotated[
-        int | None, typer.Option(help="Seconds the job may take.", **_CONTAINERS)
+        int | None,
+        typer.Option(help="Seconds the job may take.", show_default="no limit", **_CONTAINERS),
     ] = None,
 ) -> dict[str, Any]:
     """The fields of a JobSpec that these flags give; None where one was not given."""

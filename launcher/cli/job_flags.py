@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from launcher.cli.container_flags import container_fields
-from launcher.errors import SpecError, UsageError
-from launcher.spec import JobSpec, build_spec, merge, parse_hosts, read_hostfile, read_toml
+from launcher.cli.flag_values import codes_of, hosts_of, words_of
+from launcher.errors import UsageError
+from launcher.spec import JobSpec, build_spec, merge, read_toml
 from launcher.targets import choose_backend, load_target
 from launcher.targets.base import SupervisedTarget, Target
 
@@ -42,7 +42,7 @@ def spec_from_flags(
     ] = None,
     ssh: Annotated[
         str | None,
-        typer.Option(help='The ssh to use, e.g. "ssh -p 2222".', **_WHERE),
+        typer.Option(help='The ssh to use, e.g. "ssh -p 2222".', show_default="ssh", **_WHERE),
     ] = None,
     backend: Annotated[
         str | None,
@@ -53,7 +53,9 @@ def spec_from_flags(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with the fields of the job; flags win.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Begins the run's id.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Begins the run's id.", show_default="job")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -68,13 +70,19 @@ def spec_from_flags(
         list[str] | None,
         typer.Option(help="NAME=VALUE, or NAME to pass a secret on unrecorded. Repeatable."),
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="Cores per rank, bound.", **_RANK)] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="Cores per rank, bound.", show_default="not bound", **_RANK)
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(help="Threads per rank.", show_default="cores / ranks", **_RANK),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8GiB.", **_RANK)] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs each rank sees.", **_RANK)] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory limit, e.g. 8GiB.", show_default="none", **_RANK)
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs each rank sees.", show_default="all", **_RANK)
+    ] = None,
     binding: Annotated[
         str | None,
         typer.Option(help="auto, none, cores or numa.", show_default="auto", **_RANK),
@@ -158,8 +166,8 @@ def spec_from_flags(
         "command": command,
         "ranks": ranks,
         "oversubscribe": oversubscribe,
-        "hosts": _hosts(hosts, hostfile),
-        "ssh": _words(ssh),
+        "hosts": hosts_of(hosts, hostfile),
+        "ssh": words_of(ssh),
         "backend": backend,
         "name": name,
         "output": output,
@@ -185,7 +193,7 @@ def spec_from_flags(
         "restart": {
             "max_restarts": max_restarts,
             "backoff": backoff,
-            "exit_codes": _codes(restart_codes),
+            "exit_codes": codes_of(restart_codes),
         },
         "environment": {},
         **container_fields(**containers),
@@ -257,32 +265,6 @@ def with_job_flags(verb: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-def _hosts(hosts: str | None, hostfile: Path | None) -> list[dict[str, Any]] | None:
-    if hosts is not None and hostfile is not None:
-        raise UsageError("expected --hosts or --hostfile. Received: both")
-    if hosts is not None:
-        return parse_hosts(hosts)
-    return read_hostfile(hostfile) if hostfile is not None else None
-
-
-def _words(ssh: str | None) -> list[str] | None:
-    try:
-        return None if ssh is None else shlex.split(ssh)
-    except ValueError as error:
-        raise SpecError(
-            f"--ssh: expected a command such as 'ssh -p 2222' ({error}): {ssh!r}"
-        ) from None
-
-
-def _codes(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(code) for code in text.split(",")]
-    except ValueError:
-        raise SpecError(f"--restart-codes: expected numbers such as 1,137: {text!r}") from None
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

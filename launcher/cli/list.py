@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from launcher.cli.run_flags import Context, Namespace, Output, Target, on_cluster
 from launcher.history import RunState, list_runs, read_run
+from launcher.terminal.console import console
 from launcher.terminal.words import duration
 
 
@@ -44,7 +44,7 @@ def command(
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)) if run.began else ""
         counts = (str(len(run.ranks)), str(run.attempt), run.cause["class"] if run.cause else "")
         table.add_row(run.id, run.state, began, duration(run.seconds), *counts)
-    Console().print(table)
+    console().print(table)
 
 
 def _fields(run: RunState) -> dict[str, str | float | int | None]:

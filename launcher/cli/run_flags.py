@@ -8,7 +8,11 @@ import typer
 from launcher.errors import UsageError
 
 RunId = Annotated[
-    str | None, typer.Argument(help="A run's id or its beginning.", show_default="the newest")
+    str | None,
+    typer.Argument(
+        help="A run's id or its beginning, or a job's name for its newest run.",
+        show_default="the newest",
+    ),
 ]
 Output = Annotated[
     Path,

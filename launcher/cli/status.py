@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
 from launcher.history import RunState, find_run, read_json, read_run
 from launcher.spec import Metrics
+from launcher.terminal.console import console
 from launcher.terminal.table import render
 from launcher.terminal.words import cause_lines
 
@@ -43,13 +44,13 @@ def command(
     if as_json:
         print(json.dumps({**dataclasses.asdict(state), "seconds": round(state.seconds, 1)}))
     elif watch and not state.ended:
-        with Live(_picture(directory, state), refresh_per_second=4) as live:
+        with Live(_picture(directory, state), console=console(), refresh_per_second=4) as live:
             while not state.ended:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 state = read_run(directory)
                 live.update(_picture(directory, state))
     else:
-        Console().print(_picture(directory, state))
+        console().print(_picture(directory, state))
     raise typer.Exit(_exit_code(state))
 
 

@@ -13,6 +13,7 @@ from launcher.targets.placement import numa_nodes
 
 _SHARED_MEMORY_BYTES = 512 << 20  # NCCL and MPI keep their buffers there; containers get 64 MiB
 _OPEN_FILES = 4096
+_CAP_SYS_RESOURCE = 24
 _DISK_BYTES = 2 << 30
 _FEW_EPHEMERAL_PORTS = 1000
 
@@ -47,8 +48,24 @@ def look_at_memory() -> Iterator[Finding]:
 def look_at_limits() -> Iterator[Finding]:
     """Open files, of which each rank keeps several per peer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    mend = f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"
+    wanted = 65536
+    mend = f"ulimit -n {min(hard, wanted) if hard >= _OPEN_FILES else wanted}"
+    if 0 <= hard < _OPEN_FILES and not _may_raise_limits():
+        mend = (
+            f"echo '* - nofile {wanted}' >> /etc/security/limits.conf as root, then log in again "
+            f"(docker run --ulimit nofile={wanted})"
+        )
     yield _at_least("open files", soft if soft >= 0 else 1 << 30, _OPEN_FILES, str(soft), mend)
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process may set limits above the hard ones (CAP_SYS_RESOURCE)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def look_at_disk(output: Path) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import typer
 from launcher.errors import LauncherError
 from launcher.train.config import TrainConfig, load_config
 from launcher.train.environment import load_tensorflow
+from launcher.version import VersionFlag
 
 # Typer exports only this leaf of its usage errors.
 _COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -51,6 +52,7 @@ def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[.
 
     def command(**arguments: Any) -> int:
         file = arguments.pop("config")
+        del arguments["version"]
         return action(arguments, file)
 
     parameters = [
@@ -61,12 +63,16 @@ def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[.
             annotation=Annotated[
                 Path | None, typer.Option("--config", help="TOML file of these options; flags win.")
             ],
-        )
+        ),
+        inspect.Parameter(
+            "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VersionFlag
+        ),
     ]
     for name, field in TrainConfig.model_fields.items():
         flag = "--" + name.replace("_", "-")
-        default = "" if field.default is None else f" [default: {field.default}]"
         switch = field.annotation is bool
+        shown = f"{'' if field.default else 'no-'}{flag[2:]}" if switch else field.default
+        default = "" if shown is None else f" \\[default: {shown}]"  # a plain [ begins a style
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if switch else flag,
             help=f"{field.description}{default}",

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from launcher.records import ProcessIdentity, Record
-from launcher.spec import build_spec
+from launcher.spec import JobSpec, Metrics, build_spec
+from launcher.train.config import TrainConfig
 from tests.launcher.launches import PROGRAM, Launch
 from tests.processes import REPOSITORY
 
@@ -49,6 +51,66 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     for verb in ("run", "submit", "render", "status", "logs", "list", "cancel", "doctor"):
         assert f" {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("module", ["launcher", "launcher.train"])
+def test_the_version_is_told_without_tensorflow(module: str) -> None:
+    source = (
+        f"import sys, runpy; sys.argv = ['{module}', '--version']\n"
+        f"try:\n    runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n    print(end.code or 0, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    own = metadata.version("syncbn")
+    assert re.fullmatch(rf"syncbn {own} \(python .*, keras [\d.]+\)\n0 False\n", done.stdout)
+
+
+def test_the_help_of_the_trainer_shows_every_default() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.train", "--help"],
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = dict(re.findall(r"--([a-z-]+) .*\[default: (.*?)\]", done.stdout))
+    for name, field in TrainConfig.model_fields.items():
+        flag = name.replace("_", "-")
+        if field.annotation is bool:
+            assert shown[flag] == (flag if field.default else f"no-{flag}")
+        elif field.default is not None:
+            assert shown[flag] == str(field.default)
+
+
+def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
+    done = launcher("run", "--help", COLUMNS="200")
+    shown = dict(re.findall(r"--([a-z-]+) .*\[default: \((.*?)\)\]", done.stdout))
+    spec = JobSpec(command=("a",))
+    fields = {**dict(spec), **dict(spec.restart), **dict(spec.resources)}
+    fields |= {
+        "slots": spec.container.slots,
+        "metrics_host": Metrics().address,
+        "kind": spec.kubernetes.kind,
+    }
+    for flag in (
+        "max-restarts",
+        "backoff",
+        "hang-timeout",
+        "exit-timeout",
+        "grace",
+        "kind",
+        "save-timeout",
+        "silence-timeout",
+        "output",
+        "binding",
+        "metrics-host",
+        "slots",
+    ):
+        value = fields[flag.replace("-", "_")]
+        assert shown[flag] == (f"{value:g}" if isinstance(value, float) else str(value))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +241,10 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
         state = json.loads(launcher("status", run, "--json", where=tmp_path).stdout)
         assert state["state"] == "running"
         assert {row["host"] for row in state["ranks"].values()} == {"localhost"}
-        assert "running" in launcher("list", where=tmp_path).stdout
+        listed_line = launcher("list", where=tmp_path, COLUMNS="40").stdout.splitlines()[-1]
+        assert re.fullmatch(rf"{run} +running +\S+ \S+ +\S+ s +2 +0 *", listed_line), "not cut"
+        status = launcher("status", "mine", where=tmp_path, COLUMNS="40").stdout
+        assert re.match(rf"{run} · running · .* · restarts 0 of 3", status), "not wrapped"
     finally:
         cancelled = launcher("cancel", run, where=tmp_path)
     assert cancelled.stdout == f"{run}: stopped\n"

@@ -62,15 +62,43 @@ def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.state, finding.mend) == ("warning", "unset OMP_NUM_THREADS")
 
 
-def test_few_open_files() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-    try:
-        finding = only(machine.look_at_limits())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+def test_what_is_advised_for_open_files_cures() -> None:
+    """As in a shell: the advice is typed, then the doctor looks again."""
+    look = f"{sys.executable} -c '{LOOK}'"
+    script = f'ulimit -Sn 256; mend=$({look}); echo "$mend"; eval "$mend"; {look}; ulimit -n'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    mend, *left, now = done.stdout.splitlines()
+    assert mend.startswith("ulimit -n ")
+    assert left == [""], "nothing more to mend"
+    assert int(now) >= 4096
+
+
+LOOK = (
+    "from launcher.doctor import machine\n"
+    "for finding in machine.look_at_limits(): print(finding.mend)"
+)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "capable", "mend"),
+    [
+        (256, 5000, False, "ulimit -n 5000"),
+        (256, 1 << 20, False, "ulimit -n 65536"),
+        (256, resource.RLIM_INFINITY, False, "ulimit -n 65536"),
+        (256, 1024, True, "ulimit -n 65536"),
+        (256, 1024, False, "echo '* - nofile 65536' >> /etc/security/limits.conf as root"),
+    ],
+)
+def test_a_hard_limit_is_not_passed_by_advice(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, capable: bool, mend: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(machine, "_may_raise_limits", lambda: capable)
+    finding = only(machine.look_at_limits())
     assert finding.state == "warning"
-    assert finding.mend.startswith("ulimit -n ")
+    assert finding.mend.startswith(mend)
 
 
 def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
@@ -95,7 +123,21 @@ def test_a_docker_engine_that_does_not_answer(
     assert only(services.look_at_docker()).text == "the engine does not answer"
 
 
-def test_mpi_says_its_version() -> None:
+@pytest.mark.parametrize(
+    ("script", "state", "text"),
+    [
+        ("echo 'mpirun (Open MPI) 4.1.8'", "ok", "mpirun (Open MPI) 4.1.8, "),
+        ("echo 'mpirun (Open MPI) 5.0.3'", "warning", "mpirun (Open MPI) 5.0.3: horovodrun passes"),
+        ("exit 3", "ok", "does not say its version, "),
+    ],
+)
+def test_mpi_says_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, state: str, text: str
+) -> None:
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(f"#!/bin/sh\n{script}\n")
+    mpirun.chmod(0o755)
+    monkeypatch.setattr(software, "find_mpirun", lambda: str(mpirun))
     finding = only(software.look_at_mpi())
-    assert finding.state in {"ok", "warning"}
-    assert "MPI" in finding.text or finding.mend
+    assert (finding.state, finding.text.startswith(text)) == (state, True), finding
+    assert bool(finding.mend) is (state != "ok")

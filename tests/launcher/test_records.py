@@ -126,7 +126,13 @@ def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> Non
     assert find_run(output, None) == second
     assert find_run(output, "job") == first
     assert find_run(output, second.name) == second
-    for name, problem in (("none", "no run begins"), ("", "more than one run begins")):
+    time.sleep(0.02)
+    again = Record.create(spec).directory
+    Record.create(spec.model_copy(update={"name": "job-2"}))
+    assert find_run(output, "job") == again, "a job's name means its newest run"
+    assert find_run(output, first.name) == first
+    assert find_run(output, "oth") == second
+    for name, problem in (("none", "no run begins"), ("jo", "more than one run begins")):
         with pytest.raises(UnknownRunError, match=problem):
             find_run(output, name)
 

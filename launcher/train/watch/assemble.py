@@ -18,7 +18,7 @@ from launcher.train.watch.profile import Profile, parse_range
 from launcher.train.watch.statistics import Drifts, weights_to_compare
 from launcher.train.watch.tensorboard import TensorBoard
 from launcher.train.watch.tracking import MLflow
-from launcher.train.watch.versions import versions
+from launcher.version import versions
 from syncbn.communicators import Communicator
 
 

@@ -17,7 +17,7 @@ from launcher.metrics.snapshots import snapshot_path, write_snapshot
 from launcher.train.config import TrainConfig
 from launcher.train.observers import Observer, RunStarted, StepDone, warn
 from launcher.train.watch.gpu import gpu_gauges
-from launcher.train.watch.versions import versions
+from launcher.version import versions
 from syncbn.communicators import Communicator
 from syncbn.communicators.environment import cluster_from_tf_config
 
