@@ -49,12 +49,20 @@ def check_equal_steps(steps: int | None, ranks: Communicator) -> None:
         ranks: Compare their numbers, each its own.
 
     Raises:
-        WorldError: On all ranks alike; the text names the numbers.
+        WorldError: On all ranks alike; the text names the numbers, or the ranks without data.
     """
     mine = np.zeros(ranks.size, np.int64)
-    mine[ranks.rank] = steps or 0
+    mine[ranks.rank] = -1 if steps is None else steps
     every = ranks.all_reduce(tf.constant(mine), "steps_of_an_epoch").numpy().tolist()
-    if 0 not in every and len(set(every)) > 1:
+    idle = [rank for rank, count in enumerate(every) if count == 0]
+    if idle and any(every):
+        raise WorldError(
+            "every rank needs data to train on, or the others wait for it for ever: start fewer "
+            "ranks, or give each at least one sample (x[rank::size] leaves the last ranks without "
+            f"when there are fewer samples than ranks). Received: no data on ranks {idle}; "
+            f"steps by rank {every}"
+        )
+    if -1 not in every and len(set(every)) > 1:
         raise WorldError(
             "every rank must take as many steps an epoch as the others, or they wait for ever: cut "
             "the data into as many batches on each, or give fit(steps_per_epoch=n) "

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from syncbn import averages, ghost, normalize
 from syncbn.communicators import Communicator, resolve
+from syncbn.communicators.silent import heard
 from syncbn.moments import Layout, Moments, compute_dtype
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _group(layer: "SyncBatchNormalization") -> Communicator:
     """The ranks whose samples make up the batch."""
     everyone = resolve(layer.communicator if layer.synchronized else "local")
     group = everyone if layer.group_size is None else everyone.subgroup(layer.group_size)
-    return group.for_small_sums
+    return heard(group.for_small_sums)
 
 
 def _gamma_beta(layer: "SyncBatchNormalization", dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:

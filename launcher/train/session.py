@@ -86,6 +86,7 @@ class Session:
         # Different seeds on purpose: what makes the ranks equal is the broadcast, not luck.
         keras.utils.set_random_seed(config.seed + ranks.rank)
         self._data: DataSet = together(ranks, lambda: load_dataset(config))
+        _check_rows(self._data, replicas)
         with replicas.scope():
             self._model = together(ranks, lambda: build_model(config, self._data))
             self._optimizer = make_optimizer(config)
@@ -203,6 +204,15 @@ class Session:
             ),
             output=self._output,
             notes=tuple(self._notes),
+        )
+
+
+def _check_rows(data: DataSet, replicas: Replicas) -> None:
+    """A rank may be without rows in a step, a replica of a process may not."""
+    if len(data.train) < replicas.count:
+        raise UsageError(
+            f"--replicas must not be more than the {len(data.train)} samples to train on. "
+            f"Received: --replicas {replicas.count}"
         )
 
 

@@ -10,18 +10,21 @@ from launcher.train.config import TrainConfig
 from launcher.train.replicas import Replicas
 from syncbn import telemetry
 from syncbn.communicators import Communicator
+from syncbn.communicators.silent import rows_count_only_if
 from syncbn.gradients import densify
 
 # What a step adds up over the ranks: Σ loss, Σ correct, rows, ranks asked to stop.
 STATUS = ("loss", "correct", "rows", "stop")
+
+_NO_LABEL = -1
 
 
 class Steps:
     """The compiled functions of one model, made anew when the ranks change.
 
     The loss of a batch is a sum over rows and gradients are divided by the rows of all ranks, which
-    makes it the mean over the global batch however uneven the shares; a rank without rows takes
-    part with weight zero.
+    makes it the mean over the global batch however uneven the shares. A rank without rows takes
+    part with zeros in their place, which count for nothing.
 
     Args:
         config: Gives the usual number of rows, by which sums are divided so that the loss, and
@@ -46,6 +49,7 @@ class Steps:
         self._model = model
         self._optimizer = optimizer
         self._ranks = ranks
+        self._batch_size = config.batch_size
         self._unit = float(config.batch_size)
         self._smoothing = config.label_smoothing
         self._micro_batches = micro_batches
@@ -55,13 +59,16 @@ class Steps:
         ]
         self._evaluate = replicas.compiled(self._evaluation_body, batch)
         if micro_batches == 1:
-            self._train = replicas.compiled(self._train_body, [*batch, tf.TensorSpec([])])
+            step = [*batch, tf.TensorSpec([])]
+            self._train = replicas.compiled(self._train_body, step)
+            self._train_on_nothing = replicas.compiled(self._train_on_nothing_body, step)
         else:
             self._sums = [
                 tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
                 for variable in model.trainable_variables
             ]
             self._accumulate = replicas.compiled(self._accumulate_body, batch)
+            self._accumulate_nothing = replicas.compiled(self._accumulate_nothing_body, batch)
             self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([4])])
 
     def train(
@@ -81,11 +88,17 @@ class Steps:
             STATUS, summed over the ranks.
         """
         asked = tf.constant(float(stop))
+        empty = len(labels) == 0
+        if empty:
+            features = np.zeros((self._batch_size, *features.shape[1:]), np.float32)
+            labels = np.full(self._batch_size, _NO_LABEL, np.int32)
         if self._micro_batches == 1:
-            return self._train(features, labels, asked).tolist()
+            step = self._train_on_nothing if empty else self._train
+            return step(features, labels, asked).tolist()
         count = min(self._micro_batches, max(1, fewest_rows))
         pieces = zip(np.array_split(features, count), np.array_split(labels, count), strict=True)
-        sums = np.sum([self._accumulate(*piece) for piece in pieces], axis=0)
+        accumulate = self._accumulate_nothing if empty else self._accumulate
+        sums = np.sum([accumulate(*piece) for piece in pieces], axis=0)
         return self._finish(tf.constant([*sums, float(stop)], tf.float32)).tolist()
 
     def evaluate(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -97,14 +110,39 @@ class Steps:
         self._apply(gradients, sums[2])
         return self._over_ranks(tf.concat([sums, [stop]], axis=0))
 
+    def _train_on_nothing_body(
+        self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor
+    ) -> tf.Tensor:
+        """The collectives of `_train_body`; the rows are there for the shapes of tensors only."""
+        gradients, sums = self._gradients_of_nothing(features, labels)
+        self._apply(gradients, sums[2])
+        return self._over_ranks(tf.concat([sums, [stop]], axis=0))
+
+    def _accumulate_nothing_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return self._accumulated(*self._gradients_of_nothing(features, labels))
+
+    def _gradients_of_nothing(
+        self, features: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[list[Any], tf.Tensor]:
+        # False, which TensorFlow must not know before run time: it would leave out of the graph
+        # what comes to nothing, and with it collectives that the other ranks wait in.
+        here = tf.reduce_any(labels != _NO_LABEL)
+        with rows_count_only_if(here):
+            gradients, sums = self._gradients(features, labels)
+        for index, variable in enumerate(self._model.trainable_variables):
+            if gradients[index] is not None:
+                dense = densify(gradients[index], variable)
+                gradients[index] = tf.where(here, dense, tf.zeros_like(dense))
+        return gradients, tf.where(here, sums, tf.zeros_like(sums))
+
     def _accumulate_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        gradients, sums = self._gradients(features, labels)
+        return self._accumulated(*self._gradients(features, labels))
+
+    def _accumulated(self, gradients: list[Any], sums: tf.Tensor) -> tf.Tensor:
         for total, gradient, variable in zip(
             self._sums, gradients, self._model.trainable_variables, strict=True
         ):
-            # The mean over no rows is NaN in some layers; nothing must come of no rows.
-            dense = densify(gradient, variable)
-            total.assign_add(tf.where(sums[2] > 0, dense, tf.zeros_like(dense)))
+            total.assign_add(densify(gradient, variable))
         return sums
 
     def _finish_body(self, status: tf.Tensor) -> tf.Tensor:

@@ -22,6 +22,10 @@ from syncbn.native.mpi import NativeSum, native_sum
 
 # MPI has no 16-bit floating point: these travel, and are added, as float32.
 _WIDENED = (tf.float16, tf.bfloat16)
+_UNEQUAL = (
+    "Every rank must send as many numbers, of one dtype, in the same order of sums: "
+    "look for layers or metrics that only some ranks have, and for a batch without rows."
+)
 _NATIVE = (
     tf.float32,
     tf.float64,
@@ -90,10 +94,16 @@ class MPICommunicator(Communicator):
     def local_size(self) -> int:
         return self._local_size
 
-    def _sum_arrays(self, array: np.ndarray) -> np.ndarray:
+    def _sum_arrays(self, array: np.ndarray, name: str) -> np.ndarray:
         source = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
         total = np.empty_like(source)
-        self._comm.Allreduce(source, total)
+        try:
+            self._comm.Allreduce(source, total)
+        except self._mpi.Exception as error:
+            raise SyncbnError(
+                f"MPI_Allreduce of {name} failed on rank {self.rank}: {error}. {_UNEQUAL} "
+                f"Received: {source.size} numbers of {source.dtype} on this rank"
+            ) from error
         return total
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
@@ -105,7 +115,12 @@ class MPICommunicator(Communicator):
             )
         if self._native is not None:
             return self._native(tensor, graph_name(name))
-        total = tf.numpy_function(self._sum_arrays, [tensor], tensor.dtype, name=graph_name(name))
+        total = tf.numpy_function(
+            lambda array: self._sum_arrays(array, name),
+            [tensor],
+            tensor.dtype,
+            name=graph_name(name),
+        )
         total.set_shape(tensor.shape)
         return total
 
