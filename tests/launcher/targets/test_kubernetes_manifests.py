@@ -17,7 +17,7 @@ from launcher.errors import SpecError
 from launcher.spec import build_spec, read_toml
 from launcher.targets.kubernetes.target import KubernetesTarget
 from tests.launcher.targets.jobs import FULL, KINDS, PLAIN, job
-from tests.launcher.targets.schemas import CRDS, pod_specs, validate
+from tests.launcher.targets.schemas import pod_specs, validate
 from tests.processes import REPOSITORY
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,19 +43,17 @@ def test_the_manifests_are_what_they_were(fields: dict[str, Any], kind: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
 def test_the_api_takes_the_manifests(fields: dict[str, Any], kind: str) -> None:
-    if kind in CUSTOM and not CRDS.is_dir():
-        pytest.skip(f"no schemas of custom kinds in {CRDS}")
     for manifest in rendered(fields, kind):
         validate(manifest)
 
 
-def test_a_misspelt_field_of_a_custom_kind_would_be_noticed() -> None:
-    if not CRDS.is_dir():
-        pytest.skip(f"no schemas of custom kinds in {CRDS}")
-    job_set = rendered(PLAIN, "jobset")[-1]
-    job_set["spec"]["failurePolicy"]["maxRestart"] = 3
-    with pytest.raises(Exception, match="maxRestart"):
-        validate(job_set)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_misspelt_field_would_be_noticed(kind: str) -> None:
+    main = rendered(PLAIN, kind)[-1]
+    assert main["kind"].lower() == kind
+    main["spec"]["mispelt"] = 3
+    with pytest.raises(Exception, match="mispelt"):
+        validate(main)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,6 +120,56 @@ def test_kustomize_builds_what_the_api_takes(name: str) -> None:
 def test_the_api_takes_what_is_applied_beside_the_job(path: str) -> None:
     for manifest in yaml.safe_load_all((REPOSITORY / "k8s/base" / path).read_text()):
         validate(manifest)
+
+
+def applied(path: str) -> dict[str, dict[str, Any]]:
+    """The manifests of a file below k8s, by kind and name."""
+    manifests = yaml.safe_load_all((REPOSITORY / "k8s" / path).read_text())
+    return {f"{one['kind']}/{one['metadata']['name']}": one for one in manifests}
+
+
+def test_the_network_policy_and_the_monitor_name_the_pods_and_ports_of_the_job() -> None:
+    template = applied("base/job.yaml")["Job/digits"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    policy = applied("base/networkpolicy.yaml")["NetworkPolicy/digits"]["spec"]
+    pods = policy["podSelector"]
+    assert pods["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    # Pods of the job among themselves; Prometheus to the metrics and nothing else; names.
+    inside, prometheus = policy["ingress"]
+    assert inside == {"from": [{"podSelector": pods}]}
+    monitoring = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    assert prometheus["from"] == [{"namespaceSelector": monitoring}]
+    served = {"job-metrics", "rank-metrics"}
+    assert {port["port"] for port in prometheus["ports"]} == served <= ports
+    outside, names = policy["egress"]
+    assert outside == {"to": [{"podSelector": pods}]}
+    assert [(port["port"], port["protocol"]) for port in names["ports"]] == [
+        (53, "UDP"),
+        (53, "TCP"),
+    ]
+    (monitor,) = applied("monitoring/podmonitor.yaml").values()
+    assert {end["port"] for end in monitor["spec"]["podMetricsEndpoints"]} == served
+    chosen = monitor["spec"]["selector"]["matchLabels"]
+    assert chosen.items() <= template["metadata"]["labels"].items()
+
+
+def test_nobody_has_more_rights_than_the_launcher_needs() -> None:
+    """That it has those it needs is what the tests of the cluster find: they have no others."""
+    objects = applied("base/rbac.yaml")
+    assert objects["ServiceAccount/trainer"]["automountServiceAccountToken"] is False
+    assert objects["RoleBinding/launcher"]["subjects"] == [
+        {"kind": "ServiceAccount", "name": "launcher"}
+    ], "the pods have no rights"
+    assert {kind.split("/")[0] for kind in objects} == {"ServiceAccount", "Role", "RoleBinding"}
+    changing, reading = {"create", "patch", "delete", "deletecollection"}, {"get", "list", "watch"}
+    for rule in objects["Role/launcher"]["rules"]:
+        assert rule.keys() == {"apiGroups", "resources", "verbs"}
+        assert set(rule["verbs"]) <= changing | reading
+        assert not {"*", "secrets", "pods/exec", "roles"} & {*rule["resources"], *rule["apiGroups"]}
+        if "pods" in rule["resources"][0] or rule["resources"] == ["events"]:
+            assert not {"create", "patch", "delete"} & set(rule["verbs"])
 
 
 def test_the_alerts_for_the_operator_are_the_alert_rules() -> None:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 
 from tests.launcher.targets.cluster.api_objects import Store
-from tests.launcher.targets.cluster.api_verbs import TOKEN, Verbs
+from tests.launcher.targets.cluster.api_verbs import LAUNCHER_TOKEN, TOKEN, Verbs
 
-__all__ = ["KINDS", "TOKEN", "ApiServer", "Fault"]
+__all__ = ["KINDS", "LAUNCHER_TOKEN", "TOKEN", "ApiServer", "Fault"]
 
 KINDS = {
     ("", "pods"),

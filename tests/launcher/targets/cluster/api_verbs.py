@@ -1,5 +1,6 @@
 """What the tests' API server does for each verb on the objects of a kind."""
 
+import itertools
 import json
 import re
 import time
@@ -8,13 +9,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+import yaml
+
 from tests.launcher.targets.cluster.api_objects import Object, merged, selected
 from tests.launcher.targets.cluster.api_replies import Replies
+from tests.processes import REPOSITORY
 
 if TYPE_CHECKING:
     from tests.launcher.targets.cluster.api_server import ApiServer
 
 TOKEN = "a-token-of-the-tests"
+LAUNCHER_TOKEN = "a-token-of-the-launcher"  # which may do what k8s/base/rbac.yaml says
 
 _PATH = re.compile(
     r"^/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
@@ -24,6 +29,32 @@ _PATH = re.compile(
 _BUILT_IN = {"", "batch", "policy"}
 _REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _NAMESPACES = re.compile(r"^/api/v1/namespaces(?:/[^/]+)?$")
+
+
+def _rights() -> set[tuple[str, str, str]]:
+    """Group, resource and verb of all that the Role in k8s/base/rbac.yaml allows."""
+    manifests = yaml.safe_load_all((REPOSITORY / "k8s" / "base" / "rbac.yaml").read_text())
+    rules = [rule for one in manifests if one["kind"] == "Role" for rule in one["rules"]]
+    return {
+        right
+        for rule in rules
+        for right in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])
+    }
+
+
+RIGHTS = _rights()
+
+
+def _right(method: str, place: re.Match[str], query: dict[str, str]) -> tuple[str, str, str]:
+    """What the request needs, as the API server counts it."""
+    resource = place["plural"] + (f"/{place['part']}" if place["part"] else "")
+    watches = query.get("watch") in {"true", "True", "1"}
+    verb = {"POST": "create", "PATCH": "patch"}.get(method, "")
+    if method == "GET":
+        verb = "get" if place["name"] else "watch" if watches else "list"
+    elif method == "DELETE":
+        verb = "delete" if place["name"] else "deletecollection"
+    return place["group"] or "", resource, verb
 
 
 class Verbs(Replies):
@@ -46,15 +77,20 @@ class Verbs(Replies):
                 self.api.faults.remove(fault)
                 self._fail(fault.status, fault.message, headers=fault.headers)
                 return
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        who = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if who not in {TOKEN, LAUNCHER_TOKEN}:
             self._fail(401, "Unauthorized")
         elif path == _REVIEW:
-            allowed = self.api.forbidden != body["spec"]["resourceAttributes"]["verb"]
+            asked = body["spec"]["resourceAttributes"]
+            right = (asked["group"], asked["resource"], asked["verb"])
+            allowed = self.api.forbidden != asked["verb"] and right in RIGHTS
             self._send(201, {**body, "status": {"allowed": allowed}})
         elif _NAMESPACES.match(path):
             self._send(200, {"kind": "Namespace", "metadata": {"name": "any"}})
         elif (place := _PATH.match(path)) is None or not self._knows(place):
             self._send_text(404, "404 page not found\n")
+        elif who == LAUNCHER_TOKEN and (right := _right(method, place, query)) not in RIGHTS:
+            self._fail(403, f"{place['plural']} is forbidden: the launcher may not {right[2]} it")
         else:
             self._on_object(method, place, query, body)
 

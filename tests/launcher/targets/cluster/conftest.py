@@ -21,7 +21,7 @@ from kubernetes import client
 from launcher.spec import JobSpec
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.target import KubernetesTarget
-from tests.launcher.targets.cluster.api_server import TOKEN, ApiServer
+from tests.launcher.targets.cluster.api_server import LAUNCHER_TOKEN, TOKEN, ApiServer
 from tests.launcher.targets.jobs import PLAIN, job
 from tests.processes import REPOSITORY
 
@@ -30,10 +30,15 @@ REAL = os.environ.get("TEST_CLUSTER") == "1"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tests' jobs go: a namespace of their own, and how to get there."""
+    """Where the tests' jobs go: a namespace of their own, and how to get there.
+
+    The launcher goes by `kubeconfig`, with the rights of k8s/base/rbac.yaml on the tests' own
+    server; whoever plays the cluster goes by `admin`.
+    """
 
     namespace: str
     kubeconfig: str
+    admin: str
 
 
 @pytest.fixture
@@ -53,13 +58,15 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         kubeconfig = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
         core = client.CoreV1Api(_api(kubeconfig, namespace))
         core.create_namespace({"metadata": {"name": namespace}})
-        yield Place(namespace, kubeconfig)
+        yield Place(namespace, kubeconfig, kubeconfig)
         core.delete_namespace(namespace)
         return
     path = tmp_path / "kubeconfig"
     server: ApiServer = request.getfixturevalue("api_server")
-    path.write_text(yaml.safe_dump(_kubeconfig(server.url)))
-    yield Place(namespace, str(path))
+    path.write_text(yaml.safe_dump(_kubeconfig(server.url, LAUNCHER_TOKEN)))
+    admin = tmp_path / "admin"
+    admin.write_text(yaml.safe_dump(_kubeconfig(server.url, TOKEN)))
+    yield Place(namespace, str(path), str(admin))
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def spec(place: Place) -> JobSpec:
 
 @pytest.fixture
 def actor(place: Place, cluster: Cluster) -> "Actor":
-    return Actor(_api(place.kubeconfig, place.namespace), place.namespace)
+    return Actor(_api(place.admin, place.namespace), place.namespace)
 
 
 class Actor:
@@ -204,14 +211,14 @@ def _api(kubeconfig: str, namespace: str) -> client.ApiClient:
     return config.new_client_from_config(config_file=kubeconfig)
 
 
-def _kubeconfig(url: str) -> dict[str, Any]:
+def _kubeconfig(url: str, token: str) -> dict[str, Any]:
     context = {"cluster": "tests", "user": "tests", "namespace": "default"}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "tests",
         "clusters": [{"name": "tests", "cluster": {"server": url}}],
-        "users": [{"name": "tests", "user": {"token": TOKEN}}],
+        "users": [{"name": "tests", "user": {"token": token}}],
         "contexts": [{"name": "tests", "context": context}],
     }
 
