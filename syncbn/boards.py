@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from syncbn import devices
-from syncbn.native.library import library
+from syncbn import devices, native
+from syncbn.native.loading import Kernels
 
 _VARIABLE_PLACES = 2048
 
@@ -72,9 +72,9 @@ class Board(ABC):
 class NativeBoard(Board):
     """By C++ operations that pass tensors on as they are and cost about a microsecond each."""
 
-    def __init__(self, operations: Any) -> None:
-        self._operations = operations
-        board = ctypes.CDLL(str(library())).syncbn_board
+    def __init__(self, kernels: Kernels) -> None:
+        self._operations = kernels.operations
+        board = kernels.functions.syncbn_board
         board.argtypes, board.restype = [ctypes.c_void_p], ctypes.POINTER(ctypes.c_double)
         capacity = ctypes.c_int64()
         address = board(ctypes.byref(capacity))
@@ -156,5 +156,5 @@ class VariableBoard(Board):
 
 def make_board() -> Board:
     """The cheapest board that fits the devices of this process."""
-    operations = devices.native_operations()
-    return VariableBoard() if operations is None else NativeBoard(operations)
+    kernels = None if devices.native_operations() is None else native.kernels()
+    return VariableBoard() if kernels is None else NativeBoard(kernels)

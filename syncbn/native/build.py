@@ -1,11 +1,21 @@
-"""`python -m syncbn.native.build`: builds the kernels now instead of on first use."""
+"""`python -m syncbn.native.build [--output DIR]`: builds the kernels now instead of on first use."""
 
 import sys
 
-from syncbn.native.library import BuildError, library
+from syncbn.native import compiler
+from syncbn.native.library import library
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code; prints where the library is."""
+    try:
+        options = compiler.parse(arguments)
+        print(library() if options.output is None else compiler.build_into(options))
+    except (compiler.BuildError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
 
 if __name__ == "__main__":
-    try:
-        print(library())
-    except BuildError as error:
-        sys.exit(str(error))
+    sys.exit(main(sys.argv[1:]))

@@ -3,42 +3,51 @@
 #ifndef SYNCBN_NATIVE_MOMENTS_H_
 #define SYNCBN_NATIVE_MOMENTS_H_
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
+#include <string.h>
 
-namespace syncbn {
+namespace {
+
+template <typename Number>
+inline Number least(Number a, Number b) {
+  return b < a ? b : a;
+}
+
+template <typename Number>
+inline Number most(Number a, Number b) {
+  return a < b ? b : a;
+}
 
 // Rounded to 16 significant bits: products of two such numbers are exact.
 inline double sixteen_bits(double value) {
   int64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
+  memcpy(&bits, &value, sizeof(bits));
   bits = (bits + (int64_t{1} << 36)) & -(int64_t{1} << 37);
-  std::memcpy(&value, &bits, sizeof(bits));
+  memcpy(&value, &bits, sizeof(bits));
   return value;
 }
 
 // What the last of so many significant bits counts: a power of two, or 0 for 0.
 inline double last_bit(double value, int digits) {
   int64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
+  memcpy(&bits, &value, sizeof(bits));
   bits &= int64_t{0x7FF} << 52;
-  std::memcpy(&value, &bits, sizeof(bits));
-  return std::ldexp(value, 1 - digits);
+  memcpy(&value, &bits, sizeof(bits));
+  return value * (1.0 / (int64_t{1} << (digits - 1)));
 }
 
 // The vector on the wire, 4C+2 numbers: see moments.py.
-inline void pack(double count, const double* pivot, const double* r, const double* q,
-                 int64_t channels, double* wire) {
+void pack(double count, const double* pivot, const double* r, const double* q, int64_t channels,
+          double* wire) {
   const double coarse = sixteen_bits(count), fine = count - coarse;
-  const double of_count = std::max(last_bit(coarse, 8), 1.0);
+  const double of_count = most(last_bit(coarse, 8), 1.0);
   wire[0] = coarse, wire[1] = fine;
   double* parts = wire + 2;
   for (int64_t c = 0; c < channels; ++c) {
     const double k = pivot[c], moved = fine * k, all = moved + r[c];
     const double unit = of_count * last_bit(k, 16);
-    const double whole = unit > 0 ? std::nearbyint(all / unit) * unit : 0.0, rest = all - whole;
+    const double whole = unit > 0 ? __builtin_nearbyint(all / unit) * unit : 0.0;
+    const double rest = all - whole;
     parts[c] = coarse * k + whole;
     parts[channels + c] = coarse * (k * k) + 2.0 * k * whole;
     parts[2 * channels + c] = rest;
@@ -48,7 +57,7 @@ inline void pack(double count, const double* pivot, const double* r, const doubl
 
 // From the summed wire to count, means, population variances and what double rounds off the means
 // (1, C, C, C): see moments.py.
-inline void merge(const double* wire, int64_t channels, double* moments) {
+void merge(const double* wire, int64_t channels, double* moments) {
   const double coarse = wire[0], fine = wire[1], count = coarse + fine;
   const double inverse = count > 0 ? 1.0 / count : 0.0;
   const double *first = wire + 2, *second = first + channels;
@@ -63,18 +72,11 @@ inline void merge(const double* wire, int64_t channels, double* moments) {
     const double square = (spread + ((q[c] - k * r[c]) - k * remainder)) * inverse;
     const double mean = k + low, added = mean - k;
     moments[1 + c] = mean;
-    moments[1 + channels + c] = std::max(square - low * low, 0.0);
+    moments[1 + channels + c] = most(square - low * low, 0.0);
     moments[1 + 2 * channels + c] = (k - (mean - added)) + (low - added);
   }
 }
 
-// The moving averages' next values: now·momentum + target·(1 − momentum).
-template <typename T>
-void move(const T* now, const double* target, double momentum, int64_t channels, T* next) {
-  for (int64_t c = 0; c < channels; ++c)
-    next[c] = static_cast<T>(now[c] * momentum + target[c] * (1 - momentum));
-}
-
-}  // namespace syncbn
+}  // namespace
 
 #endif  // SYNCBN_NATIVE_MOMENTS_H_

@@ -7,16 +7,16 @@ import numpy as np
 import tensorflow as tf
 
 from syncbn import native
-from syncbn.native.library import library
+from syncbn.native.loading import Kernels
 
 
 class NativeSum:
     """`NativeSum(mpi, comm)(tensor, name)` is the sum of `tensor` over the ranks of `comm`."""
 
-    def __init__(self, operations: Any, mpi: Any, comm: Any) -> None:
-        self._operations = operations
+    def __init__(self, kernels: Kernels, mpi: Any, comm: Any) -> None:
+        self._operations = kernels.operations
         self._mpi = mpi
-        register = ctypes.CDLL(str(library())).syncbn_register_mpi
+        register = kernels.functions.syncbn_register_mpi
         register.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int]
         register.restype = ctypes.c_int64
         self._number = register(
@@ -39,7 +39,7 @@ class NativeSum:
 
 def native_sum(mpi: Any, comm: Any) -> NativeSum | None:
     """The operation for `comm`, or None where the C++ operations or MPI's address are missing."""
-    operations = native.operations()
-    if operations is None or not hasattr(mpi, "_handleof"):  # mpi4py before 4.0
+    kernels = native.kernels()
+    if kernels is None or not hasattr(mpi, "_handleof"):  # mpi4py before 4.0
         return None
-    return NativeSum(operations, mpi, comm)
+    return NativeSum(kernels, mpi, comm)

@@ -1,0 +1,71 @@
+// What the operations ask of the arithmetic: a table of functions for each level of instructions.
+//
+// arithmetic.cc is compiled once for each level; levels.cc chooses one table when the library is
+// loaded. Nothing here or there knows TensorFlow, a communicator or the standard library, so that no
+// inline function compiled for one level can be linked in place of another's.
+
+#ifndef SYNCBN_NATIVE_ARITHMETIC_H_
+#define SYNCBN_NATIVE_ARITHMETIC_H_
+
+#include <stdint.h>
+
+namespace syncbn {
+
+// Values lie as (outer, channels, inner): any channel axis, no transposition.
+struct Planes {
+  int64_t outer, channels, inner;
+  int64_t size() const { return outer * channels * inner; }
+  // Where work may be cut: whole rows of channels, or whole outer indices.
+  Planes part(int64_t count) const { return {count, channels, inner}; }
+  int64_t stride() const { return channels * inner; }
+};
+
+// The functions for one type of values. T is what is computed in: double for double, else float.
+// Moments are those of `merge`: count, means, variances and rests (1, C, C, C).
+struct Kernels {
+  int64_t value_size, compute_size;  // bytes
+
+  // A value near the data of each channel.
+  void (*choose_pivot)(const void* x, Planes p, double* pivot);
+
+  // r += Σ(x − pivot), q += Σ(x − pivot)².
+  void (*local_sums)(const void* x, Planes p, const double* pivot, double* r, double* q);
+
+  // r += Σg, q += Σg·(x − mean).
+  void (*gradient_sums)(const void* g, const void* x, Planes p, const double* mean, double* r,
+                        double* q);
+
+  // From this rank's sums (2, C) about the rounded mean to the wire (2, C) and γ's and β's gradients.
+  void (*finish_gradient_sums)(const double* sums, const double* moments, int64_t channels,
+                               double epsilon, const void* scale, double* wire, void* of_scale,
+                               void* of_offset);
+
+  // What happens to each value of a channel, in `terms_size(channels)` bytes.
+  int64_t (*terms_size)(int64_t channels);
+  void (*normalization_terms)(const double* moments, int64_t channels, double epsilon,
+                              const void* scale, const void* offset, void* terms);
+  void (*gradient_terms)(const double* moments, int64_t channels, double epsilon, const void* scale,
+                         const double* sums, void* terms);
+
+  // By those terms. dx may be the very memory of g.
+  void (*normalize)(const void* x, Planes p, const void* terms, void* y);
+  void (*input_gradient)(const void* g, const void* x, Planes p, const void* terms, void* dx);
+
+  // The moving averages' next values: now·momentum + target·(1 − momentum).
+  void (*move)(const void* now, const double* target, double momentum, int64_t channels, void* next);
+
+  double (*sum_of_squares)(const void* x, int64_t size);
+};
+
+struct Arithmetic {
+  // The vector on the wire, 4C+2 numbers, and the moments from the summed wire: see moments.py.
+  void (*pack)(double count, const double* pivot, const double* r, const double* q, int64_t channels,
+               double* wire);
+  void (*merge)(const double* wire, int64_t channels, double* moments);
+
+  Kernels half, bfloat16, single, wide;
+};
+
+}  // namespace syncbn
+
+#endif  // SYNCBN_NATIVE_ARITHMETIC_H_

@@ -1,0 +1,185 @@
+"""Compiles the library of kernels; needs a C++ compiler and neither TensorFlow nor this package.
+
+The arithmetic is compiled once for each level of instructions and everything else once, for the
+least processor; all of it becomes one library. `python syncbn/native/compiler.py --output DIR`
+makes it where no TensorFlow is installed.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_DIRECTORY = Path(__file__).parent
+_ARITHMETIC = "arithmetic.cc"
+_TIMEOUT_SECONDS = 600
+
+# Table of functions → how it is compiled. The names are those of levels.cc.
+_LEVELS = {
+    "x86_64": {
+        "x86_64_v2": ["-march=x86-64-v2"],
+        "x86_64_v3": ["-march=x86-64-v3"],
+        "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    }
+}
+_BASELINE: dict[str, list[str]] = {"baseline": []}
+
+# Contraction to fused multiply-adds is off so that every processor rounds alike: ranks may run on
+# different ones.
+_FLAGS = [
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-ffp-contract=off", "-fno-math-errno"),
+]
+_LINK = ["-shared", "-Wl,--as-needed"]
+
+# Kind of processor → its number in the header of an ELF file.
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "ppc64le": 21, "s390x": 22, "riscv64": 243}
+
+# Behind the library: this mark and the digest of all that stands before it.
+_MARK = b"syncbn kernels, SHA-256: "
+
+
+class BuildError(Exception):
+    """The library cannot be built or run here; the text says what is missing."""
+
+
+def file_name(machine: str) -> str:
+    """The library's name, which names everything that it depends on."""
+    parts = [machine, repr(_levels(machine)), repr(_FLAGS), repr(_LINK)]
+    parts += [path.read_text() for path in sorted(_DIRECTORY.glob("*.[ch]*"))]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"syncbn-{machine}-{digest[:16]}.so"
+
+
+def _levels(machine: str) -> dict[str, list[str]]:
+    return _LEVELS.get(machine, _BASELINE)
+
+
+def find_compiler() -> list[str] | None:
+    """The command of a C++ compiler: what CXX says, or the first of those at hand."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return named
+    found = (shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return next(([path] for path in found if path is not None), None)
+
+
+def damage(library: Path, machine: str) -> str | None:
+    """What is wrong with a library that was built, or None: looked at before it is loaded.
+
+    A library that is cut short would end the process (SIGBUS) where its missing part is touched.
+    """
+    content = library.read_bytes()
+    if content[:4] != b"\x7fELF":
+        return f"{library} is no library"
+    kind = int.from_bytes(content[18:20], "little" if content[5] == 1 else "big")
+    if machine in _ELF_MACHINES and kind != _ELF_MACHINES[machine]:
+        names = {number: name for name, number in _ELF_MACHINES.items()}
+        return f"{library} is built for {names.get(kind, 'another machine')}, not for {machine}"
+    end = len(content) - len(_MARK) - hashlib.sha256().digest_size
+    if content[end:] != _MARK + hashlib.sha256(content[: max(end, 0)]).digest():
+        return f"{library} is damaged or cut short"
+    return None
+
+
+def build(target: Path, machine: str) -> None:
+    """Makes the library `target` for processors of the kind `machine`, whole or not at all.
+
+    Raises:
+        BuildError: There is no compiler, or it failed.
+        OSError: `target` cannot be written.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError(
+            "no C++ compiler to build the kernels with. Install g++, then run: "
+            "python -m syncbn.native.build"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        built = Path(directory) / target.name
+        _compile(compiler, machine, built)
+        with built.open("r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(_MARK + digest)
+            file.flush()
+            os.fsync(file.fileno())
+        built.chmod(0o755)
+        built.replace(target)
+
+
+def _compile(compiler: list[str], machine: str, target: Path) -> None:
+    objects = []
+    commands = []
+    for level, flags in _levels(machine).items():
+        objects.append(target.with_name(f"{level}.o"))
+        commands.append(
+            [*_FLAGS, *flags, f"-DSYNCBN_LEVEL={level}", "-c", _ARITHMETIC, "-o", str(objects[-1])]
+        )
+    for source in sorted(path.name for path in _DIRECTORY.glob("*.cc")):
+        if source != _ARITHMETIC:
+            objects.append(target.with_name(f"{source}.o"))
+            commands.append([*_FLAGS, "-c", source, "-o", str(objects[-1])])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [pool.submit(_run, [*compiler, *command]) for command in commands]:
+            done.result()
+    _run([*compiler, *_LINK, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+            cwd=_DIRECTORY,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{command[0]} took more than {_TIMEOUT_SECONDS} s") from error
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        raise BuildError(f"{command[0]} failed: {' '.join(errors[:3]) or done.stderr[-300:]}")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of the command line: `output`, a directory or None, and `machine`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m syncbn.native.build",
+        description="Builds the kernels in C++ and prints where they are. CXX names the compiler.",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where, instead of the cache")
+    parser.add_argument(
+        "--machine",
+        default=platform.machine(),
+        help="the kind of processor, if CXX compiles for another one (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if options.output is None and options.machine != platform.machine():
+        parser.error(f"a library for {options.machine} needs an --output directory")
+    return options
+
+
+def build_into(options: argparse.Namespace) -> Path:
+    """Builds into `options.output`."""
+    if options.output is None:
+        raise BuildError("without the package installed it takes an --output DIR")
+    target = Path(options.output).absolute() / file_name(options.machine)
+    build(target, options.machine)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        print(build_into(parse(sys.argv[1:])))
+    except (BuildError, OSError) as failure:
+        sys.exit(str(failure))
