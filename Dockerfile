@@ -4,19 +4,15 @@
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:12.9.1-devel-ubuntu22.04
-# The least processor that the C++ operations of an image run on; one below does without them.
-ARG MARCH=x86-64-v3
 
 # ---- what all stages share; root until the very end of an image, for nothing is written after it
 FROM ${PYTHON_IMAGE} AS base
-ARG MARCH
 ENV PATH=/opt/syncbn/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=3 \
     LAUNCHER_OUTPUT=/runs \
-    SYNCBN_MARCH=${MARCH} \
     MPLCONFIGDIR=/tmp/matplotlib
 RUN useradd --uid 1000 --gid 0 --create-home trainer \
     && install --directory --owner trainer --group 0 --mode 0775 /runs \
@@ -63,9 +59,8 @@ RUN --mount=type=bind,from=packages-cpu,source=/opt/syncbn,target=/opt/syncbn,rw
     && python build_horovod.py /cache /wheels
 
 FROM compiler AS operations-cpu
-COPY syncbn/native syncbn/native
-RUN --mount=type=bind,from=packages-cpu,source=/opt/syncbn,target=/opt/syncbn,rw \
-    install -D --target-directory /operations "$(python -m syncbn.native.build)"
+COPY syncbn/native native
+RUN python native/compiler.py --output /operations
 
 FROM ${CUDA_IMAGE} AS cuda
 

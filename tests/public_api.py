@@ -17,7 +17,7 @@ import syncbn
 from launcher import heartbeat
 from launcher.__main__ import VERBS
 from launcher.train.config import TrainConfig
-from syncbn import callbacks, errors, legacy
+from syncbn import callbacks, errors, legacy, native
 
 PINNED = Path(__file__).with_name("public_api.txt")
 
@@ -29,6 +29,7 @@ def describe() -> str:
         *_module("syncbn.callbacks", callbacks, callbacks.__all__),
         *_module("syncbn.errors", errors, _classes(errors)),
         *_module("syncbn.legacy", legacy, legacy.__all__),
+        *_module("syncbn.native", native, ["Status", "status"]),
         *_module("launcher.heartbeat", heartbeat, ["Beat", "Heartbeat", "read"]),
     ]
     for verb, (module, _) in sorted(VERBS.items()):

@@ -1,8 +1,8 @@
 // The arithmetic for one level of instructions: compiled once for each, with its own -march.
 //
 // SYNCBN_LEVEL names the table. Everything else has internal linkage, and no header of the standard
-// C++ library is included: of an inline function compiled twice the linker keeps one, whichever, and
-// a processor of a lower level would run the other's instructions.
+// C++ library is included: of an inline function compiled twice the linker keeps one, whichever,
+// and a processor of a lower level would run the other's instructions.
 
 #include "arithmetic.h"
 
@@ -52,9 +52,7 @@ constexpr syncbn::Kernels kernels() {
       [](const void* now, const double* target, double momentum, int64_t channels, void* next) {
         move(static_cast<const T*>(now), target, momentum, channels, static_cast<T*>(next));
       },
-      [](const void* x, int64_t size) {
-        return sum_of_squares(static_cast<const In*>(x), size);
-      },
+      [](const void* x, int64_t size) { return sum_of_squares(static_cast<const In*>(x), size); },
   };
 }
 
@@ -63,7 +61,7 @@ constexpr syncbn::Kernels kernels() {
 namespace syncbn {
 
 extern const Arithmetic SYNCBN_LEVEL;
-constexpr Arithmetic SYNCBN_LEVEL = {pack, merge, kernels<Half>(), kernels<BFloat16>(),
-                                 kernels<float>(), kernels<double>()};
+constexpr Arithmetic SYNCBN_LEVEL = {
+    pack, merge, kernels<Half>(), kernels<BFloat16>(), kernels<float>(), kernels<double>()};
 
 }  // namespace syncbn

@@ -1,8 +1,8 @@
 // What the operations ask of the arithmetic: a table of functions for each level of instructions.
 //
 // arithmetic.cc is compiled once for each level; levels.cc chooses one table when the library is
-// loaded. Nothing here or there knows TensorFlow, a communicator or the standard library, so that no
-// inline function compiled for one level can be linked in place of another's.
+// loaded. Nothing here or there knows TensorFlow, a communicator or the standard library, so that
+// no inline function compiled for one level can be linked in place of another's.
 
 #ifndef SYNCBN_NATIVE_ARITHMETIC_H_
 #define SYNCBN_NATIVE_ARITHMETIC_H_
@@ -35,7 +35,8 @@ struct Kernels {
   void (*gradient_sums)(const void* g, const void* x, Planes p, const double* mean, double* r,
                         double* q);
 
-  // From this rank's sums (2, C) about the rounded mean to the wire (2, C) and γ's and β's gradients.
+  // From this rank's sums (2, C) about the rounded mean to the wire (2, C) and γ's and β's
+  // gradients.
   void (*finish_gradient_sums)(const double* sums, const double* moments, int64_t channels,
                                double epsilon, const void* scale, double* wire, void* of_scale,
                                void* of_offset);
@@ -52,15 +53,16 @@ struct Kernels {
   void (*input_gradient)(const void* g, const void* x, Planes p, const void* terms, void* dx);
 
   // The moving averages' next values: now·momentum + target·(1 − momentum).
-  void (*move)(const void* now, const double* target, double momentum, int64_t channels, void* next);
+  void (*move)(const void* now, const double* target, double momentum, int64_t channels,
+               void* next);
 
   double (*sum_of_squares)(const void* x, int64_t size);
 };
 
 struct Arithmetic {
   // The vector on the wire, 4C+2 numbers, and the moments from the summed wire: see moments.py.
-  void (*pack)(double count, const double* pivot, const double* r, const double* q, int64_t channels,
-               double* wire);
+  void (*pack)(double count, const double* pivot, const double* r, const double* q,
+               int64_t channels, double* wire);
   void (*merge)(const double* wire, int64_t channels, double* moments);
 
   Kernels half, bfloat16, single, wide;

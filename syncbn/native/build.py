@@ -1,4 +1,4 @@
-"""`python -m syncbn.native.build [--output DIR]`: builds the kernels now instead of on first use."""
+"""`python -m syncbn.native.build [--output DIR]`: builds the kernels now, not on first use."""
 
 import sys
 

@@ -117,7 +117,10 @@ def build(target: Path, machine: str) -> None:
 def _compile(compiler: list[str], machine: str, target: Path) -> None:
     objects = []
     commands = []
+    zig = any("zig" in word for word in compiler)
     for level, flags in _levels(machine).items():
+        if zig:  # which spells the levels of a processor with underscores
+            flags = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in flags]
         objects.append(target.with_name(f"{level}.o"))
         commands.append(
             [*_FLAGS, *flags, f"-DSYNCBN_LEVEL={level}", "-c", _ARITHMETIC, "-o", str(objects[-1])]

@@ -1,9 +1,10 @@
 // The mathematics of moments.py as loops over memory, for any type of values.
 //
-// In is what is stored (half precision, float or double), T what is computed in (float, or double for
-// double). Sums run in T over short blocks and are widened to double between them. Which values are
-// added to which, and in what order, is laid down here and depends on no processor: lanes and columns
-// are as many for narrow vector units as for wide ones, and products are rounded before they are added
+// In is what is stored (half precision, float or double), T what is computed in (float, or double
+// for double). Sums run in T over short blocks and are widened to double between them. Which values
+// are added to which, and in what order, is laid down here and depends on no processor: lanes and
+// columns are as many for narrow vector units as for wide ones, and products are rounded before
+// they are added
 // (-ffp-contract=off). So every level of instructions gives the same bits.
 //
 // Speed is a matter of bytes: forward reads x twice and writes y, backward reads dy and x twice and
@@ -49,7 +50,9 @@ struct ComputeType<double> {
 };
 
 // So many rows are folded into one.
-inline int64_t fold_of(int64_t channels) { return most<int64_t>(1, kWidth / most<int64_t>(1, channels)); }
+inline int64_t fold_of(int64_t channels) {
+  return most<int64_t>(1, kWidth / most<int64_t>(1, channels));
+}
 inline int64_t width_of(int64_t channels) { return fold_of(channels) * channels; }
 
 // One value per column of a folded row: those of the channels, one group after the other.
@@ -103,8 +106,7 @@ void choose_pivot(const In* x, Planes p, double* pivot) {
           x[position / p.inner * p.stride() + c * p.inner + position % p.inner]));
     };
     const double first = at(0), middle = at(n / 2), last = at(n - 1);
-    pivot[c] = sixteen_bits(
-        most(least(first, middle), least(most(first, middle), last)));
+    pivot[c] = sixteen_bits(most(least(first, middle), least(most(first, middle), last)));
   }
 }
 
@@ -118,7 +120,8 @@ void channel_sums(Planes p, double* r, double* q, Terms terms) {
       const int64_t c = run % p.channels, end = (run + 1) * p.inner;
       for (int64_t start = run * p.inner; start < end; start += kRun) {
         T s[kLanes] = {}, t[kLanes] = {};
-        const int64_t stop = least(start + kRun, end), whole = start + (stop - start) / kLanes * kLanes;
+        const int64_t stop = least(start + kRun, end),
+                      whole = start + (stop - start) / kLanes * kLanes;
         for (int64_t i = start; i < whole; i += kLanes)
           for (int64_t l = 0; l < kLanes; ++l) terms(i + l, c, s[l], t[l]);
         for (int64_t i = whole; i < stop; ++i) terms(i, c, s[0], t[0]);
@@ -138,16 +141,18 @@ void channel_sums(Planes p, double* r, double* q, Terms terms) {
   for (int64_t start = (rows - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
     const int64_t stop = least(start + kBlock, rows);
     int64_t row = start;
-    for (; row + 4 <= stop; row += 4)
+    for (; row + 4 <= stop; row += 4) {
       SYNCBN_INDEPENDENT
       for (int64_t c = 0; c < width; ++c) {
         T a = s[c], b = t[c];
         for (int64_t k = 0; k < 4; ++k) terms((row + k) * width + c, c, a, b);
         s[c] = a, t[c] = b;
       }
-    for (; row < stop; ++row)
+    }
+    for (; row < stop; ++row) {
       SYNCBN_INDEPENDENT
       for (int64_t c = 0; c < width; ++c) terms(row * width + c, c, s[c], t[c]);
+    }
     drain(p.channels, s, r), drain(p.channels, t, q);
   }
 }
@@ -191,8 +196,7 @@ double low_part(const double* moments, int64_t channels, int64_t c) {
 // The wire and the gradients of γ and β from Σg and Σg·(x − mean), the mean rounded to T.
 template <typename T>
 void finish_gradient_sums(const double* sums, const double* moments, int64_t channels,
-                          double epsilon, const T* scale, double* wire, T* of_scale,
-                          T* of_offset) {
+                          double epsilon, const T* scale, double* wire, T* of_scale, T* of_offset) {
   const double* variance = moments + 1 + channels;
   for (int64_t c = 0; c < channels; ++c) {
     // What the mean lost when it was rounded is the same for all values.
@@ -238,7 +242,8 @@ void normalization_terms(const double* moments, int64_t channels, double epsilon
   fold(channels, terms.constant, [=](int64_t c) { return offset[c]; });
 }
 
-// Of dx = g·factor − constant − (x − mean)·slope. `sums` holds Σγ·g and Σγ·g·(x − mean) over all ranks.
+// Of dx = g·factor − constant − (x − mean)·slope. `sums` holds Σγ·g and Σγ·g·(x − mean) over all
+// ranks.
 template <typename T>
 void gradient_terms(const double* moments, int64_t channels, double epsilon, const T* scale,
                     const double* sums, T* rows) {

@@ -44,9 +44,10 @@ struct Layer {
   // False, with the error in `run`, where x has no such axis.
   bool planes(const Tensor& x, Run& run, Planes* p) const {
     if (axis < 0 || axis >= x.rank() || x.rank() > kMostDims) {
-      run.status.set(kInvalidArgument,
-                     "the channel axis must be one of x, which may have %d. Received: axis %d of %d",
-                     kMostDims, int(axis), x.rank());
+      run.status.set(
+          kInvalidArgument,
+          "the channel axis must be one of x, which may have %d. Received: axis %d of %d",
+          kMostDims, int(axis), x.rank());
       return false;
     }
     *p = {1, x.dim(axis), 1};
@@ -123,10 +124,11 @@ void local_sums(const Layer& layer, Run& run) {
     layer.kernels->local_sums(layer.at(values, offset), piece, pivot, r, q);
   });
   chosen_arithmetic().pack(p.outer * p.inner, pivot, sums.data(), sums.data() + p.channels,
-                            p.channels, wire.data<double>());
+                           p.channels, wire.data<double>());
 }
 
-// x, wire, scale, offset, moving mean, moving variance, options → y, moments, next mean, next variance
+// x, wire, scale, offset, moving mean, moving variance, options → y, moments, next mean, next
+// variance
 void normalize(const Layer& layer, Run& run) {
   const Tensor x = run.input(0), wire = run.input(1), scale = run.input(2), offset = run.input(3),
                mean_now = run.input(4), variance_now = run.input(5), options = run.input(6);
@@ -214,9 +216,9 @@ void input_gradient(const Layer& layer, Run& run) {
 
 // Shapes of small outputs follow from C at run time; Python sets them where graphs need them.
 void register_layer() {
-  register_operation(define<Layer, local_sums>(
-      "SyncbnLocalSums", {"T: {half, bfloat16, float, double}", "axis: int"},
-      {"x: T"}, {"wire: double"}, shapes<kUnknown>));
+  register_operation(define<Layer, local_sums>("SyncbnLocalSums",
+                                               {"T: {half, bfloat16, float, double}", "axis: int"},
+                                               {"x: T"}, {"wire: double"}, shapes<kUnknown>));
   register_operation(define<Layer, normalize>(
       "SyncbnNormalize",
       {"T: {half, bfloat16, float, double}", "Compute: {float, double}", "axis: int"},

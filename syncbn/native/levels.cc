@@ -36,13 +36,13 @@ bool saved(unsigned parts) {
   return has(low, parts);
 }
 
-constexpr unsigned kLahf = 1 << 0, kLzcnt = 1 << 5;  // of leaf 0x80000001
+constexpr unsigned kLahf = 1 << 0, kLzcnt = 1 << 5;               // of leaf 0x80000001
 constexpr unsigned kSse = 1 << 1, kAvx = 1 << 2, kMask = 7 << 5;  // of XCR0
 
 // The levels of the x86-64 psABI.
 bool is_v2() {
-  return has(cpuid(1).c, bit_SSE3 | bit_SSSE3 | bit_SSE4_1 | bit_SSE4_2 | bit_POPCNT |
-                             bit_CMPXCHG16B) &&
+  return has(cpuid(1).c,
+             bit_SSE3 | bit_SSSE3 | bit_SSE4_1 | bit_SSE4_2 | bit_POPCNT | bit_CMPXCHG16B) &&
          has(cpuid(0x80000001).c, kLahf);
 }
 

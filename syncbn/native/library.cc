@@ -1,5 +1,5 @@
-// The library as Python meets it: `tf.load_op_library` opens it, which registers the operations, and
-// `syncbn_start` makes them ready to run.
+// The library as Python meets it: `tf.load_op_library` opens it, which registers the operations,
+// and `syncbn_start` makes them ready to run.
 
 #include "library.h"
 
@@ -43,8 +43,8 @@ const Kernels& kernels_of(DataType type) {
 
 }  // namespace syncbn
 
-// Chooses the instructions called `march`, or the best for "", and returns their name. Null where the
-// operations cannot run; `message` then says why.
+// Chooses the instructions called `march`, or the best for "", and returns their name. Null where
+// the operations cannot run; `message` then says why.
 SYNCBN_EXPORT const char* syncbn_start(const char* march, char* message, int message_size) {
   using namespace syncbn;
   if (!registered) {

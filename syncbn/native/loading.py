@@ -31,7 +31,7 @@ class Kernels:
     instruction_set: str
 
     def follow_threads(self) -> None:
-        """As many threads an operation as TensorFlow has, which may still change until it starts."""
+        """As many threads an operation as TensorFlow has, which may change until it starts."""
         self.functions.syncbn_use_threads(_intra_op_threads())
 
 

@@ -1,4 +1,5 @@
-// The arithmetic on a few numbers a channel, as in moments.py: the wire, the moments, their averages.
+// The arithmetic on a few numbers a channel, as in moments.py: the wire, the moments, their
+// averages.
 
 #ifndef SYNCBN_NATIVE_MOMENTS_H_
 #define SYNCBN_NATIVE_MOMENTS_H_

@@ -56,10 +56,11 @@ void all_reduce(const AllReduce& operation, Run& run) {
     if (!run.ok()) return;
     shape = Shape::of(input);
     if (input.size() > INT_MAX || input.rank() > kMostDims)
-      run.status.set(kInvalidArgument,
-                     "MPI sums at most %d numbers at once, in at most %d dimensions. Received: %lld "
-                     "in %d",
-                     INT_MAX, kMostDims, static_cast<long long>(input.size()), input.rank());
+      run.status.set(
+          kInvalidArgument,
+          "MPI sums at most %d numbers at once, in at most %d dimensions. Received: %lld "
+          "in %d",
+          INT_MAX, kMostDims, static_cast<long long>(input.size()), input.rank());
   }
   const Tensor output = run.output_in_place_of(0, shape);
   const Tensor input = run.input(0);

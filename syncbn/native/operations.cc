@@ -14,8 +14,8 @@ void register_operation(const Definition& definition) {
   tensorflow.OpDefinitionBuilderSetIsStateful(builder, definition.stateful);
   Status status;
   tensorflow.RegisterOpDefinition(builder, status);  // which takes the builder, as the next does
-  TF_KernelBuilder* kernel = tensorflow.NewKernelBuilder(
-      definition.name, "CPU", definition.create, definition.compute, definition.remove);
+  TF_KernelBuilder* kernel = tensorflow.NewKernelBuilder(definition.name, "CPU", definition.create,
+                                                         definition.compute, definition.remove);
   if (status.ok()) tensorflow.RegisterKernelBuilder(definition.name, kernel, status);
   // An operation that is not there after all is missed in Python, which says so.
 }

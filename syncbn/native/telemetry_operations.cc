@@ -1,5 +1,6 @@
 // What measuring a step takes, at the least price: the clock on both sides of a collective, and the
-// norm of the gradients. Both leave their numbers on a board that Python reads without running a graph.
+// norm of the gradients. Both leave their numbers on a board that Python reads without running a
+// graph.
 
 #include <stdint.h>
 #include <time.h>
@@ -76,9 +77,9 @@ void no_shapes(TF_ShapeInferenceContext*, TF_Status*) {}
 }  // namespace
 
 void register_telemetry() {
-  register_operation(define<Clock, note_time>(
-      "SyncbnClock", {"T: list(type)", "place: int", "end: bool"}, {"tensors: T"}, {"same: T"},
-      same_shapes));
+  register_operation(define<Clock, note_time>("SyncbnClock",
+                                              {"T: list(type)", "place: int", "end: bool"},
+                                              {"tensors: T"}, {"same: T"}, same_shapes));
   // Stateful, or a graph would leave it out, for nothing comes of it.
   register_operation(define<Place, note_norm>(
       "SyncbnNorm", {"T: list({half, bfloat16, float, double})", "place: int"}, {"tensors: T"}, {},

@@ -73,8 +73,8 @@ void* serve(void*) {
   return nullptr;
 }
 
-// Starts what is missing of the helpers. With fewer, or with none as in a forked process, the caller
-// does more itself. Signals are left to the threads that know them.
+// Starts what is missing of the helpers. With fewer, or with none as in a forked process, the
+// caller does more itself. Signals are left to the threads that know them.
 void start_threads() {
   sigset_t all, before;
   sigfillset(&all);

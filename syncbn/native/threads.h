@@ -19,8 +19,7 @@ void in_parallel(int64_t parts, void (*work)(void* context, int64_t part), void*
 template <typename Work>
 void for_each_part(int64_t parts, const Work& work) {
   in_parallel(
-      parts,
-      [](void* context, int64_t part) { (*static_cast<const Work*>(context))(part); },
+      parts, [](void* context, int64_t part) { (*static_cast<const Work*>(context))(part); },
       const_cast<Work*>(&work));
 }
 

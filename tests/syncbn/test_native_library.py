@@ -1,55 +1,202 @@
-"""Which library of kernels is taken, and what a processor that cannot run it is told."""
+"""Which library of kernels is taken, and what is said where none can be: one line each."""
 
+import os
+import platform
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from syncbn import native
-from syncbn.native import processor
-from syncbn.native.library import BuildError, _fingerprint, library
+from syncbn.native import compiler, library
+from tests.processes import Launcher
 
-_OLD = "flags : cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3 avx f16c xsave"  # Ivy Bridge
-
-
-@pytest.mark.parametrize(
-    ("march", "missing"),
-    [
-        ("x86-64-v2", []),
-        ("x86-64-v3", ["abm", "avx2", "bmi1", "bmi2", "fma", "movbe"]),
-        ("native", []),
-        ("haswell", []),  # not a level: whoever compiled for it knows
-    ],
-)
-def test_a_level_needs_all_of_its_instructions(march: str, missing: list[str]) -> None:
-    assert processor.lacking(march, _OLD) == missing
+NAME = compiler.file_name(platform.machine())
 
 
-def test_an_old_processor_does_without_the_kernels_of_an_image_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("SYNCBN_MARCH", "x86-64-v3")
-    monkeypatch.setattr(processor, "instructions", lambda: _OLD)
-    native.operations.cache_clear()
-    try:
-        assert native.operations() is None
-    finally:
-        native.operations.cache_clear()
-    assert "made for x86-64-v3, and this processor has no abm, avx2" in caplog.text
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A process that has not asked for the kernels yet."""
+    native._kernels.cache_clear()
+    yield
+    native._kernels.cache_clear()
 
 
-def test_a_library_beside_the_packages_is_taken_where_nothing_can_be_built(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As in the image: no compiler, and the user may not write there."""
+@pytest.fixture
+def nowhere(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No library anywhere and no compiler; returns the place where one could lie."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("SYNCBN_MARCH", "x86-64")
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    with pytest.raises(BuildError, match="no C\\+\\+ compiler"):
-        library()
-    beside = tmp_path / "lib" / "syncbn" / f"syncbn-{_fingerprint()}.so"
-    beside.parent.mkdir(parents=True)
-    beside.touch()
-    assert library() == beside
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    monkeypatch.setattr(library, "_PACKAGED", tmp_path / "package")
+    return tmp_path / "package" / NAME
+
+
+@pytest.fixture(scope="module")
+def built() -> bytes:
+    """The library of this machine, taken before a test hides it."""
+    kernels = native.kernels()
+    if kernels is None:
+        pytest.skip(f"the kernels are not to be had here: {native.status().reason}")
+    return kernels.file.read_bytes()
+
+
+def reason(caplog: pytest.LogCaptureFixture) -> str:
+    """Why the layers do without the kernels: in the status and, once, in the log, on one line."""
+    status = native.status()
+    assert native.operations() is None
+    assert (status.path, status.library, status.instruction_set) == ("tensorflow", None, None)
+    assert status.reason is not None
+    assert str(status) == f"operations of TensorFlow {status.tensorflow}: {status.reason}"
+    assert "\n" not in status.reason
+    assert caplog.text.count("slower TensorFlow operations") == 1
+    assert status.reason in caplog.text
+    return status.reason
+
+
+def test_the_status_names_the_library_and_the_instructions(built: bytes) -> None:
+    status = native.status()
+    assert (status.path, status.reason) == ("native", None)
+    assert status.library is not None
+    assert Path(status.library).name == NAME
+    expected = {"x86_64": "x86-64-v", "aarch64": "aarch64"}.get(platform.machine(), "baseline")
+    assert str(status.instruction_set).startswith(expected)
+    assert str(status).startswith(f"native ({status.instruction_set}, {status.library}, TensorFlow")
+
+
+@pytest.mark.usefixtures("fresh", "built")
+def test_the_least_instructions_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = {"x86_64": "x86-64-v2", "aarch64": "aarch64"}.get(platform.machine(), "baseline")
+    monkeypatch.setenv("SYNCBN_MARCH", least)
+    assert native.status().instruction_set == least
+
+
+@pytest.mark.usefixtures("fresh", "built")
+def test_unknown_instructions(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SYNCBN_MARCH", "haswell")
+    assert reason(caplog).startswith("SYNCBN_MARCH must be one of ")
+    assert reason(caplog).endswith("Received: 'haswell'")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_the_kernels_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_NATIVE", "0")
+    assert native.operations() is None
+    assert native.status().reason == "SYNCBN_NATIVE=0 is set"
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_no_compiler(caplog: pytest.LogCaptureFixture) -> None:
+    assert "no C++ compiler to build the kernels with. Install g++" in reason(caplog)
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\necho 'x.cc:1: error: no such header' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert f"{broken} failed: x.cc:1: error: no such header" in reason(caplog)
+    assert [path.name for path in (tmp_path / "cache" / "syncbn").iterdir()] == ["lock"]
+
+
+def test_a_cache_that_cannot_be_written(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a directory: root may write anywhere else")
+    expected = f"the kernels cannot be built in {tmp_path}/cache/syncbn: Not a directory"
+    assert reason(caplog) == expected
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, -1])
+def test_a_library_cut_short_is_not_loaded(
+    nowhere: Path, built: bytes, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere.parent.mkdir()
+    nowhere.write_bytes(built[:kept])
+    assert str(nowhere) in reason(caplog)
+    assert "no C++ compiler" in reason(caplog)
+
+
+def test_a_library_with_a_changed_byte_is_not_loaded(
+    nowhere: Path, built: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere.parent.mkdir()
+    middle = len(built) // 2
+    nowhere.write_bytes(built[:middle] + bytes([built[middle] ^ 1]) + built[middle + 1 :])
+    assert f"{nowhere} is damaged or cut short" in reason(caplog)
+
+
+def test_a_library_for_another_architecture_is_not_loaded(
+    nowhere: Path, built: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, name = (62, "x86_64") if platform.machine() == "aarch64" else (183, "aarch64")
+    nowhere.parent.mkdir()
+    nowhere.write_bytes(built[:18] + kind.to_bytes(2, sys.byteorder) + built[20:])
+    assert f"{nowhere} is built for {name}, not for {platform.machine()}" in reason(caplog)
+
+
+def test_a_library_in_the_package_is_taken_first(nowhere: Path, built: bytes) -> None:
+    """As in a wheel or an image: no compiler, and the user may not write there."""
+    nowhere.parent.mkdir()
+    nowhere.write_bytes(built)
+    assert library.library() == nowhere
+
+
+_BUILD = """
+import sys
+from pathlib import Path
+sys.prefix = sys.base_prefix  # what this environment holds is not looked at
+from syncbn.native import library
+library._PACKAGED = Path("none")
+from syncbn.native.build import main
+sys.exit(main([]))
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(200)
+def test_of_two_that_build_at_once_one_compiles_and_a_damaged_library_is_replaced(
+    tmp_path: Path, single_process: Launcher, script: Callable[[str], Path]
+) -> None:
+    found = compiler.find_compiler()
+    if found is None:
+        pytest.skip("no C++ compiler: apt-get install g++")
+    calls, counting = tmp_path / "calls", tmp_path / "c++"
+    counting.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {" ".join(found)} "$@" -O0\n')
+    counting.chmod(0o755)
+    target = tmp_path / "syncbn" / NAME
+    target.parent.mkdir()
+    target.write_bytes(b"\x7fELF, and no more")
+    environment = {"CXX": str(counting), "XDG_CACHE_HOME": str(tmp_path)}
+    program = script(_BUILD)
+    jobs = [single_process.start(1, program, environment=environment) for _ in range(2)]
+    for job in jobs:
+        result = job.wait(180).check()
+        assert result.stdout[0].splitlines()[-1] == str(target)
+    assert compiler.damage(target, platform.machine()) is None
+    linked = [line for line in calls.read_text().splitlines() if line.startswith("-shared")]
+    assert len(linked) == 1
+    assert sorted(path.name for path in target.parent.iterdir()) == sorted(["lock", NAME])
+
+
+def test_the_compiler_needs_no_package(tmp_path: Path) -> None:
+    """As where a wheel is made: a Python, these sources, and a compiler that says what is wrong."""
+    program = Path(str(compiler.__file__))
+    environment = {**os.environ, "CXX": "/nowhere/c++"}
+    done = subprocess.run(
+        [sys.executable, "-I", str(program), "--output", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("/nowhere/c++ cannot be run: ")
+    assert list(tmp_path.iterdir()) == []
