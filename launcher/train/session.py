@@ -49,6 +49,7 @@ def run_session(config: TrainConfig) -> int:
     began = time.perf_counter()
     try:
         ranks = join(config.backend)
+        stop.listen()
         waited = time.perf_counter() - began
         replicas = make_replicas(config, ranks)  # before TensorFlow has initialised its devices
         output = agree_on_output(config, ranks)

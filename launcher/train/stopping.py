@@ -12,16 +12,20 @@ _ONE_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
-    """Set once SIGTERM has come.
+    """Set once SIGTERM has come. Made in the main thread.
 
-    A thread of its own waits for the signal: a Python signal handler would have to wait for the
-    main thread, which may hang in a collective with a peer that is gone. Install it before other
-    threads start (they inherit that the signal is blocked for them).
+    The handler in C that Python installs writes a byte into a pipe, in whichever thread the kernel
+    runs it, and a thread of its own reads the pipe: a handler in Python would have to wait for the
+    main thread, which may hang in a collective with a peer that is gone. (To block the signal and
+    wait for it needs it blocked in every thread, those included that imports have started before.)
     """
 
     def __init__(self) -> None:
         self._requested = threading.Event()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        self._reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        self.listen()
         threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
 
     @property
@@ -29,10 +33,21 @@ class StopRequest:
         """Whether this process was asked to stop."""
         return self._requested.is_set()
 
+    def listen(self) -> None:
+        """Takes SIGTERM back from TensorFlow, which has a handler of its own from the moment when
+        it joins a cluster, and does nothing but log it."""
+        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        signal.siginterrupt(signal.SIGTERM, False)  # system calls of the engines go on
+
     def _wait(self) -> None:
-        signal.sigwait({signal.SIGTERM})
-        self._requested.set()
-        first = time.monotonic()
-        while time.monotonic() - first < _ONE_REQUEST_SECONDS:
-            signal.sigwait({signal.SIGTERM})
-        os._exit(EXIT_CODE)
+        first: float | None = None
+        while True:
+            for number in os.read(self._reading, 64):
+                if number != signal.SIGTERM:
+                    continue
+                now = time.monotonic()
+                if first is None:
+                    first = now
+                    self._requested.set()
+                elif now - first >= _ONE_REQUEST_SECONDS:
+                    os._exit(EXIT_CODE)

@@ -80,6 +80,45 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("fixture", "options", "threads"),
+    [
+        ("mpirun", (), 2),
+        ("horovodrun", ("--gloo",), 4),
+        ("tf_cluster", (), 1),
+        ("tf_cluster", (), 4),
+    ],
+)
+def test_ranks_with_any_number_of_threads_save_when_told_to_stop(
+    fixture: str,
+    options: tuple[str, ...],
+    threads: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    launcher: Launcher = request.getfixturevalue(fixture)
+    names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    job = launcher.start(
+        2,
+        TRAIN,
+        [*RUN, "--epochs", "500", "--output", str(tmp_path / "out")],
+        environment=dict.fromkeys(names, str(threads)),
+        options=options,
+    )
+    _wait_for(lambda: _first_epoch_done(tmp_path / "out"), job, 80)
+    job.rank_process(1).send_signal(signal.SIGTERM)
+    result = job.wait(120)
+    # horovodrun itself ends with 1 whatever its ranks end with.
+    assert result.returncode == (1 if fixture == "horovodrun" else 143), result.transcript()
+    assert result.orphans == ()
+    summary = _summary(tmp_path / "out")
+    assert summary["stopped"]
+    last = sorted((tmp_path / "out" / "checkpoints").iterdir())[-1]
+    assert int(last.stem.removeprefix("step-")) == summary["steps"]
+
+
+@pytest.mark.multiprocess
 @pytest.mark.timeout(90)
 def test_a_second_sigterm_ends_a_rank_that_hangs(mpirun: Launcher, tmp_path: Path) -> None:
     job = mpirun.start(2, TRAIN, [*RUN, "--epochs", "500", "--output", str(tmp_path)])
