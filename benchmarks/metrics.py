@@ -106,7 +106,7 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
             count += 1
             now = time.perf_counter()
             seconds, started = now - started, now
-            loss, correct, rows, _ = status
+            loss, correct, rows, *_ = status
             observer.on_step(
                 StepDone(0, count, loss, correct, int(rows), 0.1, seconds, len(labels), 0.0)
             )

@@ -5,6 +5,7 @@ liveness probe, calls `read(path)`.
 """
 
 import json
+import math
 import os
 import time
 import zlib
@@ -67,7 +68,12 @@ class Heartbeat:
         if self._path is None:
             return
         now = time.monotonic()
-        self._numbers |= {name: float(value) for name, value in numbers.items()}
+        # A number that is not finite has no place in JSON, and the one before it no longer holds.
+        for name, value in numbers.items():
+            if math.isfinite(value):
+                self._numbers[name] = float(value)
+            else:
+                self._numbers.pop(name, None)
         if phase == self._phase and now - self._written < _SECONDS_BETWEEN_BEATS:
             return
         if self._phase == "saving" != phase:

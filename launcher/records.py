@@ -3,7 +3,6 @@
 Anyone may read it while the run lives and after any crash; only the run's launcher writes it.
 """
 
-import json
 import os
 import secrets
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from launcher import strict_json
 from launcher.errors import LauncherError
 from launcher.spec import JobSpec
 from launcher.supervision.events import Event
@@ -107,7 +107,7 @@ class Record:
         self._descriptor = os.open(self.directory / "journal.jsonl", flags, 0o644)
 
     def _append(self, event: Event) -> None:
-        line = json.dumps(event.as_json()).encode() + b"\n"
+        line = strict_json.dumps(event.as_json()).encode() + b"\n"
         if self._descriptor is None:
             return
         try:
@@ -158,7 +158,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes the file whole or not at all. Raises OSError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(strict_json.dumps(content, indent=2) + "\n")
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

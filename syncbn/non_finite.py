@@ -15,6 +15,10 @@ from syncbn.update_guard import UpdateGuard, with_defect
 OnNan = Literal["stop", "skip"]
 
 MOST_SKIPS = 10
+ADVICE = (
+    "The usual cure: a lower learning rate, a longer warm-up, clipped gradients (clipnorm), or "
+    "data without NaN"
+)
 
 
 class NonFiniteGuard(RanksCallback):
@@ -89,7 +93,7 @@ class NonFiniteGuard(RanksCallback):
             reason = f"{self._cause(guard)}; {self._in_a_row} updates in a row were not made"
         if reason is not None:
             self._detach()  # an exception ends `fit` without on_train_end
-            raise NonFiniteError(describe(self._steps, reason))
+            raise NonFiniteError(f"step {self._steps} is not finite: {reason}. {ADVICE}")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._detach()
@@ -179,11 +183,3 @@ def gradient_cause(guard: UpdateGuard) -> str:
     suspects = [v for v, bad in zip(guard.watched, guard.suspects.numpy(), strict=True) if bad]
     # On the way back the last variable comes first.
     return f"the gradient of {suspects[-1].path} is not finite" if suspects else "the loss is not"
-
-
-def describe(step: int, reason: str) -> str:
-    """The message about training that has ceased to be finite in `step`."""
-    return (
-        f"step {step} is not finite: {reason}. A lower learning rate, a longer warm-up, gradient "
-        "clipping (clipnorm), or data without NaN is the usual cure"
-    )

@@ -41,7 +41,17 @@ WORKER_STATES = (
     "failed",
 )
 EXIT_REASONS = ("success", "stopped", "error", "signal")
-RESTART_REASONS = ("error", "killed", "oom", "hang", "preempted", "lost_host", "bad_config")
+RESTART_REASONS = (
+    "error",
+    "killed",
+    "oom",
+    "hang",
+    "preempted",
+    "lost_host",
+    "bad_config",
+    "disk_full",
+    "diverged",
+)
 
 
 STEPS = Metric(

@@ -5,6 +5,7 @@ launcher reads them when its own page is asked for. No port and no peer has to a
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,9 +35,11 @@ def samples_of(page: Page) -> Samples:
 
 def write_snapshot(path: Path, page: Page) -> None:
     """Replaces the file by the page as it is now. Raises OSError."""
-    content = [[name, labels, value] for (name, labels), value in samples_of(page).items()]
+    samples = samples_of(page).items()
+    # As text where JSON has no number for it; `float` reads that too.
+    content = [[n, labels, x if math.isfinite(x) else str(x)] for (n, labels), x in samples]
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content))
+    partial.write_text(json.dumps(content, allow_nan=False))
     partial.replace(path)
 
 

@@ -38,8 +38,10 @@ def findings(run: Run) -> list[Finding]:
 
 def _end(run: Run) -> Iterator[Finding]:
     if run.status == "failed":
-        cause = run.events_of("done")[-1].get("cause") or {}
-        text = cause.get("summary", "see journal.jsonl")
+        done = run.events_of("done")
+        cause = (done[-1].get("cause") if done else None) or {}
+        failure = run.summary.get("failure") or {}
+        text = cause.get("summary") or failure.get("message") or "see journal.jsonl"
         hint = f" To mend it: {cause['hint']}." if cause.get("hint") else ""
         yield Finding("bad", "The job failed", f"{_sentence(text)}{hint}")
     elif run.status == "unfinished":
@@ -54,7 +56,12 @@ def _end(run: Run) -> Iterator[Finding]:
 
 def _loss(run: Run) -> Iterator[Finding]:
     broken = [step["step"] for step in run.of("step") if step["loss"] is None]
-    if broken:
+    skipped = (run.of("end") or [{}])[-1].get("skipped_updates")
+    if skipped:
+        many = f"{skipped} update{'s were' if skipped > 1 else ' was'} not finite and left out"
+        first = f", the first in step {broken[0]}" if broken else ""
+        yield Finding("note", "Updates were skipped", f"{many} (--on-nan skip){first}.")
+    elif broken:
         yield Finding(
             "bad",
             "The loss is not finite",

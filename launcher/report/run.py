@@ -57,6 +57,8 @@ class Run:
             return str(done[-1]["result"])
         if not self.summary:
             return "unfinished"
+        if self.summary.get("failure"):
+            return "failed"
         return "stopped" if self.summary.get("stopped") else "succeeded"
 
     @cached_property

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-CauseClass = Literal["error", "killed", "oom", "hang", "preempted", "lost host", "bad config"]
+CauseClass = Literal[
+    "error",
+    "killed",
+    "oom",
+    "hang",
+    "preempted",
+    "lost host",
+    "bad config",
+    "disk full",
+    "diverged",
+]
 
 # What a healthy rank says when another one has gone: its engine's words, not the cause.
 _PEER_NOISE = re.compile(
@@ -19,6 +29,16 @@ _PEER_NOISE = re.compile(
 _OUT_OF_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|MemoryError|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY"
     r"|out of memory|Cannot allocate memory"
+)
+# Said by launcher.train, and by syncbn.callbacks.NonFiniteGuard in a `fit` of the user's.
+_DIVERGED = re.compile(
+    r"launcher\.train: (?:rank \d+: )?diverged: (?P<told>.+?)(?:\. The usual .*)?$"
+    r"|NonFiniteError: (?P<raised>.+?)(?:\. The usual .*)?$"
+)
+# An error, and not a warning of what goes on without the file.
+_DISK_FULL = re.compile(
+    r"launcher\.train: (?:rank \d+: )?(?P<told>disk full: .+)"
+    r"|(?P<raised>[\w.]*(?:Error|Exception): .*(?:No space left on device|Disk quota exceeded).*)"
 )
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Warning)(?:: |$)")
 _LONGEST_QUOTE = 160
@@ -40,6 +60,11 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "install the module into the Python of the launcher, or name another Python",
     ),
     (_OUT_OF_MEMORY, "give the rank more memory, or make the batch smaller"),
+    (
+        _DIVERGED,
+        "lower the learning rate, warm up longer, or clip gradients; `--on-nan skip` of "
+        "launcher.train leaves such updates out",
+    ),
 )
 
 
@@ -144,6 +169,10 @@ def explain(ended: Exit) -> Cause:
     where = "" if ended.step is None else f" after step {ended.step}"
     if kind in {"error", "oom"}:
         where += _exception(ended)
+    if kind == "diverged":
+        where = f": {_told(_DIVERGED, ended)}"  # which names the step
+    if kind == "disk full":
+        where += f": {_told(_DISK_FULL, ended).removeprefix('disk full: ')}"
     hint = next((hint for sign, hint in _HINTS if _in_tail(sign, ended)), None)
     if kind == "oom" and hint is None:
         hint = "give the rank more memory (--memory), or make the batch smaller"
@@ -172,6 +201,10 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
         return "oom", "was killed for holding more memory than its limit"
     if ended.status == 128 + signal.SIGTERM:
         return "preempted", "was told to stop from outside (SIGTERM)"
+    if ended.code > 0 and _told(_DIVERGED, ended):
+        return "diverged", "diverged"
+    if ended.code > 0 and _told(_DISK_FULL, ended):
+        return "disk full", "could not write"
     if _in_tail(_OUT_OF_MEMORY, ended):
         return "oom", f"ran out of memory (exit code {ended.status})"
     if ended.code < 0:
@@ -187,6 +220,12 @@ def _exception(ended: Exit) -> str:
     """What Python says last of an exception that nobody caught."""
     last = ended.tail[-1] if ended.tail else ""
     return f": {last[:_LONGEST_QUOTE]}" if _EXCEPTION.match(last) else ""
+
+
+def _told(sign: re.Pattern[str], ended: Exit) -> str:
+    """What the rank itself says about such an end; empty if it is another."""
+    found = next((told for line in ended.tail if (told := sign.search(line))), None)
+    return "" if found is None else (found["told"] or found["raised"])[: 2 * _LONGEST_QUOTE]
 
 
 def _in_tail(sign: re.Pattern[str], ended: Exit) -> bool:

@@ -156,7 +156,9 @@ class Supervisor:
 
     def _worth_a_restart(self, cause: Cause) -> bool:
         policy = self._spec.restart
-        if cause.kind == "bad config" or self._number >= policy.max_restarts:
+        # The same data and the same rate, from the same checkpoint: it would diverge again.
+        hopeless = cause.kind in {"bad config", "diverged"}
+        if hopeless or self._number >= policy.max_restarts:
             return False
         codes = policy.exit_codes
         return codes is None or cause.exit_code is None or cause.exit_code in codes

@@ -1,8 +1,8 @@
 """`--json`: every event as one JSON object a line on standard output, for programs."""
 
-import json
 from contextlib import suppress
 
+from launcher import strict_json
 from launcher.supervision.events import Event
 
 
@@ -12,7 +12,7 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         # Whoever read them may be gone; the job is not ended for that.
         with suppress(OSError, ValueError):
-            print(json.dumps(event.as_json()), flush=True)
+            print(strict_json.dumps(event.as_json()), flush=True)
 
     def close(self) -> None:
         """Nothing is held."""

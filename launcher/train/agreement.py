@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -113,7 +114,8 @@ def agree_on_output(config: TrainConfig, ranks: Communicator) -> Path:
             raise UsageError("an elastic job needs --output: ranks that join later must know it")
         return _made(Path(given))
     if given is None:
-        given = broadcast_json(time.strftime("runs/train-%Y%m%d-%H%M%S"), ranks)
+        name = f"runs/train-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        given = broadcast_json(name, ranks)
     return together(ranks, lambda: _made(Path(given)))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher import strict_json
 from launcher.errors import UsageError
 from launcher.train.files import write_whole
 
@@ -66,7 +67,7 @@ class CheckpointStore:
             "layout": [[array.dtype.name, list(array.shape)] for array in checkpoint.arrays],
         }
         members = {name: np.frombuffer(a.tobytes(), np.uint8) for name, a in members.items()}
-        members[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        members[_META] = np.frombuffer(strict_json.dumps(meta).encode(), np.uint8)
         write_whole(path, lambda file: np.savez(file, allow_pickle=False, **members))
         for old in self.paths()[: -self._keep]:
             old.unlink()

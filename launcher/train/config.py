@@ -16,7 +16,7 @@ MODELS = ("dnn", "cnn", "resnet18", "resnet34", "resnet50")
 class TrainConfig(BaseModel):
     """The options of one run, the same on every rank."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = Field(
         "digits", description=f"{', '.join(DATASETS)}, or package.module:function (a tf.data)."
@@ -73,6 +73,10 @@ class TrainConfig(BaseModel):
     on_oom: Literal["stop", "shrink"] = Field(
         "stop",
         description="When memory runs out: stop, or shrink (find micro-batches that fit).",
+    )
+    on_nan: Literal["stop", "skip", "ignore"] = Field(
+        "stop",
+        description="When a loss or gradient is not finite: stop, skip that update, or ignore it.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of kernels, per rate.")
     label_smoothing: float = Field(

@@ -54,9 +54,7 @@ class KerasState(State):
         self.save()
 
 
-def run_elastically(
-    make_trainer: MakeTrainer, state: KerasState, commit_steps: int
-) -> tuple[Trainer, Outcome]:
+def run_elastically(make_trainer: MakeTrainer, state: KerasState, commit_steps: int) -> Outcome:
     """Trains to the end over whatever ranks there are.
 
     Args:
@@ -68,14 +66,13 @@ def run_elastically(
     """
     hvd = import_horovod()
 
-    def train(state: KerasState) -> tuple[Trainer, Outcome]:
+    def train(state: KerasState) -> Outcome:
         def commit(epoch_ended: bool) -> None:
             if epoch_ended or state.position.step % commit_steps == 0:
                 state.commit()
 
-        trainer = make_trainer(state.position, commit)
         try:
-            return trainer, trainer.run()
+            return make_trainer(state.position, commit).run()
         except tf.errors.OpError as error:
             # How TensorFlow passes on that a collective failed because a rank is gone.
             if "orovod" in str(error):

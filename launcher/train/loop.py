@@ -1,5 +1,6 @@
 """The training loop: the same program on one rank and on many, from any point of an epoch on."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from launcher.train.checkpoint import Checkpoint, CheckpointStore
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet, batches
 from launcher.train.data.order import next_global_batch, rank_shares
+from launcher.train.divergence import NonFiniteWatch
 from launcher.train.observers import EpochDone, Observer, SaveDone, StepDone
 from launcher.train.position import Outcome, Position, StepTimes
 from launcher.train.replicas import Replicas
@@ -68,7 +70,7 @@ class Trainer:
         self._commit = commit
         self._micro_batches = micro_batches
         self._steps = Steps(config, model, optimizer, ranks, replicas, micro_batches)
-        self._times = StepTimes()
+        self.times = StepTimes()
         self.position = position or Position()
 
     @property
@@ -84,6 +86,9 @@ class Trainer:
     def run(self) -> Outcome:
         """Trains to the last epoch, or to the step edge at which a rank was asked to stop."""
         broadcast_variables(self.variables)
+        self._watch = NonFiniteWatch(
+            self._config, self._model, self.variables, self._steps, self._ranks
+        )
         position = self.position
         validation, train_loss, stopped = None, None, False
         while position.epoch < self._config.epochs and not self._is_over():
@@ -92,7 +97,8 @@ class Trainer:
             if stopped:
                 break
             loss, correct, rows = position.sums
-            train_loss = loss / rows
+            # Without rows every step of the epoch was left out.
+            train_loss = loss / rows if rows else math.nan
             seconds = time.perf_counter() - started
             position.epoch += 1
             last = position.epoch == self._config.epochs
@@ -104,7 +110,7 @@ class Trainer:
                 position.epoch - 1,
                 position.step,
                 train_loss,
-                correct / rows,
+                correct / rows if rows else math.nan,
                 validation[0] if validation else None,
                 validation[1] if validation else None,
                 self._learning_rate(),
@@ -114,13 +120,16 @@ class Trainer:
             position.consumed, position.sums = 0, [0.0, 0.0, 0.0]
             self._observer.on_epoch(done)
             self._save()
+            if validation is not None:
+                self._watch.check_evaluation(position.step, validation[0], self._damaged)
             self._commit(True)
         if stopped:
             self._save()
             self._ranks.barrier()  # A rank that leaves may take the others with it: save first.
         elif validation is None:
             validation = self._evaluate()  # A run that had ended already still says how good it is.
-        return Outcome(stopped, self._is_over(), validation, train_loss, self._times)
+            self._watch.check_evaluation(position.step, validation[0], self._damaged)
+        return Outcome(self.times, stopped, self._is_over(), validation, train_loss)
 
     def _is_over(self) -> bool:
         """Whether the held-out loss has not fallen for as long as `--early-stopping` allows."""
@@ -140,13 +149,12 @@ class Trainer:
                 status = self._steps.train(
                     features, labels, self._stop_requested(), self._fewest_rows()
                 )
-                loss, correct, rows, stops = status
+                loss, correct, rows, stops, left_out = status
                 position.step += 1
                 position.consumed += int(rows)
-                position.sums = [a + b for a, b in zip(position.sums, status[:3], strict=True)]
                 now = time.perf_counter()
                 seconds, started = now - started, now
-                self._times.add(seconds, int(rows))
+                self.times.add(seconds, int(rows))
                 self._observer.on_step(
                     StepDone(
                         position.epoch,
@@ -160,6 +168,8 @@ class Trainer:
                         input_seconds=waited,
                     )
                 )
+                if self._watch.is_sound(position, loss, left_out > 0, features):
+                    position.sums = [a + b for a, b in zip(position.sums, status[:3], strict=True)]
                 self._commit(False)
                 if stops:
                     return True
@@ -190,15 +200,18 @@ class Trainer:
             # Each rank has moving statistics of its own; rank 0's are the model's.
             broadcast_variables(self._model.non_trainable_variables)
         held_out = self._data.validation
-        totals = np.zeros(3)
+        totals, self._damaged = np.zeros(3), False
         with batches(held_out, self._shares(np.arange(len(held_out)), 0)) as ready:
             for features, labels in ready:
                 if len(labels):
-                    totals += self._steps.evaluate(features, labels)
-        sums = self._ranks.all_reduce(tf.constant(totals), "evaluation").numpy().tolist()
-        return sums[0] / sums[2], sums[1] / sums[2]
+                    sums = self._steps.evaluate(features, labels)
+                    self._damaged |= not (np.isfinite(sums[0]) or np.isfinite(features).all())
+                    totals += sums
+        loss, right, rows = self._ranks.all_reduce(tf.constant(totals), "evaluation").numpy()
+        return float(loss / rows), float(right / rows)
 
     def _save(self) -> None:
+        self._watch.check_state(self.position.step)
         self._observer.on_save(self.position.step)
         if self._ranks.rank == 0:
             variables = self.variables

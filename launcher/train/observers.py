@@ -213,4 +213,5 @@ class HeartbeatObserver(Observer):
         self._heartbeat.beat("saving", step=step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        self._heartbeat.beat("done", step=summary["steps"])
+        if summary["failure"] is None:
+            self._heartbeat.beat("done", step=summary["steps"])

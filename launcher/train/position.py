@@ -1,5 +1,6 @@
 """Where a run stands, how fast it went, and how it ended: the loop's plain data."""
 
+import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ class Position:
         sums: Σ loss, Σ correct and rows over the epoch so far, all ranks.
         best_loss: The lowest held-out loss so far.
         evaluations_since_best: Evaluations after that one.
+        skipped: Steps whose update was left out because it was not finite.
+        skipped_in_a_row: The newest of them.
     """
 
     epoch: int = 0
@@ -23,10 +26,17 @@ class Position:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     best_loss: float | None = None
     evaluations_since_best: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    def __post_init__(self) -> None:
+        # JSON has no NaN, and a run that ignores it has one here.
+        self.sums = [math.nan if number is None else number for number in self.sums]
 
     def note(self, held_out_loss: float) -> None:
         """Takes note of an evaluation, for early stopping."""
-        if self.best_loss is None or held_out_loss < self.best_loss:
+        best = math.inf if self.best_loss is None else self.best_loss
+        if held_out_loss < best:
             self.best_loss, self.evaluations_since_best = held_out_loss, 0
         else:
             self.evaluations_since_best += 1
@@ -63,15 +73,15 @@ class Outcome:
     """How a run ended.
 
     Attributes:
+        times: Of this process' steps.
         stopped: By SIGTERM, before its last epoch.
         stopped_early: Because the held-out loss no longer fell.
         validation: Loss and accuracy of the last evaluation.
         train_loss: Mean over the last whole epoch of this process.
-        times: Of this process' steps.
     """
 
-    stopped: bool
-    stopped_early: bool
-    validation: tuple[float, float] | None
-    train_loss: float | None
     times: StepTimes
+    stopped: bool = False
+    stopped_early: bool = False
+    validation: tuple[float, float] | None = None
+    train_loss: float | None = None

@@ -69,6 +69,8 @@ class ProgressLines(Observer):
             self._print(f"stopped by SIGTERM after step {summary['steps']}; the state is saved")
         if summary["accuracy"] is not None:
             self._print(f"test accuracy   {summary['accuracy']:.4f}")
+        if summary["skipped_updates"]:
+            self._print(f"updates skipped {summary['skipped_updates']}")
         self._print(f"images/s        {summary['images_per_second']:,.0f}")
         self._print(f"files           {summary['output']}")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,13 @@ from launcher.train.checkpoint import CheckpointStore
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet, load_dataset
 from launcher.train.data.order import steps_left
+from launcher.train.divergence import DivergedError
 from launcher.train.environment import is_elastic
 from launcher.train.loop import Trainer
 from launcher.train.models import build_model
 from launcher.train.observers import RunStarted
 from launcher.train.optimizers import make_optimizer
+from launcher.train.output_lock import OutputLock
 from launcher.train.position import Outcome, Position
 from launcher.train.replicas import MirroredReplicas, Replicas
 from launcher.train.resume import Resumed, find_checkpoint, share
@@ -36,6 +39,7 @@ from launcher.train.summary import summarize, write_summary
 from launcher.train.watch.assemble import assemble
 from launcher.train.watch.exporter import Exporter
 from syncbn.communicators import Communicator
+from syncbn.non_finite import ADVICE
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +57,11 @@ def run_session(config: TrainConfig) -> int:
         waited = time.perf_counter() - began
         replicas = make_replicas(config, ranks)  # before TensorFlow has initialised its devices
         output = agree_on_output(config, ranks)
+        lock = OutputLock(output)
+        lock.settle(ranks)  # before anything is written there
         _start_log(output, ranks)
         exporter.joined(ranks, output, waited)
-        session = Session(config, ranks, replicas, output, stop, heartbeat, exporter)
+        session = Session(config, ranks, replicas, output, lock, stop, heartbeat, exporter)
         return session.run()
     except PeerError:
         heartbeat.beat("leaving")
@@ -71,12 +77,13 @@ class Session:
         ranks: Communicator,
         replicas: Replicas,
         output: Path,
+        lock: OutputLock,
         stop: stopping.StopRequest,
         heartbeat: Heartbeat,
         exporter: Exporter,
     ) -> None:
         self._config, self._ranks, self._replicas = config, ranks, replicas
-        self._output, self._stop = output, stop
+        self._output, self._lock, self._stop = output, lock, stop
         self._heartbeat, self._exporter = heartbeat, exporter
         self._store = CheckpointStore(output / "checkpoints", config.keep_checkpoints)
         self._notes: list[str] = []
@@ -101,20 +108,15 @@ class Session:
     def run(self) -> int:
         """Trains to the end, writes the summary, and returns the exit code."""
         position = self._resume()
-        if is_elastic():
-            from launcher.train import elastic
-
-            state = elastic.KerasState(self._variables, position, self._ranks)
-            trainer, outcome = elastic.run_elastically(
-                self._make_trainer, state, self._config.commit_steps
-            )
-        else:
-            trainer = self._make_trainer(position, lambda epoch_ended: None)
-            outcome = self._run_guarded(trainer)
+        diverged: DivergedError | None = None
+        try:
+            outcome = self._train(position)
+        except DivergedError as error:
+            diverged, outcome = error, Outcome(times=self._trainer.times)
         _log.info("weights %s", weights_digest(self._variables))
         summary = summarize(
             self._config,
-            trainer,
+            self._trainer,
             outcome,
             self._output,
             backend=self._ranks.name if self._replicas.count == 1 else "tf",
@@ -122,11 +124,40 @@ class Session:
             micro_batches=self._micro_batches,
             notes=self._notes,
             skipped_records=self._data.skipped,
+            failure=None if diverged is None else {"class": "diverged", "message": str(diverged)},
         )
         if self._ranks.rank == 0:
             write_summary(summary, self._output)
         self._observer.on_end(summary)
+        if diverged is not None:
+            return self._leave(diverged)
         return stopping.EXIT_CODE if outcome.stopped else 0
+
+    def _train(self, position: Position) -> Outcome:
+        if not is_elastic():
+            return self._run_guarded(self._make_trainer(position, lambda epoch_ended: None))
+        from launcher.train import elastic
+
+        state = elastic.KerasState(self._variables, position, self._ranks)
+        return elastic.run_elastically(self._make_trainer, state, self._config.commit_steps)
+
+    def _leave(self, diverged: DivergedError) -> int:
+        """The end of training that has diverged: all ranks leave, and the first that saw it tells.
+
+        Only that one fails for its own reason, to whoever reads the heartbeats of all.
+        """
+        saved = self._store.paths()
+        last = f"the last checkpoint, {saved[-1]}, is sound" if saved else "no checkpoint was saved"
+        message = f"diverged: {diverged}; {last}. {ADVICE}"
+        _log.error("%s", message)
+        rank = self._ranks.rank
+        if rank == diverged.rank:
+            place = "" if rank == 0 else f"rank {rank}: "
+            print(f"launcher.train: {place}{message}", file=sys.stderr, flush=True)
+        else:
+            self._heartbeat.beat("leaving")
+        self._ranks.barrier()  # A rank that leaves may take the others with it: tell first.
+        return diverged.exit_code
 
     def _fit_memory(self) -> int:
         if is_elastic() or self._config.on_oom == "stop":
@@ -154,10 +185,12 @@ class Session:
     def _make_trainer(self, position: Position, commit: Callable[[bool], None]) -> Trainer:
         """A trainer, and observers, for the ranks of this moment. No collectives."""
         config, ranks = self._config, self._ranks
+        if is_elastic():  # where the writer may be another rank by now
+            self._lock.settle(ranks)
         self._observer = assemble(
             config, self._model, ranks, self._output, self._heartbeat, self._exporter
         )
-        trainer = Trainer(
+        self._trainer = trainer = Trainer(
             config,
             self._data,
             self._model,
@@ -180,6 +213,8 @@ class Session:
             memory.watch_peers(rank, output)
         try:
             return trainer.run()
+        except DivergedError:
+            raise  # as on all ranks
         except LauncherError as error:
             leave_alone(error, self._ranks)
         except (tf.errors.OpError, MemoryError) as error:

@@ -1,5 +1,6 @@
 """What is computed on a batch: a training step in one go or in micro-batches, and an evaluation."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -12,9 +13,11 @@ from syncbn import telemetry
 from syncbn.communicators import Communicator
 from syncbn.communicators.silent import rows_count_only_if
 from syncbn.gradients import densify
+from syncbn.update_guard import UpdateGuard, with_defect
 
-# What a step adds up over the ranks: Σ loss, Σ correct, rows, ranks asked to stop.
-STATUS = ("loss", "correct", "rows", "stop")
+# What a step adds up over the ranks: Σ loss, Σ correct, rows, ranks asked to stop. And, equal on
+# all, whether the update was left out because it was not finite.
+STATUS = ("loss", "correct", "rows", "stop", "left_out")
 
 _NO_LABEL = -1
 
@@ -35,6 +38,10 @@ class Steps:
         replicas: Those of this process.
         micro_batches: Pieces each batch is computed in, one after the other, to save memory. The
             optimizer sees the same global batch; batch normalization sees the pieces.
+
+    Attributes:
+        guard: Leaves out updates that are not finite; None with `--on-nan ignore`, and where a
+            strategy sums the gradients behind the optimizer.
     """
 
     def __init__(
@@ -53,6 +60,11 @@ class Steps:
         self._unit = float(config.batch_size)
         self._smoothing = config.label_smoothing
         self._micro_batches = micro_batches
+        self.guard: UpdateGuard | None = None
+        self._left_out = 0.0
+        if config.on_nan != "ignore" and replicas.count == 1:
+            self.guard = UpdateGuard(optimizer, thorough=config.on_nan == "skip")
+            self.guard.attach()
         batch = [
             tf.TensorSpec([None, *model.input_shape[1:]], tf.float32),
             tf.TensorSpec([None], tf.int32),
@@ -87,15 +99,38 @@ class Steps:
         Returns:
             STATUS, summed over the ranks.
         """
-        asked = tf.constant(float(stop))
         empty = len(labels) == 0
         if empty:
             features = np.zeros((self._batch_size, *features.shape[1:]), np.float32)
             labels = np.full(self._batch_size, _NO_LABEL, np.int32)
         if self._micro_batches == 1:
             step = self._train_on_nothing if empty else self._train
-            return step(features, labels, asked).tolist()
-        count = min(self._micro_batches, max(1, fewest_rows))
+            *status, left_out = step(features, labels, tf.constant(float(stop))).tolist()
+        else:
+            before = [(v, v.numpy()) for v in self._statistics]
+            count = min(self._micro_batches, max(1, fewest_rows))
+            *status, left_out = self._train_in_pieces(features, labels, stop, count, empty)
+            if left_out > self._left_out:
+                for variable, value in before:
+                    variable.assign(value)
+        left_out, self._left_out = left_out - self._left_out, left_out
+        return [*status, left_out]
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why loss scaling no longer helps; None as long as it may."""
+        return None if self.guard is None else self.guard.hopeless
+
+    @property
+    def _statistics(self) -> list[Any]:
+        """What the forward pass moves."""
+        if self.guard is None:
+            return []
+        return [v for v in self._model.non_trainable_variables if "float" in v.dtype]
+
+    def _train_in_pieces(
+        self, features: np.ndarray, labels: np.ndarray, stop: bool, count: int, empty: bool
+    ) -> list[float]:
         pieces = zip(np.array_split(features, count), np.array_split(labels, count), strict=True)
         accumulate = self._accumulate_nothing if empty else self._accumulate
         sums = np.sum([accumulate(*piece) for piece in pieces], axis=0)
@@ -106,17 +141,23 @@ class Steps:
         return self._evaluate(features, labels)
 
     def _train_body(self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        gradients, sums = self._gradients(features, labels)
-        self._apply(gradients, sums[2])
+        with self._kept():
+            gradients, sums = self._gradients(features, labels)
+            self._apply(gradients, sums[2])
         return self._over_ranks(tf.concat([sums, [stop]], axis=0))
 
     def _train_on_nothing_body(
         self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor
     ) -> tf.Tensor:
         """The collectives of `_train_body`; the rows are there for the shapes of tensors only."""
-        gradients, sums = self._gradients_of_nothing(features, labels)
-        self._apply(gradients, sums[2])
+        with self._kept():
+            gradients, sums = self._gradients_of_nothing(features, labels)
+            self._apply(gradients, sums[2])
         return self._over_ranks(tf.concat([sums, [stop]], axis=0))
+
+    def _kept(self) -> AbstractContextManager[None]:
+        """Within it, statistics go back if the update is left out."""
+        return nullcontext() if self.guard is None else self.guard.keeping(self._statistics)
 
     def _accumulate_nothing_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return self._accumulated(*self._gradients_of_nothing(features, labels))
@@ -159,6 +200,8 @@ class Steps:
             penalty = (rows / self._unit) * sum(self._model.losses)
             loss = self._optimizer.scale_loss(tf.reduce_sum(losses) / self._unit + penalty)
         gradients = tape.gradient(loss, self._model.trainable_variables)
+        if self.guard is not None:
+            gradients = with_defect(gradients, tf.reduce_sum(losses))
         return gradients, tf.stack([tf.reduce_sum(losses), correct(labels, logits), rows])
 
     def _apply(self, gradients: list[Any], rows: tf.Tensor) -> None:
@@ -166,7 +209,9 @@ class Steps:
         self._optimizer.apply_gradients(pairs, rows=rows / self._unit)
 
     def _over_ranks(self, status: tf.Tensor) -> tf.Tensor:
-        return telemetry.all_reduce(self._ranks, status, "step_status", "other")
+        status = telemetry.all_reduce(self._ranks, status, "step_status", "other")
+        left_out = 0.0 if self.guard is None else tf.cast(self.guard.left_out, tf.float32)
+        return tf.concat([status, [left_out]], axis=0)
 
     def _evaluation_body(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         logits = self._model(features, training=False)

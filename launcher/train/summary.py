@@ -1,9 +1,9 @@
 """summary.json: what a run was, how it went, how good the model is."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from launcher import strict_json
 from launcher.train.config import TrainConfig
 from launcher.train.files import write_whole
 from launcher.train.loop import Trainer
@@ -31,6 +31,7 @@ def summarize(
         "seed": config.seed,
         "stopped": outcome.stopped,
         "stopped_early": outcome.stopped_early,
+        "skipped_updates": trainer.position.skipped,
         "output": str(output),
         **facts,
     }
@@ -38,5 +39,5 @@ def summarize(
 
 def write_summary(summary: dict[str, Any], output: Path) -> None:
     """Writes summary.json, whole or not at all."""
-    text = json.dumps(summary, indent=2) + "\n"
+    text = strict_json.dumps(summary, indent=2) + "\n"
     write_whole(output / "summary.json", lambda file: file.write(text.encode()))

@@ -34,6 +34,8 @@ def test_a_rank_dies_and_another_joins(horovodrun: Launcher, tmp_path: Path) -> 
         return {round(epoch["learning_rate"], 6) for epoch in _epochs(output)[-1:]}
 
     _wait_for(lambda: rates() == {0.002}, job, 60)
+    # The end of an epoch is written down before it is saved and committed.
+    _wait_for(lambda: _epoch_of_last_step(output) > _epochs(output)[-1]["epoch"], job, 60)
     survivor = job.rank_process(0)
     hosts.write_text(f"{survivor.environ()['HOROVOD_HOSTNAME']}:1\n")
     before = _epochs(output)[-1]
@@ -53,6 +55,11 @@ def test_a_rank_dies_and_another_joins(horovodrun: Launcher, tmp_path: Path) -> 
     _ask_to_stop(job)
     assert job.wait(190).orphans == ()
     _check_end(job, output)
+
+
+def _epoch_of_last_step(output: Path) -> int:
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line["epoch"] for line in lines if line["event"] == "step"][-1]
 
 
 def _ask_to_stop(job: Job) -> None:

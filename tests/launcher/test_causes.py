@@ -28,6 +28,18 @@ def ended(rank: int = 0, code: int = 1, at: float = 0.0, **known: object) -> Exi
         (ended(code=1, tail=("MemoryError",)), "oom"),
         (ended(code=-6, tail=("terminate: std::bad_alloc",)), "oom"),
         (ended(code=1, silent=True), "killed"),
+        (
+            ended(code=1, tail=("launcher.train: rank 1: diverged: step 3",)),
+            "diverged",
+        ),
+        (ended(code=1, tail=("syncbn.errors.NonFiniteError: step 3 is not finite",)), "diverged"),
+        (ended(code=1, tail=("launcher.train: disk full: cannot write x",)), "disk full"),
+        (ended(code=1, tail=("OSError: [Errno 28] No space left on device",)), "disk full"),
+        (
+            ended(code=1, tail=("ResourceExhaustedError: x; No space left on device",)),
+            "disk full",
+        ),
+        (ended(code=1, tail=("x is off: No space left on device; training goes on",)), "error"),
     ],
 )
 def test_classes(failure: Exit, kind: CauseClass) -> None:

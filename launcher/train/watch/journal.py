@@ -83,10 +83,12 @@ class Journal(Observer):
             self._write("layers", {"epoch": epoch.epoch, "step": epoch.step, "drift": drift})
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        self._write("end", {"step": summary["steps"], "stopped": summary["stopped"]})
+        ended = {name: summary.get(name) for name in ("stopped", "skipped_updates", "failure")}
+        self._write("end", {"step": summary["steps"], **ended})
 
     def _write(self, event: str, content: dict[str, Any], soon: bool = True) -> None:
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **_rounded(content)})
+        content = {"event": event, "time": round(time.time(), 3), **_rounded(content)}
+        line = json.dumps(content, allow_nan=False)
         self._pending.append(line)
         now = time.monotonic()
         if soon or now - self._written >= _SECONDS_BETWEEN_WRITES:

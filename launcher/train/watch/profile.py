@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from launcher import strict_json
 from launcher.train.observers import Observer, RunStarted, StepDone, warn
 from launcher.train.watch.measures import Measures
 from syncbn.communicators import Communicator
@@ -89,7 +90,7 @@ class Profile(Observer):
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 path = self._directory / "trace.json"
-                path.write_text(json.dumps(chrome_trace(everything)))
+                path.write_text(strict_json.dumps(chrome_trace(everything)))
             except OSError as error:
                 warn(f"the trace cannot be written: {error}")
 

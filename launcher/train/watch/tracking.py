@@ -45,4 +45,5 @@ class MLflow(Observer):
         self._mlflow.log_metrics(known, step=epoch.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        self._mlflow.end_run("KILLED" if summary["stopped"] else "FINISHED")
+        failed = "FAILED" if summary["failure"] is not None else "FINISHED"
+        self._mlflow.end_run("KILLED" if summary["stopped"] else failed)

@@ -1,0 +1,151 @@
+"""One trainer in an output directory: whoever writes there holds a lock that ends with its process.
+
+A record lock (fcntl), not flock: over NFS it is the server's own and known on all hosts, and a
+child that outlives the trainer does not inherit it. It is lost when this process closes any other
+descriptor of the file, so nothing else opens it. Who only reads the directory needs no lock.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launcher import strict_json
+from launcher.errors import UsageError
+from launcher.train.agreement import together
+from launcher.train.environment import is_elastic
+from launcher.train.observers import warn
+from syncbn.communicators import Communicator
+
+NAME = ".trainer.lock"
+
+# How long the end of an earlier attempt of the same run may take: a file server gives a host that
+# has vanished up to 90 s before it takes its locks away.
+_PREDECESSOR_SECONDS = 120.0
+_SECONDS_BETWEEN_LOOKS = 0.2
+_HELD = (errno.EAGAIN, errno.EACCES)
+
+
+class OutputLock:
+    """The lock of one output directory.
+
+    Args:
+        output: The directory, which exists.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._path = output / NAME
+        self._descriptor: int | None = None
+
+    def settle(self, ranks: Communicator) -> None:
+        """Holds the lock on rank 0, the writer, and on no other rank. A collective call, but in
+        elastic jobs, whose ranks change places.
+
+        Raises:
+            UsageError: Another trainer holds it; the text says who.
+            PeerError: On the other ranks then.
+        """
+        together(ranks, self.acquire if ranks.rank == 0 else self.release)
+
+    def acquire(self) -> None:
+        """Takes the lock. May be called while it is held.
+
+        Raises:
+            UsageError: Another trainer holds it, or the file cannot be made.
+        """
+        if self._descriptor is not None:
+            return
+        began = time.monotonic()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to the output directory {self._output}: {error.strerror}"
+            ) from error
+        while (problem := _lock(descriptor)) is not None:
+            holder = _read(descriptor)
+            if problem.errno not in _HELD:
+                warn(
+                    f"the file system of {self._output} keeps no locks ({problem.strerror}): "
+                    "make sure that no other trainer writes there"
+                )
+                break
+            if time.monotonic() - began > _patience(holder):
+                os.close(descriptor)
+                raise UsageError(
+                    f"the output directory {self._output} is in use by another trainer "
+                    f"({_describe(holder)}): wait for its end, or choose another --output"
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        content = strict_json.dumps(_myself()).encode()
+        with suppress(OSError):  # a full disk: then the holder has no name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content, 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Gives the lock back, if it is held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock(descriptor: int) -> OSError | None:
+    """Locks the file, or says why it cannot."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "run": _run(),
+        "attempt": int(os.environ.get("LAUNCHER_ATTEMPT") or 0),
+        "since": time.time(),
+    }
+
+
+def _run() -> str | None:
+    """The run of the launcher that this process is part of."""
+    directory = os.environ.get("LAUNCHER_RUN_DIR")
+    return Path(directory).name if directory else None
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """Who holds the lock, by its own word; empty in the moment before it has said so."""
+    with suppress(OSError, ValueError):
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _patience(holder: dict[str, Any]) -> float:
+    """How long to wait: for an earlier attempt of the same run, and for a dead rank 0."""
+    mine = _myself()
+    same_run = mine["run"] is not None and holder.get("run") == mine["run"]
+    if is_elastic() or (same_run and holder.get("attempt") != mine["attempt"]):
+        return _PREDECESSOR_SECONDS
+    return 0.0 if holder else 1.0
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "which has not said who it is"
+    words = [f"process {holder.get('pid')} on {holder.get('host')}"]
+    if holder.get("run"):
+        words.append(f"run {holder['run']}")
+    since = holder.get("since")
+    if isinstance(since, int | float):
+        words.append(f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}")
+    return ", ".join(words)
