@@ -1,6 +1,5 @@
 """One job from its first attempt to its result: watches, finds the cause, restarts or gives up."""
 
-import random
 import select
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from launcher.supervision.causes import Cause, Exit, first_cause, is_peer_noise
 from launcher.supervision.departures import SilenceWatch, left_first, left_in_mid_training
 from launcher.supervision.events import Event, Kind, Observer
 from launcher.supervision.hang import HangWatch
+from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
 from launcher.supervision.sweep import RUN_DIRECTORY, kill_processes_of
 from launcher.targets.base import SupervisedTarget
@@ -83,10 +83,13 @@ class Supervisor:
                 return Result("stopped", stop.exit_code, self._number, cause)
             if cause is None:
                 return Result("succeeded", 0, self._number)
-            if not self._worth_a_restart(cause):
+            if not worth_a_restart(self._spec.restart, cause, self._number):
                 code = 2 if cause.kind == "bad config" else 1
                 return Result("failed", code, self._number, cause)
-            seconds = max(self._backoff(), self._fenced_until - time.monotonic())
+            seconds = max(
+                wait_seconds(self._spec.restart, self._number),
+                self._fenced_until - time.monotonic(),
+            )
             self._tell("restarting", next=self._number + 1, seconds=round(seconds, 1))
             self._pause(stop, seconds)
             if stop.requested():
@@ -153,20 +156,6 @@ class Supervisor:
             elif notice := silence.notice(attempt.states, now):
                 self._tell("warning", text=notice)
         return cause or _cause_of(attempt)
-
-    def _worth_a_restart(self, cause: Cause) -> bool:
-        policy = self._spec.restart
-        # The same data and the same rate, from the same checkpoint: it would diverge again.
-        hopeless = cause.kind in {"bad config", "diverged"}
-        if hopeless or self._number >= policy.max_restarts:
-            return False
-        codes = policy.exit_codes
-        return codes is None or cause.exit_code is None or cause.exit_code in codes
-
-    def _backoff(self) -> float:
-        policy = self._spec.restart
-        longest = min(policy.backoff_limit, policy.backoff * 2.0 ** min(self._number, 64))
-        return longest * (1.0 - policy.jitter * random.random())
 
     def _fence(self, attempt: Attempt) -> None:
         """A host that was cut off ends its ranks by itself; until then nobody else may write."""

@@ -78,12 +78,12 @@ def _digests(root: str | None, directory: Path, command: list[str]) -> dict[str,
     """Digests of the launcher, of syncbn, and of every file or module the command names."""
     places = {name: Path(root, name) for name in ("launcher", "syncbn")} if root else {}
     for word in command:
-        if (directory / word).is_file():
+        if os.path.isfile(directory / word):  # a program in a word may be too long for a path
             places[word] = directory / word
     if "-m" in command[:-1]:
         top = command[command.index("-m") + 1].partition(".")[0]
         local = [directory / top, directory / f"{top}.py"]
-        places |= {path.name: path for path in local if path.exists() and top not in places}
+        places |= {path.name: path for path in local if os.path.exists(path) and top not in places}
     return {name: _digest(path) for name, path in places.items()}
 
 

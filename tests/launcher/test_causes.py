@@ -72,6 +72,21 @@ def test_the_words_of_a_victim_are_no_cause(line: str) -> None:
     assert first_cause([victim]).rank == 0, "but better than nothing"
 
 
+def test_a_signal_is_a_reason_of_its_own_whatever_the_rank_has_said() -> None:
+    noise = ("HorovodInternalError: Connection reset by peer",)
+    killed, victim = ended(0, -9, at=2.0, tail=noise), ended(1, at=1.0, tail=noise)
+    assert not is_peer_noise(killed)
+    assert not is_peer_noise(ended(0, 0, tail=noise))
+    assert first_cause([victim, killed]).rank == 0
+
+
+def test_who_vanished_without_a_word_is_named_after_who_has_a_reason() -> None:
+    vanished, raised = ended(0, at=1.0, silent=True), ended(1, at=2.0, tail=("ValueError: x",))
+    assert first_cause([vanished, raised]).rank == 1
+    victim = ended(2, at=0.5, tail=("Socket closed",))
+    assert first_cause([victim, vanished]).rank == 0, "and before the victims"
+
+
 def test_a_rank_that_leaves_because_of_another_is_no_cause_however_early_it_ends() -> None:
     victim = ended(0, 2, at=1.0, leaving=True, tail=("launcher.train: rank 1 failed",))
     culprit = ended(1, 2, at=2.0, tail=("launcher.train: rank 1: no such file",))

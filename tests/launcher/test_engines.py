@@ -1,11 +1,13 @@
 """Every engine under the launcher, for real: ranks that add up their numbers, here and on hosts."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launcher.targets.engines import held_ports
 from tests.engines import require_horovod
 from tests.launcher import networks
 from tests.launcher.launches import Launch
@@ -55,6 +57,22 @@ def test_ranks_of_this_machine(launch: Launch, program: list[str], backend: str)
     launch.start(["-np", "2", "--backend", backend, "--max-restarts", "0"], [*program, backend])
     found = answers(launch, 2)
     assert found == [[backend, rank, 2, 2, [2.0, 1.0]] for rank in range(2)]
+
+
+def test_ports_of_a_cluster_on_this_machine_stay_ours() -> None:
+    with held_ports(3) as ports:
+        assert len(set(ports)) == 3
+        for port in ports:
+            with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+                other.bind(("127.0.0.1", port))
+            with socket.socket() as worker:  # as TensorFlow does with TF_GRPC_REUSE_PORT
+                worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                worker.bind(("127.0.0.1", port))
+                worker.listen()
+                socket.create_connection(("127.0.0.1", port), 5).close()
+    for port in ports:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
 
 
 @pytest.fixture(scope="module")

@@ -52,18 +52,21 @@ def test_ranks_run_on_their_hosts(
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", ["local", "mpi"])
 def test_secrets_do_not_reach_any_command_line(
-    launch: Launch, network: networks.Network, options: list[str]
+    launch: Launch, network: networks.Network, options: list[str], backend: str
 ) -> None:
     source = "import os, time; print('up', len(os.environ['API_TOKEN'])); time.sleep(2)"
-    passed = [*options, "--backend", "local", "--env", "API_TOKEN"]
+    passed = [*options, "--backend", backend, "--env", "API_TOKEN", "--env", "API_KEY=hush-43"]
     launch.start(passed, ["python", "-c", source], environment={"API_TOKEN": "hush-42"})
     launch.wait_until(lambda: launch.text().count("] up 7") == 2, seconds=40)
     shown = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True)
+    ours = [line for line in shown.stdout.splitlines() if str(launch.directory) not in line]
     assert "hush-42" not in shown.stdout
+    assert not [line for line in ours if "hush-43" in line and "launcher run" not in line]
     assert launch.finish(60).returncode == 0
     for path in launch.run.rglob("*"):
-        assert not path.is_file() or "hush-42" not in path.read_text(), path
+        assert not path.is_file() or "hush-4" not in path.read_text(), path
 
 
 @pytest.mark.timeout(120)
@@ -134,14 +137,51 @@ def test_host_cut_off_in_mid_job(
     assert result.returncode == 0, result.transcript()
     assert launch.events("failed")[0]["class"] == "lost host", result.transcript()
     assert launch.events("failed")[0]["rank"] == 0 or backend == "mpi"
-    # Nobody wrote for the first attempt once a later one had begun to.
     writers = [int(line) for line in (launch.shared / "saves").read_text().split()]
-    assert writers == sorted(writers)
     assert writers[-1] > 0
     assert noticed < 30
     if backend == "local":
         note("a host cut off in mid-job, back later: resumes", both_ended, result)
     gone(launch, network)
+
+
+# Rank 0 ignores SIGTERM and writes for its attempt; the second attempt ends after a while.
+WRITER = """
+import os, pathlib, signal, sys, time
+attempt, rank = os.environ["LAUNCHER_ATTEMPT"], os.environ["LAUNCHER_RANK"]
+if rank == "0":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+print("up", flush=True)
+for _ in range(1000 if attempt == "0" else 30):
+    time.sleep(0.05)
+    if rank == "0":
+        with open(sys.argv[1] + "/saves", "a") as saves:
+            saves.write(attempt + "\\n")
+"""
+
+
+@pytest.mark.timeout(120)
+def test_no_attempt_writes_before_the_last_one_has_ended_on_a_host_that_was_cut_off(
+    launch: Launch, network: networks.Network, options: list[str]
+) -> None:
+    """The host is back at once, and free for the next attempt, while its rank still has grace."""
+    more = ["--backend", "local", "--backoff", "0.1", "--max-restarts", "9", "--grace", "8"]
+    launch.start([*options, *more], ["python", "-c", WRITER, str(launch.shared)])
+    launch.wait_until(lambda: launch.text().count("] up") == 2, seconds=40)
+    network.cut(network.hosts[0])
+    try:
+        launch.wait_until(lambda: launch.events("failed"), seconds=40)
+    finally:
+        network.mend(network.hosts[0])
+    result = launch.finish(110)
+    assert result.returncode == 0, result.transcript()
+    assert launch.events("failed")[0]["class"] == "lost host"
+    # The next attempt waits for the grace that the rank there may take, though no rank here does.
+    assert launch.events("restarting")[0]["seconds"] > 5.0
+    writers = [int(line) for line in (launch.shared / "saves").read_text().split()]
+    assert writers == sorted(writers)
+    assert writers[0] == 0
+    assert writers[-1] > 0
 
 
 @pytest.mark.timeout(60)

@@ -54,6 +54,14 @@ def test_rank_that_sleeps_for_ever_is_a_hang_with_stacks(launch: Launch) -> None
 
 
 @pytest.mark.timeout(60)
+def test_a_hang_is_worth_a_restart_whatever_the_exit_codes(launch: Launch) -> None:
+    options = [*AGAIN, "--hang-timeout", "1", "--restart-codes", "9"]
+    launch.start(options, launch.program("--fault", "time.sleep(1000)"))
+    assert launch.finish().returncode == 0
+    assert [event["class"] for event in launch.events("failed")] == ["hang"]
+
+
+@pytest.mark.timeout(60)
 def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
     line = fail(launch, "a rank that exits 0 early", "sys.exit(0)")
     assert re.fullmatch(

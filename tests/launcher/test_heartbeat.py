@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher.heartbeat import VARIABLE, Beat, Heartbeat, decode, encode, read
+from launcher.heartbeat import VARIABLE, Beat, Heartbeat, Phase, decode, encode, read
 
 
-def test_without_a_path_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_path_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = os.listdir("/proc/self/fd")
     Heartbeat.from_environment().beat("training", 1, loss=0.5)
+    assert os.listdir("/proc/self/fd") == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_beats_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,15 +35,24 @@ def test_beats_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_save_that_has_ended_is_remembered(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path / "beat")
-    for phase, step in (("training", 3), ("saving", 4), ("training", 5), ("evaluating", 5)):
-        heartbeat.beat(phase, step)  # type: ignore[arg-type]
-    beat = read(tmp_path / "beat")
-    assert beat is not None
-    assert beat.saved == 4
+    seen = []
+    phases: tuple[Phase, ...] = ("training", "saving", "training", "evaluating", "saving", "done")
+    for step, phase in enumerate(phases, 3):
+        heartbeat.beat(phase, step)
+        beat = read(tmp_path / "beat")
+        assert beat is not None
+        seen.append(beat.saved)
+    assert seen == [None, None, 4, 4, 4, 7], "only a save that has ended counts"
 
 
 def test_a_place_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path) -> None:
-    Heartbeat(tmp_path / "none" / "beat").beat("training", 1)
+    heartbeat = Heartbeat(tmp_path / "none" / "beat")
+    heartbeat.beat("training", 1)
+    (tmp_path / "none").mkdir()
+    heartbeat.beat("saving", 1)
+    beat = read(tmp_path / "none" / "beat")
+    assert beat is not None, "as soon as it can be written it is"
+    assert beat.phase == "saving"
 
 
 def test_numbers_that_do_not_fit_are_left_out() -> None:

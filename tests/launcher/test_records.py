@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from launcher.errors import LauncherError, UnknownRunError
 from launcher.history import find_run, launcher_of, list_runs, read_journal, read_run
-from launcher.records import ProcessIdentity, Record, log_path
+from launcher.records import ProcessIdentity, Record, is_secret, log_path, write_json
 from launcher.spec import JobSpec, build_spec
 from launcher.supervision.events import Event
 from launcher.supervision.logs import RankLog
@@ -70,6 +71,64 @@ def test_secrets_are_not_recorded(spec: JobSpec) -> None:
     record.close()
     kept = json.loads((record.directory / "spec.json").read_text())["environment"]
     assert kept == {"API_TOKEN": "(not recorded)", "PLAIN": "seen"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("API_KEY", "WANDB_API_KEY", "aws_secret_access_key", "DB_PASSWORD", "MYSQL_PASSWD"),
+        *("HF_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_PRIVATE_KEY"),
+    ],
+)
+def test_what_sounds_secret(name: str) -> None:
+    assert is_secret(name)
+    assert not is_secret("DATA")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    contents = [{"kept": [number] * 20_000} for number in range(2)]
+    write_json(path, contents[0])
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            for content in contents:
+                write_json(path, content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            assert json.loads(path.read_text()) in contents
+    finally:
+        over.set()
+        writer.join()
+    with pytest.raises(TypeError):
+        write_json(path, {"kept": object()})
+    assert json.loads(path.read_text()) in contents
+    assert [one.name for one in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_end_of_a_run_is_on_the_disk_before_anybody_is_told(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, synced = Record.create(spec), []
+
+    def sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, path.read_text().splitlines()[-1:]))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    begin(record, spec)
+    assert synced == [], "not for every event"
+    record(Event("failed", details={"class": "error"}))
+    record(Event("done", details={"result": "failed"}))
+    record.close()
+    assert [(name, json.loads(last)["event"]) for name, (last,) in synced] == [
+        ("journal.jsonl", "failed"),
+        ("journal.jsonl", "done"),
+    ]
 
 
 def test_a_line_cut_by_a_crash_is_left_out(spec: JobSpec) -> None:

@@ -157,8 +157,14 @@ def test_a_worker_runs_nothing_but_its_own_command(gang: Gang, tmp_path: Path) -
         evil = {"LD_PRELOAD": "/evil.so", "HOROVOD_TIMELINE": "/tmp/x", "LAUNCHER_WORLD_SIZE": "1"}
         evil |= {"LAUNCHER_ATTEMPT": "0", "LAUNCHER_RUN_DIR": "/etc/../somewhere"}
         order = {"argv": ["touch", str(tmp_path / "owned")], "cwd": "/", "environment": evil}
+        line = json.dumps({**order, "rank": 0, "local_rank": 0}) + "\n"
+        # From any other address than the leader's not even that.
+        stranger = socket.create_connection(("127.0.0.1", worker.port), 5, ("127.0.0.2", 0))
+        with stranger:
+            stranger.sendall(line.encode())
+            assert _ends(stranger)
+        assert not gang.programs()
         with socket.create_connection(("127.0.0.1", worker.port), 5) as connection:
-            line = json.dumps({**order, "rank": 0, "local_rank": 0}) + "\n"
             connection.sendall(line.encode())
             process = _rank_of(gang)
             # With the connection the rank ends.
@@ -169,6 +175,14 @@ def test_a_worker_runs_nothing_but_its_own_command(gang: Gang, tmp_path: Path) -
         registry.finish(0)
         assert gang.end(1) == 0
     assert not (tmp_path / "owned").exists()
+
+
+def _ends(connection: socket.socket) -> bool:
+    """Whether the other side hangs up without a word."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def _rank_of(gang: Gang) -> psutil.Process:

@@ -1,9 +1,11 @@
 """Who the first container takes in, what it says to the others, and what it does not listen to."""
 
 import socket
+import time
 
 import pytest
 
+import launcher.gang.registry
 from launcher.errors import LauncherError, UsageError
 from launcher.gang.registry import Registry
 from launcher.gang.wire import Arrival, WireError, ask, receive
@@ -28,6 +30,25 @@ def test_the_registry_gives_places_and_says_why_not() -> None:
         assert come("d", slots=3) == (None, "expected 1 ranks per container. Received: 3")
         assert come("d", index=7) == (None, "expected a worker from 1 to 2. Received: 7")
         assert [worker.id for worker in registry.wait(1)] == ["a", "c"]
+
+
+def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 0.4)
+    registry = Registry("digits", 2, 1, free_port())
+    with registry:
+        fields = {"job": "digits", "port": 1, "slots": 1}
+
+        def come(id: str) -> int | None:  # noqa: A002
+            return registry.arrive(Arrival(id=id, **fields), id).index  # type: ignore[arg-type]
+
+        assert [come("a"), come("b"), come("c")] == [1, 2, None]
+        time.sleep(0.5)
+        assert come("b") == 2, "it is still there"
+        assert come("c") == 1, "nobody has heard of a since"
+        assert [worker.id for worker in registry.wait(1)] == ["c", "b"]
+        assert come("a") is None
 
 
 def test_what_is_not_of_the_protocol_is_let_go() -> None:

@@ -1,0 +1,22 @@
+"""Whether a failed attempt is worth another one, and how long that waits."""
+
+import random
+
+from launcher.spec import RestartPolicy
+from launcher.supervision.causes import Cause
+
+
+def worth_a_restart(policy: RestartPolicy, cause: Cause, done: int) -> bool:
+    """Judges the cause after so many restarts. Hangs and lost hosts have no exit code to choose."""
+    # The same data and the same rate, from the same checkpoint: it would diverge again.
+    hopeless = cause.kind in {"bad config", "diverged"}
+    if hopeless or done >= policy.max_restarts:
+        return False
+    codes = policy.exit_codes
+    return codes is None or cause.exit_code is None or cause.exit_code in codes
+
+
+def wait_seconds(policy: RestartPolicy, done: int) -> float:
+    """The wait after so many restarts: doubled each time up to the limit, shortened at random."""
+    longest = min(policy.backoff_limit, policy.backoff * 2.0 ** min(done, 64))
+    return longest * (1.0 - policy.jitter * random.random())
