@@ -16,12 +16,16 @@ import psutil
 
 from launcher import strict_json
 from launcher.errors import LauncherError
+from launcher.files import write_whole
 from launcher.spec import JobSpec
 from launcher.supervision.events import Event
 from launcher.supervision.guard import tree
 from launcher.supervision.logs import RankLog, append_whole
 
 _SECONDS_BETWEEN_STEPS = 1.0  # the journal keeps at most one step a second of each rank
+# How a run has ended must be known on a full disk too: room for that is kept from the start.
+_LAST_WORDS = {"failed", "done"}
+_RESERVE_BYTES = 64 * 1024
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "PRIVATE")
 
 
@@ -53,6 +57,7 @@ class Record:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.id = directory.name
+        self._reserve = directory / ".reserve"
         self._descriptor: int | None = None
         self._journaled: dict[int, float] = {}
         self._phases: dict[int, str] = {}
@@ -70,6 +75,7 @@ class Record:
             (directory / "logs").mkdir(parents=True)
             write_json(directory / "spec.json", without_secrets(spec))
             write_json(directory / "launcher.json", asdict(ProcessIdentity.of(os.getpid())))
+            record._reserve.write_bytes(bytes(_RESERVE_BYTES))
             record._open()
         except OSError as error:
             raise LauncherError(
@@ -101,6 +107,8 @@ class Record:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -111,8 +119,14 @@ class Record:
         if self._descriptor is None:
             return
         try:
-            append_whole(self._descriptor, line)
-            if event.kind in {"failed", "done"}:
+            try:
+                append_whole(self._descriptor, line)
+            except OSError:
+                if event.kind not in _LAST_WORDS:
+                    raise
+                self._reserve.unlink(missing_ok=True)
+                append_whole(self._descriptor, line)
+            if event.kind in _LAST_WORDS:
                 os.fsync(self._descriptor)
         except OSError as error:
             self._complain("the journal", error)
@@ -156,13 +170,8 @@ def log_path(directory: Path, attempt: int, rank: int | None) -> Path:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes the file whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(strict_json.dumps(content, indent=2) + "\n")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    text = f"{strict_json.dumps(content, indent=2)}\n".encode()
+    write_whole(path, lambda file: file.write(text), durable=False)
 
 
 def without_secrets(spec: JobSpec) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class NonFiniteGuard(RanksCallback):
             guard.detach()
             for name in ("scale_loss", "apply"):
                 vars(optimizer).pop(name, None)
-            vars(model).pop("train_step")
+            model.__dict__.pop("train_step")
             if own is not None:  # of `weigh_rows`, for one
                 model.train_step = own
             model.make_train_function(force=True)

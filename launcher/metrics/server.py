@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from launcher.files import write_whole
+
 LOOPBACK = "127.0.0.1"
 
 _PLAIN = "text/plain; charset=utf-8"
@@ -108,6 +110,5 @@ def record_address(path: Path, server: MetricsServer, labels: dict[str, str]) ->
     """Writes where a server listens, as a target file that Prometheus' file_sd_configs reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = [{"targets": [server.address], "labels": labels}]
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(json.dumps(content) + "\n")
-    unfinished.replace(path)
+    text = f"{json.dumps(content)}\n".encode()
+    write_whole(path, lambda file: file.write(text), durable=False)

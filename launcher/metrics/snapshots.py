@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from launcher.files import write_whole
 from launcher.metrics.page import Metric, Page
 
 # Name and labels of a sample.
@@ -38,9 +39,8 @@ def write_snapshot(path: Path, page: Page) -> None:
     samples = samples_of(page).items()
     # As text where JSON has no number for it; `float` reads that too.
     content = [[n, labels, x if math.isfinite(x) else str(x)] for (n, labels), x in samples]
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, allow_nan=False))
-    partial.replace(path)
+    text = json.dumps(content, allow_nan=False).encode()
+    write_whole(path, lambda file: file.write(text), durable=False)
 
 
 def read_snapshot(path: Path) -> Samples:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import LauncherError
+from launcher.files import write_whole
 from launcher.report.page import render
 from launcher.report.run import read_run
 
@@ -20,10 +21,8 @@ def write_report(directories: Sequence[Path], target: Path | None = None) -> Pat
     name = "report.html" if len(runs) == 1 else f"report-with-{runs[1].name}.html"
     path = target or directories[0] / name
     text = render(runs)
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        write_whole(path, lambda file: file.write(text.encode()), durable=False)
     except OSError as error:
         raise LauncherError(
             f"the report cannot be written to {path}: {error.strerror}; name another place with "

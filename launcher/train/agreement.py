@@ -56,7 +56,7 @@ def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
 
     Raises:
         LauncherError: From `action`, with the rank in front, on the lowest rank where it failed.
-        PeerError: On all others.
+        PeerError: On all others, with the same exit code.
     """
     if is_elastic():
         return action()  # Ranks come one by one: see `agree_on_output`.
@@ -65,7 +65,8 @@ def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
         result = action()
     except LauncherError as error:
         failure = error
-    failed = ranks_where(failure is not None, ranks)
+    codes = _of_all_ranks(0 if failure is None else failure.exit_code, ranks)
+    failed = np.flatnonzero(codes).tolist()
     if not failed:
         return result  # type: ignore[return-value]
     if failure is not None and failed[0] == ranks.rank:
@@ -73,13 +74,20 @@ def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
         where = "" if len(failed) == ranks.size else f"rank {ranks.rank}: "
         failure.args = (f"{where}{failure}",)
         raise failure
-    raise PeerError(f"rank {failed[0]} failed")
+    peer = PeerError(f"rank {failed[0]} failed")
+    peer.exit_code = int(codes[failed[0]])
+    raise peer
 
 
 def ranks_where(condition: bool, ranks: Communicator) -> list[int]:
     """The ranks on which `condition` holds, known to all."""
-    flags = tf.one_hot(ranks.rank, ranks.size) * float(condition)
-    return np.flatnonzero(ranks.all_reduce(flags, "flags").numpy()).tolist()
+    return np.flatnonzero(_of_all_ranks(float(condition), ranks)).tolist()
+
+
+def _of_all_ranks(number: float, ranks: Communicator) -> np.ndarray:
+    """The number that each rank gives, by rank."""
+    numbers = tf.one_hot(ranks.rank, ranks.size) * float(number)
+    return ranks.all_reduce(numbers, "flags").numpy()
 
 
 def leave_alone(error: LauncherError, ranks: Communicator) -> NoReturn:

@@ -16,7 +16,7 @@ import numpy as np
 
 from launcher import strict_json
 from launcher.errors import UsageError
-from launcher.train.files import write_whole
+from launcher.files import WriteError, write_whole
 
 _META = "meta"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError)
@@ -56,8 +56,11 @@ class CheckpointStore:
         return sorted(self.directory.glob("step-*.npz"))
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes one and removes all but the latest `keep`."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Writes one and removes all but the latest `keep`.
+
+        Raises:
+            WriteError: It cannot be written, of which no trace is left; the older ones stand.
+        """
         path = self.directory / f"step-{checkpoint.step:010d}.npz"
         members = {f"a{index:05d}": array for index, array in enumerate(checkpoint.arrays)}
         meta = {
@@ -68,7 +71,11 @@ class CheckpointStore:
         }
         members = {name: np.frombuffer(a.tobytes(), np.uint8) for name, a in members.items()}
         members[_META] = np.frombuffer(strict_json.dumps(meta).encode(), np.uint8)
-        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **members))
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda file: np.savez(file, allow_pickle=False, **members))
+        except OSError as error:
+            raise WriteError(path, error) from error
         for old in self.paths()[: -self._keep]:
             old.unlink()
         return path

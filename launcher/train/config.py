@@ -125,6 +125,14 @@ class TrainConfig(BaseModel):
         None, description="Profile these steps, such as 10:20, with the collectives of all ranks."
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        # An empty path would be the working directory, an empty host every address.
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("expected a value, not an empty text (leave the option out instead)")
+        return value
+
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:

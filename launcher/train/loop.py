@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from launcher.train.agreement import together
 from launcher.train.checkpoint import Checkpoint, CheckpointStore
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet, batches
@@ -213,6 +214,10 @@ class Trainer:
     def _save(self) -> None:
         self._watch.check_state(self.position.step)
         self._observer.on_save(self.position.step)
+        # The others wait for rank 0 in the next step anyway; so they leave with it if it fails.
+        together(self._ranks, self._write)
+
+    def _write(self) -> None:
         if self._ranks.rank == 0:
             variables = self.variables
             meta = {

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from launcher.errors import LauncherError
+from launcher.files import write_whole
 from launcher.train.agreement import broadcast_json, ranks_where
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet
-from launcher.train.files import write_whole
 from launcher.train.models import build_model
 from launcher.train.optimizers import make_optimizer
 from launcher.train.replicas import Replicas
@@ -157,7 +158,8 @@ def leave(
     message = f"{cause}: {advise(config, micro)}"
     _log.error("%s", message)
     note = {"rank": rank, "message": message, "micro_batches": micro, "time": time.time()}
-    write_whole(output / NOTE, lambda file: file.write(json.dumps(note).encode()))
+    with suppress(OSError):  # a full disk: the peers then see only that this rank ends
+        write_whole(output / NOTE, lambda file: file.write(json.dumps(note).encode()))
     print(f"launcher.train: {message}", file=sys.stderr, flush=True)
     time.sleep(_SECONDS_FOR_PEERS)  # A rank that ends takes the others with it before they know.
     os._exit(OutOfMemoryError.exit_code)

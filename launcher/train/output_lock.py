@@ -17,6 +17,7 @@ from typing import Any
 
 from launcher import strict_json
 from launcher.errors import UsageError
+from launcher.files import remove_partials
 from launcher.train.agreement import together
 from launcher.train.environment import is_elastic
 from launcher.train.observers import warn
@@ -88,6 +89,7 @@ class OutputLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
         self._descriptor = descriptor
+        remove_partials(self._output, self._output / "checkpoints")
 
     def release(self) -> None:
         """Gives the lock back, if it is held."""

@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from launcher.errors import LauncherError, UsageError
+from launcher.files import WriteError
 from launcher.heartbeat import Heartbeat
+from launcher.supervision.logs import RankLog
 from launcher.train import memory, stopping
 from launcher.train.agreement import (
     PeerError,
@@ -108,13 +111,29 @@ class Session:
     def run(self) -> int:
         """Trains to the end, writes the summary, and returns the exit code."""
         position = self._resume()
-        diverged: DivergedError | None = None
+        failure: LauncherError | None = None
         try:
             outcome = self._train(position)
-        except DivergedError as error:
-            diverged, outcome = error, Outcome(times=self._trainer.times)
+        except (DivergedError, WriteError, PeerError) as error:
+            if is_elastic() and not isinstance(error, DivergedError):
+                raise  # which the other ranks know nothing of
+            failure, outcome = error, Outcome(times=self._trainer.times)
         _log.info("weights %s", weights_digest(self._variables))
-        summary = summarize(
+        summary = self._summarize(outcome, failure)
+        try:
+            together(self._ranks, lambda: self._write(summary))
+        except (WriteError, PeerError) as error:
+            if is_elastic():
+                raise
+            failure = failure or error
+            summary = self._summarize(outcome, failure)
+        self._observer.on_end(summary)
+        if failure is not None:
+            return self._leave(failure)
+        return stopping.EXIT_CODE if outcome.stopped else 0
+
+    def _summarize(self, outcome: Outcome, failure: LauncherError | None) -> dict[str, Any]:
+        return summarize(
             self._config,
             self._trainer,
             outcome,
@@ -124,14 +143,12 @@ class Session:
             micro_batches=self._micro_batches,
             notes=self._notes,
             skipped_records=self._data.skipped,
-            failure=None if diverged is None else {"class": "diverged", "message": str(diverged)},
+            failure=failure and {"class": _class(failure), "message": str(failure)},
         )
+
+    def _write(self, summary: dict[str, Any]) -> None:
         if self._ranks.rank == 0:
             write_summary(summary, self._output)
-        self._observer.on_end(summary)
-        if diverged is not None:
-            return self._leave(diverged)
-        return stopping.EXIT_CODE if outcome.stopped else 0
 
     def _train(self, position: Position) -> Outcome:
         if not is_elastic():
@@ -141,23 +158,27 @@ class Session:
         state = elastic.KerasState(self._variables, position, self._ranks)
         return elastic.run_elastically(self._make_trainer, state, self._config.commit_steps)
 
-    def _leave(self, diverged: DivergedError) -> int:
-        """The end of training that has diverged: all ranks leave, and the first that saw it tells.
+    def _leave(self, failure: LauncherError) -> int:
+        """The end of training that has failed on all ranks at once: one of them tells.
 
         Only that one fails for its own reason, to whoever reads the heartbeats of all.
         """
+        rank = self._ranks.rank
         saved = self._store.paths()
         last = f"the last checkpoint, {saved[-1]}, is sound" if saved else "no checkpoint was saved"
-        message = f"diverged: {diverged}; {last}. {ADVICE}"
-        _log.error("%s", message)
-        rank = self._ranks.rank
-        if rank == diverged.rank:
+        message = f"{failure}; {last}"
+        tells = isinstance(failure, WriteError)
+        if isinstance(failure, DivergedError):
             place = "" if rank == 0 else f"rank {rank}: "
-            print(f"launcher.train: {place}{message}", file=sys.stderr, flush=True)
+            message = f"{place}diverged: {message}. {ADVICE}"
+            tells = rank == failure.rank
+        _log.error("%s", message)
+        if tells:
+            print(f"launcher.train: {message}", file=sys.stderr, flush=True)
         else:
             self._heartbeat.beat("leaving")
         self._ranks.barrier()  # A rank that leaves may take the others with it: tell first.
-        return diverged.exit_code
+        return failure.exit_code
 
     def _fit_memory(self) -> int:
         if is_elastic() or self._config.on_oom == "stop":
@@ -213,8 +234,8 @@ class Session:
             memory.watch_peers(rank, output)
         try:
             return trainer.run()
-        except DivergedError:
-            raise  # as on all ranks
+        except (DivergedError, WriteError, PeerError):
+            raise  # all ranks leave
         except LauncherError as error:
             leave_alone(error, self._ranks)
         except (tf.errors.OpError, MemoryError) as error:
@@ -272,8 +293,26 @@ def make_replicas(config: TrainConfig, ranks: Communicator) -> Replicas:
     return MirroredReplicas(config.replicas)
 
 
+def _class(failure: LauncherError) -> str:
+    """In the words of the launcher."""
+    if isinstance(failure, DivergedError):
+        return "diverged"
+    return "disk full" if isinstance(failure, WriteError) and failure.full else "error"
+
+
+class _LogFile(logging.Handler):
+    """A rank's log. A full disk costs lines of it, and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._log = RankLog(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.write(self.format(record))
+
+
 def _start_log(output: Path, ranks: Communicator) -> None:
-    handler = logging.FileHandler(output / "logs" / f"rank-{ranks.rank}.log")
+    handler = _LogFile(output / "logs" / f"rank-{ranks.rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import strict_json
+from launcher.files import WriteError, write_whole
 from launcher.train.config import TrainConfig
-from launcher.train.files import write_whole
 from launcher.train.loop import Trainer
 from launcher.train.position import Outcome
 
@@ -38,6 +38,14 @@ def summarize(
 
 
 def write_summary(summary: dict[str, Any], output: Path) -> None:
-    """Writes summary.json, whole or not at all."""
+    """Writes summary.json, whole or not at all.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
     text = strict_json.dumps(summary, indent=2) + "\n"
-    write_whole(output / "summary.json", lambda file: file.write(text.encode()))
+    path = output / "summary.json"
+    try:
+        write_whole(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise WriteError(path, error) from error

@@ -121,9 +121,24 @@ def test_disk_full_while_saving(launch: Launch, small_disk: Path) -> None:
     note("disk full while saving", seconds, result)
     assert result.returncode == 1, result.transcript()
     assert "a disk is full" in result.output
-    assert launch.cause()["class"] == "error"
+    assert launch.cause()["class"] == "disk full"
     assert json.loads((small_disk / "checkpoint.json").read_text())["step"] in {4, 5}
     assert not list(small_disk.glob(".checkpoint*")), "no half-written file"
+
+
+@pytest.mark.timeout(60)
+def test_a_run_that_fills_the_disk_it_is_recorded_on_is_not_lost(
+    launch: Launch, small_disk: Path
+) -> None:
+    # The first write takes all there is, the second fails.
+    fill = f"fill = open({str(small_disk)!r} + '/fill', 'ab', buffering=0)"
+    fault = f"{fill}; fill.write(bytes(1 << 20)); fill.write(bytes(1 << 20))"
+    launch.start([*ONCE, "-o", str(small_disk / "runs")], launch.program("--fault", fault))
+    result = launch.finish()
+    assert result.returncode == 1, result.transcript()
+    (run,) = (small_disk / "runs").iterdir()
+    assert read_run(run).state == "failed"
+    assert not list(run.rglob("*.part"))
 
 
 @pytest.mark.timeout(60)

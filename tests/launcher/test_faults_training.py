@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,8 @@ import pytest
 
 from tests.documents import strict
 from tests.launcher.launches import Launch
+from tests.launcher.small_disks import run_on_small_disk
+from tests.processes import Launcher
 
 pytestmark = pytest.mark.multiprocess
 
@@ -40,7 +43,7 @@ def test_the_launcher_calls_it_diverged_and_does_not_try_again(
 
 @pytest.mark.timeout(240)
 def test_a_restart_does_not_meet_the_lock_of_the_attempt_before(launch: Launch) -> None:
-    training = ["--model", "dnn", "--batch-size", "4", "--epochs", "4", "--checkpoint-steps", "20"]
+    training = ["--model", "dnn", "--batch-size", "4", "--epochs", "1", "--checkpoint-steps", "20"]
     program = ["python", "-m", "launcher.train", *training, "--resume"]
     launch.start(["-np", "2", "--backend", "mpi", "--backoff", "0"], program)
     launch.wait_until(lambda: launch.events("checkpoint"), seconds=100)
@@ -51,3 +54,46 @@ def test_a_restart_does_not_meet_the_lock_of_the_attempt_before(launch: Launch) 
     assert result.returncode == 0, result.transcript()
     assert len(launch.events("restarting")) == 1
     assert json.loads((Path(launch.run) / ".trainer.lock").read_text())["attempt"] == 1
+
+
+# A checkpoint of it takes 620 kB.
+DISK = ["--model", "dnn", "--epochs", "8", "--keep-checkpoints", "9"]
+
+
+@pytest.mark.timeout(180)
+def test_a_disk_full_while_training_saves(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    command = [sys.executable, "-m", "launcher", "run", "-np", "2", "--backend", "mpi"]
+    command += ["--max-restarts", "0", "-o", str(place / "runs"), "--"]
+    command += ["python", "-m", "launcher.train", *DISK]
+    seen = run_on_small_disk(place, "2m", command)
+    said = seen["stdout"] + seen["stderr"]
+    assert seen["code"] == 1, said
+    assert "Traceback" not in said
+    assert "disk full: rank 0 on localhost could not write after step" in said
+    assert "/checkpoints/step-" in said
+    assert "kB free" in said
+    assert "hint: a disk is full: free space" in said
+    assert len([name for name in seen["files"] if name.endswith(".npz")]) == 3
+    assert not [name for name in seen["files"] if ".part" in name]
+    assert seen["free"] > 100_000
+    events = [json.loads(line) for line in seen["texts"]["journal.jsonl"].splitlines()]
+    assert events[-1]["result"] == "failed"
+    assert events[-1]["cause"]["class"] == "disk full"
+    assert json.loads(seen["texts"]["summary.json"])["failure"]["class"] == "disk full"
+
+
+@pytest.mark.timeout(120)
+def test_partial_files_of_a_dead_attempt_are_removed(
+    single_process: Launcher, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    stale = [
+        tmp_path / "checkpoints" / ".step-0000000005.npz.part",
+        tmp_path / ".summary.json.part",
+    ]
+    for path in stale:
+        path.write_bytes(bytes(1000))
+    run = ["--model", "dnn", "--epochs", "1", "--output", str(tmp_path)]
+    single_process(1, "launcher.train", run).check()
+    assert not any(path.exists() for path in stale)

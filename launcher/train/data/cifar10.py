@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from launcher.train.config import TrainConfig
-from launcher.train.data.dataset import DataError, DataSet, standardized
+from launcher.train.data.dataset import (
+    DataError,
+    DataSet,
+    check_labels,
+    read_regular,
+    standardized,
+)
 
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -48,14 +54,18 @@ def load(config: TrainConfig, path: Path) -> DataSet:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, 32, 32, 3) uint8 and labels (n,) int32 of one file."""
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        data, labels = batch[b"data"], np.asarray(batch[b"labels"], np.int32)
+        batch = _ArraysOnly(io.BytesIO(read_regular(path)), encoding="bytes").load()
+        data, labels = batch[b"data"], np.asarray(batch[b"labels"])
+        check_labels(labels, 10, str(path))
+        labels = labels.astype(np.int32)
         # Stored as three planes one after the other.
         images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         if images.dtype != np.uint8 or len(images) != len(labels):
             raise ValueError(f"{len(images)} images of {images.dtype}, {len(labels)} labels")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
+    except DataError:
+        raise
     except Exception as error:  # a damaged pickle fails in every way there is
         raise DataError(
             f"{path} is damaged, or no batch of CIFAR-10 ({type(error).__name__}: {error})"

@@ -1,12 +1,17 @@
 """What the loop asks of data: examples that are read by number, a training and a test part."""
 
+import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from launcher.errors import UsageError
 from launcher.train.data.order import epoch_order
+
+# More output units than this are a mistake in the labels.
+_MOST_CLASSES = 1 << 24
 
 
 class DataError(UsageError):
@@ -86,6 +91,52 @@ class DataSet:
     shape: tuple[int, ...]
     classes: int
     skipped: int = 0
+
+
+def check_labels(
+    labels: np.ndarray, classes: int | None, place: str, first: int | None = 0
+) -> None:
+    """Refuses labels that are no class: training on them teaches nothing, and says nothing.
+
+    Args:
+        labels: (examples,), of any dtype.
+        classes: How many there are; None for as many as the labels name.
+        place: Where the labels stand, for the error.
+        first: The number of the first one there; None where the place says it.
+
+    Raises:
+        DataError: Names the first bad label and its example.
+    """
+    labels = np.asarray(labels)
+    limit = _MOST_CLASSES if classes is None else classes
+    if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and _whole(labels).all()):
+        raise DataError(
+            f"{place}: expected whole numbers as labels. Received: {labels.dtype} labels, such as "
+            f"{labels.ravel()[:3].tolist()}"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= limit))
+    if len(bad):
+        where = place if first is None else f"{place}, example {first + bad[0]}"
+        raise DataError(
+            f"{where}: expected a label from 0 to {limit - 1}. Received: {labels[bad[0]]}"
+        )
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    return np.isfinite(labels) & (labels == np.floor(labels))
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file, which must be one: to open a pipe or a device may wait for ever.
+
+    Raises:
+        OSError: It cannot be read.
+        DataError: It is something else than a file.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a directory fails by itself
+        raise DataError(f"{path} is no regular file (a pipe, socket or device)")
+    return path.read_bytes()
 
 
 def hold_out(count: int, part: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from launcher.train.config import TrainConfig
-from launcher.train.data.dataset import DataError, DataSet, Examples, Part, hold_out
+from launcher.train.data.dataset import (
+    DataError,
+    DataSet,
+    Examples,
+    Part,
+    hold_out,
+    read_regular,
+)
 from launcher.train.data.images import (
     CHANNELS,
     UndecodableError,
@@ -58,6 +65,11 @@ def load(config: TrainConfig, path: Path) -> DataSet:
     train, skipped = _list(path / "train" if split else path, classes, config)
     shape = (train.side, train.side, CHANNELS)
     if split and held is not None:
+        if strangers := sorted(set(_directories(held)) - set(classes)):
+            raise DataError(
+                f"{held}: expected no other classes than {path / 'train'} has. "
+                f"Received also: {', '.join(strangers[:5])}"
+            )
         validation, more = _list(held, classes, config)
         return DataSet("folder", train, validation, shape, len(classes), skipped + more)
     numbers, out = hold_out(len(train), config.validation_part)
@@ -65,10 +77,15 @@ def load(config: TrainConfig, path: Path) -> DataSet:
 
 
 def _classes(directory: Path) -> list[str]:
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    names = _directories(directory)
     if len(names) < 2:
         raise DataError(f"{directory}: expected one directory per class. Received: {names}")
     return names
+
+
+def _directories(directory: Path) -> list[str]:
+    """Those in it that are not hidden."""
+    return sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def _list(directory: Path, classes: list[str], config: TrainConfig) -> tuple[ImageFiles, int]:
@@ -76,8 +93,13 @@ def _list(directory: Path, classes: list[str], config: TrainConfig) -> tuple[Ima
     paths, labels, skipped = [], [], 0
     for label, name in enumerate(classes):
         for path in sorted((directory / name).rglob("*")):
-            if path.suffix.lower() not in _ENDINGS:
+            if path.suffix.lower() not in _ENDINGS or path.is_dir():
                 continue
+            if not config.skip_bad_records and path.exists() and not path.is_file():
+                raise DataError(
+                    f"{path} is no regular file (a pipe, socket or device): remove it, or use "
+                    "--skip-bad-records"
+                )
             if config.skip_bad_records and not _is_sound(path, side):
                 skipped += 1
                 continue
@@ -90,14 +112,14 @@ def _list(directory: Path, classes: list[str], config: TrainConfig) -> tuple[Ima
 
 def _is_sound(path: Path, side: int) -> bool:
     try:
-        decode(path.read_bytes(), side)
-    except (UndecodableError, OSError):
+        decode(read_regular(path), side)
+    except (UndecodableError, OSError, DataError):
         return False
     return True
 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

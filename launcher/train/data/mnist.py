@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from launcher.train.config import TrainConfig
-from launcher.train.data.dataset import DataError, DataSet, standardized
+from launcher.train.data.dataset import (
+    DataError,
+    DataSet,
+    check_labels,
+    read_regular,
+    standardized,
+)
 
 _FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -28,6 +34,7 @@ def load(config: TrainConfig, path: Path) -> DataSet:
     arrays = _read_npz(path) if path.suffix == ".npz" else _read_directory(path)
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        check_labels(labels, None, f"{path}, {part} part")
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"{path}: expected images (n, height, width) and labels (n,) in its {part} part. "
@@ -42,6 +49,8 @@ def load(config: TrainConfig, path: Path) -> DataSet:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no regular file")
     try:
         # Opened here: numpy forgets to close a file that turns out to be damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -65,10 +74,10 @@ def _read_idx(directory: Path, name: str) -> np.ndarray:
     path = directory / name
     try:
         if path.exists():
-            content = path.read_bytes()
+            content = read_regular(path)
         else:
             path = directory / f"{name}.gz"
-            content = gzip.decompress(path.read_bytes())
+            content = gzip.decompress(read_regular(path))
     except FileNotFoundError as error:
         raise DataError(f"{directory / name} (or .gz) does not exist") from error
     except (OSError, EOFError, zlib.error) as error:

@@ -14,7 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from launcher.train.config import TrainConfig
-from launcher.train.data.dataset import DataError, DataSet, Examples, Part, hold_out
+from launcher.train.data.dataset import (
+    DataError,
+    DataSet,
+    Examples,
+    Part,
+    check_labels,
+    hold_out,
+)
 from launcher.train.data.images import (
     CHANNELS,
     UndecodableError,
@@ -97,6 +104,7 @@ def _index(files: list[Path], side: int, config: TrainConfig) -> tuple[Records, 
                 if content is None:
                     raise DataError(f"{record} is damaged: its checksum does not fit")
                 image, label = _parse(record, content)
+                check_labels(np.array([label]), None, str(record), first=None)
                 if config.skip_bad_records:
                     decode(image, side)
             except (DataError, UndecodableError) as error:

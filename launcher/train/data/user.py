@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from launcher.errors import UsageError
 from launcher.train.config import TrainConfig
-from launcher.train.data.dataset import DataError, DataSet, Examples
+from launcher.train.data.dataset import DataError, DataSet, Examples, check_labels
 from launcher.train.references import load_function
 
 # A wider shuffle would hold more examples in memory than this.
@@ -90,12 +90,12 @@ def load(config: TrainConfig) -> DataSet:
         whole = _count(train, place)
         train = train.ignore_errors()
         held = None if held is None else held.ignore_errors()
-    count, classes = _count_and_classes(train, place)
+    count, classes = _count_and_classes(train, place, None)
     skipped = whole - count if config.skip_bad_records and whole >= 0 else 0
     if held is None:
         out = max(1, round(count * config.validation_part))
         train, held, count = train.skip(out), train.take(out), count - out
-    held_count, _ = _count_and_classes(held, place)
+    held_count, _ = _count_and_classes(held, f"{place}, held out", classes)
     return DataSet(
         config.dataset,
         StreamExamples(train, count, place),
@@ -124,12 +124,13 @@ def _count(dataset: Any, place: str) -> int:
     return known if known >= 0 else -1
 
 
-def _count_and_classes(dataset: Any, place: str) -> tuple[int, int]:
-    """Goes through the data once."""
+def _count_and_classes(dataset: Any, place: str, classes: int | None) -> tuple[int, int]:
+    """Goes through the data once, whose labels must be among `classes`, if these are known."""
     _count(dataset, place)
     count, largest = 0, 0
     try:
         for _, label in dataset.as_numpy_iterator():
+            check_labels(np.reshape(label, 1), classes, place, first=count)
             count, largest = count + 1, max(largest, int(label))
     except tf.errors.OpError as error:
         what = str(error.message).splitlines()[0]

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.files import write_whole
+from launcher.supervision.logs import append_whole
 from launcher.train.observers import (
     EpochDone,
     Observer,
@@ -58,9 +60,8 @@ class Journal(Observer):
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_before(line, run)]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, self._path)
+            text = "".join(f"{line}\n" for line in kept)
+            write_whole(self._path, lambda file: file.write(text.encode()), durable=False)
         started = {name: value for name, value in asdict(run).items() if name != "output"}
         attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
         self._write("start", {**started, "attempt": attempt, **self._about})
@@ -95,8 +96,12 @@ class Journal(Observer):
             self._written = now
             text = "".join(f"{pending}\n" for pending in self._pending)
             self._pending.clear()
-            with self._path.open("a") as file:
-                file.write(text)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            descriptor = os.open(self._path, flags, 0o644)
+            try:
+                append_whole(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
 
 
 def thinning(step: int) -> int:

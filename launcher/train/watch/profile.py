@@ -5,6 +5,7 @@ process there, its steps and each kind of all-reduce a row. TensorFlow's own is 
 """
 
 import json
+import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from launcher import strict_json
+from launcher.files import write_whole
 from launcher.train.observers import Observer, RunStarted, StepDone, warn
 from launcher.train.watch.measures import Measures
 from syncbn.communicators import Communicator
@@ -85,12 +87,13 @@ class Profile(Observer):
                 tf.profiler.experimental.stop()
             except (tf.errors.OpError, OSError) as error:
                 warn(f"TensorFlow's profile is lost: {error}")
+                shutil.rmtree(self._directory / f"rank-{self._ranks.rank}", ignore_errors=True)
         everything = gather({"host": socket.gethostname(), "events": self._events}, self._ranks)
         if self._ranks.rank == 0:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                path = self._directory / "trace.json"
-                path.write_text(strict_json.dumps(chrome_trace(everything)))
+                text = strict_json.dumps(chrome_trace(everything)).encode()
+                write_whole(self._directory / "trace.json", lambda file: file.write(text))
             except OSError as error:
                 warn(f"the trace cannot be written: {error}")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launcher.errors import UsageError
+from launcher.files import WriteError
 from launcher.train.checkpoint import Checkpoint, CheckpointStore, check_fits
 
 
@@ -76,13 +77,14 @@ def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(WriteError, match=r"step-0000000002\.npz cannot be .* File too large"):
             store.save(_checkpoint(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     loaded, warnings = store.latest()
     assert loaded is not None
     assert (loaded.step, warnings) == (1, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001.npz"]
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Digits, MNIST and CIFAR-10: arrays in files as their makers write them, whole and damaged."""
 
 import gzip
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -85,6 +86,35 @@ def test_mnist_in_an_npz_file(tmp_path: Path) -> None:
         load("mnist", path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (np.array([0, 1, -1, 2]), "example 2: expected a label from 0 to .* Received: -1"),
+        (np.array([0, 1, 2, 1.5]), "expected whole numbers"),
+        (np.array(["cat", "dog", "cat", "emu"]), "expected whole numbers"),
+    ],
+)
+def test_labels_of_arrays_that_are_no_classes(
+    tmp_path: Path, labels: np.ndarray, problem: str
+) -> None:
+    images, path = np.zeros((4, 5, 4), np.uint8), tmp_path / "mnist.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=[0, 1, 2, 0])
+    with pytest.raises(DataError, match=problem):
+        load("mnist", path)
+
+
+@pytest.mark.timeout(20)
+def test_pipes_in_the_place_of_arrays_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mnist.npz")
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    os.mkfifo(tmp_path / "data_batch_1")
+    for dataset, path in (("mnist", tmp_path / "mnist.npz"), ("mnist", tmp_path)):
+        with pytest.raises(DataError, match="is no regular file"):
+            load(dataset, path)
+    with pytest.raises(DataError, match="data_batch_1 is no regular file"):
+        load("cifar10", tmp_path)
+
+
 def test_damaged_and_missing_mnist_files_are_named(tmp_path: Path) -> None:
     _mnist(tmp_path)
     labels = tmp_path / "train-labels-idx1-ubyte"
@@ -120,6 +150,14 @@ def test_cifar10_batches(tmp_path: Path) -> None:
     expected = (plane.transpose(1, 2, 0) - images.mean()) / images.std()
     np.testing.assert_allclose(features[0], expected, atol=1e-5)
     assert labels.tolist() == [2]
+
+
+def test_a_cifar10_label_beyond_its_ten_classes_is_named(tmp_path: Path) -> None:
+    images = _cifar(tmp_path)
+    batch = {b"data": images, b"labels": [0, 10, 2, 9]}
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataError, match=r"data_batch_2, example 1: .* from 0 to 9\. Received: 10"):
+        load("cifar10", tmp_path)
 
 
 def test_a_cifar10_file_cannot_run_anything(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Encoded images in folders and in TFRecord files, whole and damaged."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,27 @@ def test_a_bad_image_is_named_or_skipped(tmp_path: Path) -> None:
     data.train.read(np.arange(7))
 
 
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_named_or_skipped_and_not_waited_for(tmp_path: Path) -> None:
+    _folder(tmp_path)
+    (tmp_path / "train" / "dog" / "more.png").mkdir()  # a directory of that name is looked into
+    (tmp_path / "train" / "dog" / "more.png" / "7.png").write_bytes(_png(3))
+    (tmp_path / "train" / ".cache").mkdir()
+    assert len(load("folder", tmp_path, image_size=8).train) == 9
+    os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"cat/pipe\.png is no regular file"):
+        load("folder", tmp_path, image_size=8)
+    data = load("folder", tmp_path, image_size=8, skip_bad_records=True)
+    assert (len(data.train), data.skipped) == (9, 1)
+
+
+def test_a_held_out_class_that_nobody_trains_on_is_refused(tmp_path: Path) -> None:
+    _folder(tmp_path)
+    (tmp_path / "validation" / "emu").mkdir()
+    with pytest.raises(DataError, match=r"no other classes than .* Received also: emu"):
+        load("folder", tmp_path, image_size=8)
+
+
 def _example(image: bytes, label: int) -> bytes:
     features = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
@@ -77,6 +99,17 @@ def test_tfrecord_files(tmp_path: Path) -> None:
     features, labels = data.train.read(np.array([4, 1]))
     assert labels.tolist() == [1, 1]
     np.testing.assert_allclose(features[:, 0, 0, 0], [200 / 127.5 - 1, 50 / 127.5 - 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 2**40])
+def test_a_label_that_is_no_class_is_named_or_skipped(tmp_path: Path, label: int) -> None:
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for number in (0, 1, label, 1):
+            writer.write(_example(_png(9), number))
+    with pytest.raises(DataError, match=rf"record 2: expected a label from 0.*Received: {label}"):
+        load("tfrecord", path)
+    assert load("tfrecord", path, skip_bad_records=True).skipped == 1
 
 
 def test_a_damaged_record_is_named_or_skipped(tmp_path: Path) -> None:

@@ -57,3 +57,34 @@ def test_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load("their_data:flawed", skip_bad_records=True).skipped == 1
     with pytest.raises(UsageError, match="cannot import it"):
         load("their_data:missing")
+
+
+def test_labels_of_a_users_dataset_that_are_no_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_labels.py").write_text(
+        "import tensorflow as tf\n"
+        "def labelled(*labels):\n"
+        "    features = tf.zeros([len(labels), 2])\n"
+        "    return tf.data.Dataset.from_tensor_slices((features, list(labels)))\n"
+        "def negative():\n"
+        "    return labelled(0, 1, -1)\n"
+        "def between():\n"
+        "    return labelled(0.0, 1.5)\n"
+        "def held_out():\n"
+        "    return labelled(0, 1, 1), labelled(1, 2)\n"
+        "def names():\n"
+        "    return labelled('cat', 'dog')\n"
+        "def floats():\n"
+        "    return labelled(0.0, 1.0, 1.0), labelled(1.0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for function, problem in (
+        ("negative", "example 2: expected a label from 0 to .* Received: -1"),
+        ("between", "expected whole numbers"),
+        ("held_out", "held out, example 1: expected a label from 0 to 1. Received: 2"),
+        ("names", "expected whole numbers"),
+    ):
+        with pytest.raises(DataError, match=f"their_labels:{function}.*{problem}"):
+            load(f"their_labels:{function}")
+    assert load("their_labels:floats").classes == 2

@@ -1,0 +1,80 @@
+"""Files that are whole or absent: written under another name, synced to disk, renamed."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.errors import LauncherError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class WriteError(LauncherError):
+    """A file that the job cannot do without cannot be written.
+
+    Attributes:
+        full: Whether the disk, or the quota, is full.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.full = error.errno in _FULL
+        if self.full:
+            text = f"disk full: {path} cannot be written ({error.strerror}){_room(path)}"
+        else:
+            text = f"{path} cannot be written: {error.strerror or error}"
+        super().__init__(text)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
+    """Replaces `path` by what `write` puts into the file it is given.
+
+    A crash at any moment leaves either the old file or the new one, and a failure nothing else:
+    what a full disk took of the new one is given back. With `durable` it survives a power cut.
+
+    Raises:
+        OSError: The old file stands.
+    """
+    temporary = partial(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # The renaming itself must survive a power cut too.
+        finally:
+            os.close(directory)
+
+
+def partial(path: Path) -> Path:
+    """The name under which `path` is written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def remove_partials(*directories: Path) -> None:
+    """Removes what writers that were killed have left; for the only writer of the directories."""
+    for directory in directories:
+        for path in directory.glob(".*.part"):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _room(path: Path) -> str:
+    """What is free on the file system of `path`, after a colon; empty if it cannot be told."""
+    try:
+        usage = shutil.disk_usage(path.parent)
+    except OSError:
+        return ""
+    return f": {usage.free / 1e3:,.0f} kB free of {usage.total / 1e6:,.0f} MB"
