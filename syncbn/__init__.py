@@ -3,6 +3,7 @@
 from syncbn import callbacks, legacy
 from syncbn.broadcast import broadcast_variables
 from syncbn.communicators import Communicator, communicator, init
+from syncbn.consistency import train_independently
 from syncbn.layer import SyncBatchNormalization
 from syncbn.surgery import (
     convert_sync_batchnorm,
@@ -11,7 +12,7 @@ from syncbn.surgery import (
     revert_sync_batchnorm,
 )
 from syncbn.tape import DistributedGradientTape
-from syncbn.training import DistributedOptimizer, weigh_rows
+from syncbn.training import DistributedOptimizer, load_model, weigh_rows
 
 __all__ = [
     "Communicator",
@@ -25,7 +26,9 @@ __all__ = [
     "fold_batchnorm",
     "init",
     "legacy",
+    "load_model",
     "recompute_statistics",
     "revert_sync_batchnorm",
+    "train_independently",
     "weigh_rows",
 ]

@@ -1,5 +1,6 @@
 """Equal starts: the variables of one rank, bit for bit, on all."""
 
+import logging
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import tensorflow as tf
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators.base import Communicator
 from syncbn.errors import WorldError
+
+_log = logging.getLogger(__name__)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -28,6 +31,7 @@ def broadcast_variables(
 
     Raises:
         WorldError: The ranks' variables differ in number, shape or dtype.
+        ValueError: A model is not built, so that it has no variables yet.
         TypeError: Something in `variables` holds no variables.
     """
     ranks = communicator or current_communicator()
@@ -70,6 +74,38 @@ def check_equal_steps(steps: int | None, ranks: Communicator) -> None:
         )
 
 
+def everywhere(fact: bool, ranks: Communicator) -> bool:
+    """Whether `fact` holds on all ranks; every rank gets the same answer."""
+    return int(ranks.all_reduce(tf.constant(int(fact), tf.int64), "everywhere")) == ranks.size
+
+
+def build_by_tracing(model: keras.Model, batch: Any) -> bool:
+    """Gives a compiled model, and its optimizers, the variables that its first step would make.
+
+    Args:
+        model: Compiled; its `train_step` is traced and not run.
+        batch: `tf.TypeSpec`s of what `train_step` receives.
+
+    Returns:
+        Whether that was possible: not where the step needs numbers, as eager ones may.
+    """
+
+    def without_optionals(value: Any) -> Any:
+        return None if isinstance(value, tf.experimental.Optional) else value
+
+    @tf.autograph.experimental.do_not_convert
+    def step(data: Any) -> Any:
+        data = keras.tree.map_structure(without_optionals, data)
+        return model.distribute_strategy.run(model.train_step, args=(data,))
+
+    try:
+        tf.function(step).get_concrete_function(batch)
+    except Exception as error:  # of the user's step; run as a step it raises what it has to say
+        _log.info("the model is built by its first step: %s", error)
+        return False
+    return True
+
+
 def _check_equal_shapes(values: list[tf.Tensor], ranks: Communicator) -> None:
     """Ranks that broadcast different lists would wait for ever, or take each other's values."""
     described = ";".join(f"{value.dtype.name}{tuple(value.shape)}" for value in values)
@@ -93,6 +129,7 @@ def _variables_in(item: Any) -> Iterator[Any]:
     elif isinstance(item, keras.random.SeedGenerator):
         yield item.state
     elif hasattr(item, "variables"):
+        _check_built(item)
         yield from item.variables
         optimizer = getattr(item, "optimizer", None)
         if optimizer is not None:
@@ -102,6 +139,22 @@ def _variables_in(item: Any) -> Iterator[Any]:
             "variables must be variables, models, layers, optimizers or seed generators. "
             f"Received: {item!r}"
         )
+
+
+def _check_built(item: Any) -> None:
+    """Refuses what would be given other values by each rank when it is built later."""
+    if isinstance(item, keras.layers.Layer) and not is_built(item):
+        raise ValueError(
+            f"{item.name!r} is not built: it has no variables to broadcast yet. Call it on a batch "
+            "first, or build(input_shape); for fit use "
+            "callbacks=[syncbn.callbacks.BroadcastVariables()], which waits for that"
+        )
+
+
+def is_built(model: keras.layers.Layer) -> bool:
+    """Whether `model` has all its variables: it was built, or each of its layers was."""
+    layers = list(model._flatten_layers(include_self=False))
+    return model.built or (bool(layers) and all(layer.built for layer in layers))
 
 
 def _is_keras(variable: Any) -> bool:

@@ -9,7 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from syncbn.broadcast import broadcast_variables, check_equal_steps
+from syncbn import consistency
+from syncbn.broadcast import (
+    broadcast_variables,
+    build_by_tracing,
+    check_equal_steps,
+    everywhere,
+    is_built,
+)
 from syncbn.communicators.base import Communicator
 from syncbn.errors import DivergenceError
 from syncbn.non_finite import NonFiniteGuard
@@ -27,6 +34,11 @@ __all__ = [
 class BroadcastVariables(RanksCallback):
     """Gives all ranks the weights, seeds and optimizer state of one, when training begins.
 
+    A model that Keras builds in `fit` (a `Sequential` without `Input`, a subclassed model) is built
+    right before its first step, by tracing that step once without running it. Where this cannot be
+    done (`run_eagerly` with a step that needs numbers), the variables are broadcast after the first
+    step instead.
+
     It also turns XLA off for the model, which `jit_compile="auto"` may have chosen on a GPU: the
     collectives of most engines cannot be compiled.
 
@@ -37,6 +49,7 @@ class BroadcastVariables(RanksCallback):
     Raises:
         syncbn.errors.WorldError: When training begins, on all ranks alike: their models differ in
             shape, or their epochs in steps, where Keras knows them.
+        syncbn.errors.DivergenceError: On all ranks alike: the weights differ all the same.
     """
 
     def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
@@ -49,8 +62,35 @@ class BroadcastVariables(RanksCallback):
             model.jit_compile = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        check_equal_steps(self.params.get("steps"), self.ranks)
+        ranks = self.ranks
+        check_equal_steps(self.params.get("steps"), ranks)
+        if ranks.size == 1:
+            return
+        if everywhere(is_built(self.model), ranks):
+            self._broadcast()
+        else:
+            self._broadcast_before_the_first_step()
+
+    def _broadcast(self) -> None:
         broadcast_variables(self.model, self._root_rank, self.ranks)
+        check_divergence(self.model, 0, self.ranks)
+
+    def _broadcast_before_the_first_step(self) -> None:
+        model = self.model
+        run = getattr(model.train_function, "_first_step_of", model.train_function)
+
+        def first_step(iterator: Any) -> Any:
+            model.train_function = run
+            if everywhere(build_by_tracing(model, iterator.element_spec), self.ranks):
+                self._broadcast()
+                return run(iterator)
+            with consistency.paused():  # the ranks become equal after this step
+                logs = run(iterator)
+            self._broadcast()
+            return logs
+
+        first_step._first_step_of = run  # type: ignore[attr-defined]
+        model.train_function = first_step
 
 
 class AverageMetrics(RanksCallback):
@@ -157,8 +197,15 @@ class WarmUpLearningRate(RanksCallback):
                 "the steps of an epoch are unknown here: give WarmUpLearningRate(steps_per_epoch=n)"
             )
         if self._base is None:
-            self._base = float(self.model.optimizer.learning_rate)
+            self._base = self._rate_of_one_rank()
         self._done = False
+
+    def _rate_of_one_rank(self) -> float:
+        """The rate from before an earlier warm-up, if it still stands as that one has left it."""
+        optimizer = self.model.optimizer
+        rate = float(optimizer.learning_rate)
+        base, raised = getattr(optimizer, "_warm_up", None) or (rate, rate)
+        return base if raised == rate else rate
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -168,7 +215,10 @@ class WarmUpLearningRate(RanksCallback):
             return
         progress = self._epoch + batch / self._steps
         part = 1.0 if progress >= self._epochs else progress / self._epochs
-        self.model.optimizer.learning_rate = self._base * (1 + (self.ranks.size - 1) * part)
+        optimizer = self.model.optimizer
+        optimizer.learning_rate = self._base * (1 + (self.ranks.size - 1) * part)
+        # For the next `fit`, or for whoever loads the model: not to be raised twice.
+        object.__setattr__(optimizer, "_warm_up", (self._base, float(optimizer.learning_rate)))
         self._done = part == 1.0
 
 

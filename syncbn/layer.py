@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn import arguments, forward
+from syncbn import arguments, consistency, forward
 from syncbn.communicators import Communicator, resolve
 from syncbn.errors import SyncbnError
 from syncbn.moments import Layout
@@ -181,6 +181,8 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             mask = getattr(inputs, "_keras_mask", None)
         weights = arguments.joint_weights(inputs, self._layout, mask, batch_weights)
         if training and self.trainable:
+            if self.synchronized and self.communicator == "auto" and self.group_size is None:
+                consistency.note_layer(self)
             outputs = forward.training(self, inputs, self._layout, weights)
         else:
             outputs = forward.inference(self, inputs, self._layout)

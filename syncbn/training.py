@@ -5,15 +5,17 @@ communicators alone and so works on every backend.
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from syncbn import devices, telemetry
+from syncbn import consistency, devices, telemetry
 from syncbn.accumulation import PassSums
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators import resolve
@@ -41,20 +43,60 @@ class _Distributed:
     _average: bool
     _wire: tf.DType | None
     _rows: tf.Tensor | None
+    _weighs_rows: bool
+    # By `callbacks.WarmUpLearningRate`: the rate of one rank, and what it was raised to.
+    _warm_up: tuple[float, float] | None
+
+    def get_config(self) -> dict[str, Any]:
+        distributed = type(self)
+        plain = distributed.__mro__[2]
+        object.__setattr__(self, "__class__", plain)
+        try:
+            optimizer = keras.saving.serialize_keras_object(self)
+        finally:
+            object.__setattr__(self, "__class__", distributed)
+        return {
+            "optimizer": optimizer,
+            "backward_passes_per_step": self._passes,
+            "compression": None if self._wire is None else self._wire.name,
+            "average": self._average,
+            "weigh_rows": self._weighs_rows,
+            "warm_up": self._warm_up,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> keras.optimizers.Optimizer:
+        config = dict(config)
+        inner = keras.saving.deserialize_keras_object(
+            config.pop("optimizer"), custom_objects=custom_objects
+        )
+        weighs_rows, warm_up = config.pop("weigh_rows"), config.pop("warm_up")
+        optimizer = DistributedOptimizer(inner, **config)
+        object.__setattr__(optimizer, "_weighs_rows", weighs_rows)
+        object.__setattr__(optimizer, "_warm_up", None if warm_up is None else tuple(warm_up))
+        return optimizer
 
     def build(self, variables: Sequence[Any]) -> None:
         outer = sys._getframe(1).f_locals.get("self")
         if outer is not self and isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            # The outer optimizer would look for infinities before the gradients are averaged, and
-            # ranks that disagree about them would wait for each other for ever.
-            raise ValueError(
-                "Loss scaling must stand inside: use "
-                "syncbn.DistributedOptimizer(keras.optimizers.LossScaleOptimizer(optimizer)). "
-                "Received: LossScaleOptimizer(DistributedOptimizer(optimizer)) "
-                "(compile() adds the outer one under the mixed_float16 policy)"
-            )
+            # As compile() has it under the mixed_float16 policy.
+            object.__setattr__(outer, "check_finite", self._finite_everywhere)
         super().build(variables)  # type: ignore[misc]
         self._add_pass_state(variables)
+
+    @tf.autograph.experimental.do_not_convert
+    def _finite_everywhere(self, grads: Sequence[Gradient]) -> tf.Tensor:
+        """`LossScaleOptimizer.check_finite` over all ranks, before their gradients are averaged.
+
+        Ranks that disagree would take different branches, and wait for each other for ever.
+        """
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        here = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values if v is not None])
+        ranks = self._ranks or current_communicator()
+        infinite = tf.cast(tf.logical_not(here), tf.int32)
+        return ranks.all_reduce(infinite, f"{self._collective}_infinite") == 0
 
     def _add_pass_state(self, variables: Sequence[Any]) -> None:
         if self._passes > 1 and self._pass_sums is None:
@@ -109,6 +151,12 @@ class _Distributed:
             return
         ranks = self._ranks or current_communicator()
         weight = self._rows if rows is None else tf.cast(rows, tf.float32)
+        if weight is None and self._weighs_rows:
+            raise ValueError(
+                "this optimizer weighs each rank by its rows, and its model does not say how many "
+                "there are: call syncbn.weigh_rows(model) after loading or cloning a model "
+                "(syncbn.load_model does), or give apply_gradients(..., rows=n)"
+            )
         if ranks.size == 1 and self._passes == 1 and weight is None:
             self._update(list(grads), trainable_variables)
             return
@@ -164,13 +212,14 @@ class _Distributed:
             for index, variable in enumerate(variables)
             if here is None or not here[index]
         ]
-        self._update(reduced.gradients, variables)
+        with consistency.averaged(self._collective, ranks):
+            self._update(reduced.gradients, variables)
         for variable, index, before in missing:
             variable.assign(tf.where(reduced.presence[index] > 0, variable, before))
 
 
 def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | str,
     communicator: Communicator | None = None,
     backward_passes_per_step: int = 1,
     compression: str | None = None,
@@ -187,8 +236,9 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
     (its loops divide the loss by the number of replicas), and only `rows` matters here.
 
     Args:
-        optimizer: Any Keras 3 optimizer; built or not, its state is kept. A `LossScaleOptimizer`
-            stands inside: `DistributedOptimizer(LossScaleOptimizer(optimizer))`.
+        optimizer: Any Keras 3 optimizer, or its name (`"adam"`); built or not, its state is kept.
+            A `LossScaleOptimizer` may stand inside, or outside, where `compile` puts it under the
+            `mixed_float16` policy.
         communicator: Where the ranks meet; None for `syncbn.communicator()`.
         backward_passes_per_step: Calls whose gradients are added up locally before one reduction
             and one update; `iterations` counts updates.
@@ -196,13 +246,15 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
         average: False to sum over ranks (and passes) instead.
 
     Returns:
-        The same object, now of a class derived from its own: `isinstance` holds, and it is saved
-        and loaded as the plain optimizer.
+        The same object, now of a class derived from its own: `isinstance` holds. A saved model
+        keeps it distributed; where it is loaded, `syncbn` must have been imported.
 
     Raises:
         TypeError: `optimizer` is not a Keras 3 optimizer.
         ValueError: Another argument is out of range, or `optimizer` is distributed already.
     """
+    if isinstance(optimizer, str):
+        optimizer = keras.optimizers.get(optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer. Received: optimizer={optimizer!r}")
     if isinstance(optimizer, _Distributed):
@@ -213,12 +265,9 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
             f"Received: backward_passes_per_step={backward_passes_per_step!r}"
         )
     wire = wire_dtype(compression)
-    plain = type(optimizer)
-    # The plain class's name and module, so that a saved model asks for nothing of ours.
-    derived = type(plain.__name__, (_Distributed, plain), {"__module__": plain.__module__})
     # Past the tracking of Keras' own __setattr__, which is for state.
     for name, value in {
-        "__class__": derived,
+        "__class__": _derived(type(optimizer)),
         "_ranks": communicator,
         "_collective": f"gradients_{next(_serial)}",
         "_passes": backward_passes_per_step,
@@ -226,11 +275,25 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
         "_average": average,
         "_wire": wire,
         "_rows": None,
+        "_weighs_rows": False,
+        "_warm_up": None,
     }.items():
         object.__setattr__(optimizer, name, value)
     if optimizer.built:
         optimizer._add_pass_state(optimizer._trainable_variables)
     return optimizer
+
+
+@cache
+def _derived(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+    """`plain` with averaging. All such classes are saved by one name, and any of them loads it."""
+    derived = type("DistributedOptimizer", (_Distributed, plain), {"__module__": __name__})
+    keras.saving.register_keras_serializable("syncbn", "DistributedOptimizer")(derived)
+    return derived
+
+
+# So that files can be loaded before the first optimizer of a program is distributed.
+_derived(keras.optimizers.SGD)
 
 
 def weigh_rows(model: keras.Model) -> keras.Model:
@@ -244,6 +307,7 @@ def weigh_rows(model: keras.Model) -> keras.Model:
             "model must be compiled with a syncbn.DistributedOptimizer. "
             f"Received: optimizer={optimizer!r}"
         )
+    object.__setattr__(optimizer, "_weighs_rows", True)
     train_step = model.train_step
 
     def weighed_train_step(data: Any) -> Any:
@@ -254,20 +318,46 @@ def weigh_rows(model: keras.Model) -> keras.Model:
     return model
 
 
-def carry_distribution(source: keras.Model, target: keras.Model) -> None:
-    """Makes the plain optimizer of `target` distributed, and its rows weighed, as `source` has it.
+def load_model(
+    filepath: str | os.PathLike[str],
+    custom_objects: dict[str, Any] | None = None,
+    compile: bool = True,  # noqa: A002 - Keras' name for it
+    safe_mode: bool = True,
+    **distribution: Any,
+) -> keras.Model:
+    """Loads a model whose optimizer averages gradients, also from a file that was saved without.
 
-    For a model rebuilt from configurations, which say nothing of either.
+    Args:
+        filepath: As for `keras.models.load_model`, and so are the next three.
+        custom_objects: Classes and functions by name.
+        compile: Whether to compile the model as it was when it was saved.
+        safe_mode: Whether to refuse what could run code.
+        **distribution: Arguments of `DistributedOptimizer` for an optimizer that was saved without
+            it; one that was saved with it keeps its own.
+
+    Returns:
+        The model. `fit` still needs `callbacks.BroadcastVariables`, unless all ranks have loaded
+        the same file.
     """
-    example = source.optimizer
-    if not isinstance(example, _Distributed):
-        return
-    DistributedOptimizer(
-        target.optimizer,
-        example._ranks,
-        example._passes,
-        None if example._wire is None else example._wire.name,
-        example._average,
-    )
-    if getattr(vars(source).get("train_step"), "__name__", None) == "weighed_train_step":
-        weigh_rows(target)
+    model = keras.models.load_model(filepath, custom_objects, compile, safe_mode)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return model
+    inside = getattr(optimizer, "inner_optimizer", None)
+    if not isinstance(optimizer, _Distributed) and not isinstance(inside, _Distributed):
+        DistributedOptimizer(optimizer, **distribution)
+    elif getattr(optimizer, "_weighs_rows", False):
+        weigh_rows(model)
+    return model
+
+
+def carry_distribution(source: keras.Model, target: keras.Model) -> None:
+    """Gives the distributed optimizer of `target` what its configuration cannot say.
+
+    Its communicator, and the wrapped `train_step` of a model that weighs rows.
+    """
+    example, optimizer = source.optimizer, target.optimizer
+    if isinstance(example, _Distributed) and isinstance(optimizer, _Distributed):
+        object.__setattr__(optimizer, "_ranks", example._ranks)
+        if example._weighs_rows:
+            weigh_rows(target)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from syncbn.communicators.mailboxes import Mailbox
 from syncbn.errors import WorldError
 
 # In a user's `tf.function` there is nothing to convert, and engines' compiled code would only be
@@ -58,6 +59,10 @@ class Communicator(ABC):
     def jit_compatible(self) -> bool:
         """Whether graphs holding this communicator's collectives may be compiled by XLA."""
         return False
+
+    def open_mailbox(self) -> Mailbox | None:
+        """A way to send texts between ranks without waiting; None where the engine has none."""
+        return None
 
     @property
     def _alone(self) -> bool:

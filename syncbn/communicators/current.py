@@ -1,5 +1,6 @@
 """Which communicator this process uses: `init`, `communicator`, and `resolve` for layers."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def _pin_gpu(local_rank: int) -> None:
         ) from error
 
 
-def init(backend: str = "auto") -> Communicator:
+def init(backend: str = "auto", check_consistency: bool = True) -> Communicator:
     """Joins the job and makes its communicator the current one.
 
     Call it once, before TensorFlow does any work: it pins the GPU by local rank and, for `tf`,
@@ -95,6 +96,9 @@ def init(backend: str = "auto") -> Communicator:
     Args:
         backend: `"auto"` (what the launcher's environment says), `"horovod"`, `"mpi"` (mpi4py),
             `"tf"` (the cluster of TF_CONFIG) or `"local"` (this process alone).
+        check_consistency: Whether a job of several processes compares the variables that Keras
+            optimizers train, now and then, and ends with a `DivergenceError` when ranks train
+            different models. `SYNCBN_CHECK_CONSISTENCY=0` in the environment turns it off too.
 
     Returns:
         The communicator over all ranks of the job.
@@ -129,8 +133,18 @@ def init(backend: str = "auto") -> Communicator:
             )
         if joined.size > 1:
             _pin_gpu(joined.local_rank)
+            if check_consistency and os.environ.get("SYNCBN_CHECK_CONSISTENCY") != "0":
+                _arm_consistency_check(joined)
         _current = joined
         return joined
+
+
+def _arm_consistency_check(world: Communicator) -> None:
+    from syncbn import consistency
+
+    mailbox = world.open_mailbox()
+    if mailbox is not None:
+        consistency.arm(world, mailbox)
 
 
 _HOW_TO_START = {
@@ -146,8 +160,11 @@ def shutdown() -> None:
     The engine itself keeps running.
     """
     global _current
+    from syncbn import consistency
+
     with _lock:
         _current = None
+        consistency.disarm()
 
 
 def communicator() -> Communicator:

@@ -16,6 +16,7 @@ from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.captures import captured
 from syncbn.communicators.environment import cluster_from_tf_config
+from syncbn.communicators.mailboxes import ClusterMailbox
 from syncbn.communicators.watchdog import Count, Watchdog
 from syncbn.errors import NotInitializedError, WorldError
 
@@ -81,6 +82,9 @@ class ClusterCommunicator(Communicator):
     @property
     def local_size(self) -> int:
         return len(self._neighbours())
+
+    def open_mailbox(self) -> ClusterMailbox:
+        return ClusterMailbox(self.rank)
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         collective = {

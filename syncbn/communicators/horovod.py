@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.environment import local_ranks, prepare_open_mpi, surroundings
+from syncbn.communicators.mailboxes import Mailbox, rendezvous_mailbox
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
 
@@ -79,6 +80,16 @@ class HorovodCommunicator(Communicator):
     @property
     def for_small_sums(self) -> Communicator:
         return self if self._direct is None else self._direct
+
+    def open_mailbox(self) -> Mailbox | None:
+        if self._direct is not None:
+            return self._direct.open_mailbox()
+        if not self._hvd.mpi_enabled():
+            return rendezvous_mailbox(lambda: self.rank)
+        try:
+            return MPICommunicator().open_mailbox()  # tensors are on GPUs
+        except MissingEngineError:
+            return None
 
     @property
     def _alone(self) -> bool:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from syncbn.communicators.base import Communicator
 from syncbn.communicators.environment import prepare_open_mpi
+from syncbn.communicators.mailboxes import MpiMailbox
 from syncbn.errors import MissingEngineError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
 
@@ -93,6 +94,9 @@ class MPICommunicator(Communicator):
     @property
     def local_size(self) -> int:
         return self._local_size
+
+    def open_mailbox(self) -> MpiMailbox:
+        return MpiMailbox(self._mpi, self._comm.Dup())
 
     def _sum_arrays(self, array: np.ndarray, name: str) -> np.ndarray:
         source = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis

@@ -1,0 +1,250 @@
+"""Compares the variables that ranks train, by fingerprints that each rank sends to its neighbour.
+
+`consistency` decides when; no rank ever waits for another.
+"""
+
+import json
+import time
+import weakref
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from syncbn import devices
+from syncbn.communicators.base import Communicator
+from syncbn.communicators.mailboxes import Mailbox
+from syncbn.errors import DivergenceError
+
+# Beyond a thousand steps, each so many: 0.05 s for 100 MB of variables is then nothing.
+_EVERY = 1000
+# Of so many layers γ and β are kept to the end.
+_LAYERS = 512
+# Comparisons whose neighbour has not sent its part yet.
+_OUTSTANDING = 16
+_LAST_LOOK_SECONDS = 2.0
+
+_NOT_AVERAGED = (
+    "No gradient of this optimizer is averaged over the ranks: train with "
+    "syncbn.DistributedOptimizer(optimizer) (a loaded model: syncbn.load_model(file)), and start "
+    "equal by fit(callbacks=[syncbn.callbacks.BroadcastVariables()]) or "
+    "syncbn.broadcast_variables(model)."
+)
+_NOT_EQUAL_AT_START = (
+    "The ranks have not started equal: add fit(callbacks=[syncbn.callbacks.BroadcastVariables()]), "
+    "or call syncbn.broadcast_variables(model) before the first step."
+)
+_NO_LONGER_EQUAL = (
+    "They were equal before: is something assigned, or the learning rate set, on some ranks only?"
+)
+_OPT_OUT = (
+    "If the ranks are meant to differ: syncbn.train_independently(optimizer), or "
+    "syncbn.init(check_consistency=False)"
+)
+
+
+@dataclass
+class _Training:
+    """One optimizer, as the comparisons know it.
+
+    Attributes:
+        label: Names it alike on every rank.
+        averaged: Whether its gradients are averaged by syncbn.
+        steps: Updates that were watched, eager ones.
+        counter: The same of those in graphs.
+        sent: Fingerprints that this rank has sent.
+        compared: Whether a comparison has found the ranks equal.
+    """
+
+    label: str
+    averaged: bool
+    steps: int = 0
+    counter: tf.Variable | None = None
+    sent: int = 0
+    compared: bool = False
+
+
+@dataclass
+class _Sent:
+    training: _Training
+    step: int
+    paths: list[str]
+    hashes: list[int]
+    sender: int
+
+
+class ConsistencyCheck:
+    """The comparisons of this process.
+
+    Args:
+        world: The communicator over all ranks.
+        mailbox: How they exchange fingerprints.
+        generation: Tells the keys of a world from those of an earlier one in the same processes.
+    """
+
+    def __init__(self, world: Communicator, mailbox: Mailbox, generation: int) -> None:
+        self._world, self._mailbox, self._generation = world, mailbox, generation
+        self._trainings: weakref.WeakKeyDictionary[Any, _Training] = weakref.WeakKeyDictionary()
+        self._plain: Counter[str] = Counter()
+        self._sent: dict[str, _Sent] = {}
+        self._last_plain: tuple[Any, list[Any]] | None = None
+        self._layers: dict[int, list[Any]] = {}
+
+    def after_update(
+        self,
+        optimizer: Any,
+        variables: Sequence[Any],
+        averaged_by: str | None,
+        group: Communicator | None,
+    ) -> None:
+        """Called where an optimizer's update has been traced, or has run.
+
+        Args:
+            optimizer: Any Keras optimizer.
+            variables: That it has updated.
+            averaged_by: The name of the collective that averages its gradients, if one does.
+            group: The ranks that should be equal; None for all.
+
+        Raises:
+            DivergenceError: In eager code; in a graph it ends the step with this text.
+        """
+        group = group or self._world
+        variables = list(variables)
+        training = self._trainings.get(optimizer)
+        if training is None:
+            training = self._trainings[optimizer] = self._new(variables, averaged_by)
+        if not training.averaged:
+            self._last_plain = optimizer, variables
+        paths = [getattr(v, "path", getattr(v, "name", "")) for v in variables]
+
+        def compare(step: Any, *values: Any) -> None:
+            self._compare(training, int(step), paths, list(map(np.asarray, values)), group)
+
+        if tf.executing_eagerly():
+            training.steps += 1
+            if _due(training.steps):
+                compare(optimizer.iterations, *variables)
+        elif not devices.inside_xla():
+            self._compare_in_graph(training, optimizer.iterations, variables, compare)
+
+    def _new(self, variables: list[Any], averaged_by: str | None) -> _Training:
+        if averaged_by is not None:
+            return _Training(averaged_by, True)
+        # Counted for each set of shapes: a rank may train something else alone.
+        shapes = ";".join(f"{v.dtype}{v.shape}" for v in variables)
+        self._plain[shapes] += 1
+        return _Training(f"plain_{self._plain[shapes]}", False)
+
+    def note_layer(self, layer: Any) -> None:
+        """Remembers γ and β of a synchronized layer that trains, for the last look."""
+        self._layers[id(layer)] = list(layer.trainable_variables)
+        while len(self._layers) > _LAYERS:
+            del self._layers[next(iter(self._layers))]
+
+    @staticmethod
+    def _compare_in_graph(
+        training: _Training, iterations: Any, variables: list[Any], compare: Callable[..., None]
+    ) -> None:
+        with tf.device("CPU:0"):
+            if training.counter is None:
+                with tf.init_scope():
+                    training.counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+            step = training.counter.assign_add(1, read_value=True)
+            due = tf.logical_or(
+                tf.equal(tf.bitwise.bitwise_and(step, step - 1), 0), tf.equal(step % _EVERY, 0)
+            )
+
+            def run() -> None:
+                values = [tf.convert_to_tensor(v) for v in (iterations, *variables)]
+                tf.numpy_function(compare, values, [])
+
+            tf.cond(due, run, lambda: None)
+
+    def _compare(
+        self,
+        training: _Training,
+        step: int,
+        paths: list[str],
+        values: list[np.ndarray],
+        group: Communicator,
+    ) -> None:
+        size, first = group.size, self._world.rank - group.rank
+        if size == 1:
+            return
+        hashes = [zlib.crc32(np.ascontiguousarray(v).reshape(-1).view(np.uint8)) for v in values]
+        shapes = zlib.crc32(";".join(f"{v.dtype}{v.shape}" for v in values).encode())
+        training.sent += 1
+        key = f"{self._generation}.{training.label}.{shapes:x}.{training.sent}"
+        before, after = ((group.rank + offset) % size + first for offset in (-1, 1))
+        self._mailbox.send(key, json.dumps(hashes), after)
+        self._sent[key] = _Sent(training, step, paths, hashes, before)
+        while len(self._sent) > _OUTSTANDING:
+            del self._sent[next(iter(self._sent))]
+        self.look()
+
+    def look(self) -> None:
+        """Compares what has arrived.
+
+        Raises:
+            DivergenceError: A variable of this rank and its neighbour differs.
+        """
+        for key, sent in list(self._sent.items()):
+            text = self._mailbox.receive(key, sent.sender)
+            if text is None:
+                continue
+            del self._sent[key]
+            theirs = json.loads(text)
+            differing = [
+                path for path, a, b in zip(sent.paths, sent.hashes, theirs, strict=True) if a != b
+            ]
+            if differing:
+                raise DivergenceError(self._explain(sent, differing))
+            sent.training.compared = True
+
+    def _explain(self, sent: _Sent, differing: list[str]) -> str:
+        ranks = sorted((self._world.rank, sent.sender))
+        others = f" (and {len(differing) - 1} more variables)" if len(differing) > 1 else ""
+        if not sent.training.averaged:
+            missing = _NOT_AVERAGED
+        elif sent.training.compared:
+            missing = _NO_LONGER_EQUAL
+        else:
+            missing = _NOT_EQUAL_AT_START
+        return (
+            f"the ranks do not train one model: after step {sent.step} {differing[0]}{others} "
+            f"differs between the ranks {ranks[0]} and {ranks[1]}. {missing} {_OPT_OUT}"
+        )
+
+    def last_look(self, layers: bool) -> None:
+        """What can still be compared when the program ends: also steps that XLA has compiled.
+
+        Args:
+            layers: Whether to compare the layers too, which tells of programs that assign their
+                weights without an optimizer of Keras.
+
+        Raises:
+            DivergenceError: See `look`.
+        """
+        if self._last_plain is not None and (plain := self._trainings.get(self._last_plain[0])):
+            self._compare_at_end(plain, self._last_plain[1], int(self._last_plain[0].iterations))
+        if layers:
+            variables = [variable for some in self._layers.values() for variable in some]
+            self._compare_at_end(_Training("layers", False), variables, 0)
+        deadline = time.monotonic() + _LAST_LOOK_SECONDS
+        while self._sent and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self.look()
+
+    def _compare_at_end(self, training: _Training, variables: list[Any], step: int) -> None:
+        # Ranks that have taken another number of steps are compared as well.
+        training.label, training.sent = f"{training.label}.end", 0
+        paths = [getattr(variable, "path", "") for variable in variables]
+        self._compare(training, step, paths, [np.asarray(v) for v in variables], self._world)
+
+
+def _due(step: int) -> bool:
+    return step & (step - 1) == 0 or step % _EVERY == 0
