@@ -21,7 +21,10 @@ class PassSums:
     ) -> None:
         add = optimizer.add_variable
         self._passes = passes
-        self._sums = [add(v.shape, dtype=v.dtype, name="pass_sum") for v in variables]
+        self._sums = [
+            add(v.shape, dtype=v.dtype, name=f"pass_sum_{index}")
+            for index, v in enumerate(variables)
+        ]
         self._presence = add((len(variables),), dtype="float32", name="pass_presence")
         self._weight = add((), dtype="float32", name="pass_weight")
         self._count = add((), dtype="int32", name="pass_count")

@@ -86,6 +86,12 @@ def train_independently(optimizer: keras.optimizers.Optimizer) -> keras.optimize
     return optimizer
 
 
+def note_tape() -> None:
+    """Called by a `DistributedGradientTape`: optimizers receive averaged gradients."""
+    if _check is not None:
+        _check.gradients_are_averaged = True
+
+
 def note_layer(layer: Any) -> None:
     """Called by a synchronized layer in training."""
     if _check is not None:

@@ -84,6 +84,9 @@ class ConsistencyCheck:
         world: The communicator over all ranks.
         mailbox: How they exchange fingerprints.
         generation: Tells the keys of a world from those of an earlier one in the same processes.
+
+    Attributes:
+        gradients_are_averaged: Whether some gradients are averaged before optimizers get them.
     """
 
     def __init__(self, world: Communicator, mailbox: Mailbox, generation: int) -> None:
@@ -92,6 +95,7 @@ class ConsistencyCheck:
         self._plain: Counter[str] = Counter()
         self._sent: dict[str, _Sent] = {}
         self._last_plain: tuple[Any, list[Any]] | None = None
+        self.gradients_are_averaged = False
         self._layers: dict[int, list[Any]] = {}
 
     def after_update(
@@ -208,7 +212,7 @@ class ConsistencyCheck:
     def _explain(self, sent: _Sent, differing: list[str]) -> str:
         ranks = sorted((self._world.rank, sent.sender))
         others = f" (and {len(differing) - 1} more variables)" if len(differing) > 1 else ""
-        if not sent.training.averaged:
+        if not (sent.training.averaged or self.gradients_are_averaged):
             missing = _NOT_AVERAGED
         elif sent.training.compared:
             missing = _NO_LONGER_EQUAL

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from syncbn import consistency
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators.base import Communicator
 from syncbn.gradients import densify, keras_reduces, presence_of, reduce_gradients, wire_dtype
@@ -63,6 +64,7 @@ class DistributedGradientTape:
         gradients = self._tape.gradient(target, flat_sources, output_gradients)
         ranks = self._ranks or current_communicator()
         if ranks.size > 1 and not keras_reduces():
+            consistency.note_tape()
             weight = tf.ones([]) if rows is None else tf.cast(rows, tf.float32)
             dense = [densify(g, v) for g, v in zip(gradients, flat_sources, strict=True)]
             gradients = reduce_gradients(

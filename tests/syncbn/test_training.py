@@ -1,12 +1,14 @@
 """The distributed optimizer in a process that is alone, and what it refuses."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from syncbn import DistributedOptimizer, broadcast_variables, weigh_rows
-from tests.syncbn.one_process import dense_model, train_alone
+from syncbn import DistributedOptimizer, broadcast_variables, load_model, weigh_rows
+from tests.syncbn.one_process import dense_model, regression_data, train_alone
 
 
 def test_alone_it_is_the_plain_optimizer() -> None:
@@ -15,7 +17,43 @@ def test_alone_it_is_the_plain_optimizer() -> None:
     np.testing.assert_array_equal(
         train_alone(optimizer, 3), train_alone(keras.optimizers.Adam(0.05), 3)
     )
-    assert keras.optimizers.serialize(optimizer)["class_name"] == "Adam"
+
+
+def test_a_saved_model_keeps_the_distribution(tmp_path: Path) -> None:
+    """Also where `init` was never called, and with options, schedules and loss scaling inside."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule, momentum=0.9))
+    optimizer = DistributedOptimizer(
+        inner, backward_passes_per_step=2, compression="bfloat16", average=False
+    )
+    model = weigh_rows(_compiled(optimizer))
+    x, y = regression_data()
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert loaded.optimizer.get_config() == optimizer.get_config()
+    for old, new in zip(optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+    loaded.fit(x, y, verbose=0)  # rows are weighed again
+    model.save(tmp_path / "model.h5")  # Keras' older format
+    old_format = keras.models.load_model(tmp_path / "model.h5")
+    assert old_format.optimizer.get_config() == optimizer.get_config()
+
+
+def test_load_model_distributes_the_optimizer_of_others(tmp_path: Path) -> None:
+    _compiled(keras.optimizers.Adam(0.05)).save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras", backward_passes_per_step=3)
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+    assert loaded.optimizer.get_config()["backward_passes_per_step"] == 3
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "plain.keras")
+    assert not load_model(tmp_path / "plain.keras").compiled
+
+
+def _compiled(optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    model = dense_model(0)
+    model.compile(optimizer, loss=keras.losses.MeanSquaredError())
+    return model
 
 
 def test_alone_a_sum_is_divided_by_its_rows() -> None:
@@ -47,13 +85,13 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 
 def test_what_cannot_be_distributed_is_refused() -> None:
     with pytest.raises(TypeError, match="Keras 3 optimizer"):
-        DistributedOptimizer("adam")
+        DistributedOptimizer(0.1)
+    with pytest.raises(ValueError, match="adamant"):
+        DistributedOptimizer("adamant")
+    assert isinstance(DistributedOptimizer("adam"), keras.optimizers.Adam)
     optimizer = DistributedOptimizer(keras.optimizers.SGD())
     with pytest.raises(ValueError, match="already distributed"):
         DistributedOptimizer(optimizer)
-    outside = keras.optimizers.LossScaleOptimizer(optimizer)
-    with pytest.raises(ValueError, match="must stand inside"):
-        outside.build([keras.Variable(1.0)])
 
 
 def test_weigh_rows_needs_a_distributed_optimizer() -> None:
@@ -63,9 +101,16 @@ def test_weigh_rows_needs_a_distributed_optimizer() -> None:
         weigh_rows(model)
 
 
-def test_broadcast_refuses_what_holds_no_variables() -> None:
-    class TwoRanks:
-        size = 2
+class TwoRanks:
+    size = 2
 
+
+def test_broadcast_refuses_a_model_without_variables_yet() -> None:
+    model = keras.Sequential([keras.layers.Dense(1, name="first")], name="later")
+    with pytest.raises(ValueError, match=r"'later' is not built.*BroadcastVariables\(\)"):
+        broadcast_variables(model, communicator=TwoRanks())
+
+
+def test_broadcast_refuses_what_holds_no_variables() -> None:
     with pytest.raises(TypeError, match="variables must be"):
         broadcast_variables([3.0], communicator=TwoRanks())
