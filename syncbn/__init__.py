@@ -3,6 +3,7 @@
 from syncbn import callbacks, legacy
 from syncbn.broadcast import broadcast_variables
 from syncbn.communicators import Communicator, communicator, init
+from syncbn.compiled_models import load_model, weigh_rows
 from syncbn.consistency import train_independently
 from syncbn.layer import SyncBatchNormalization
 from syncbn.surgery import (
@@ -12,7 +13,7 @@ from syncbn.surgery import (
     revert_sync_batchnorm,
 )
 from syncbn.tape import DistributedGradientTape
-from syncbn.training import DistributedOptimizer, load_model, weigh_rows
+from syncbn.training import DistributedOptimizer
 
 __all__ = [
     "Communicator",

@@ -179,7 +179,9 @@ class ConsistencyCheck:
         size, first = group.size, self._world.rank - group.rank
         if size == 1:
             return
-        hashes = [zlib.crc32(np.ascontiguousarray(v).reshape(-1).view(np.uint8)) for v in values]
+        hashes = [
+            zlib.crc32(np.ascontiguousarray(v).reshape(-1).view(np.uint8).data) for v in values
+        ]
         shapes = zlib.crc32(";".join(f"{v.dtype}{v.shape}" for v in values).encode())
         training.sent += 1
         key = f"{self._generation}.{training.label}.{shapes:x}.{training.sent}"

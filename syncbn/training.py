@@ -5,7 +5,6 @@ communicators alone and so works on every backend.
 """
 
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -257,7 +256,7 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
         optimizer = keras.optimizers.get(optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer. Received: optimizer={optimizer!r}")
-    if isinstance(optimizer, _Distributed):
+    if is_distributed(optimizer):
         raise ValueError("optimizer is already distributed: wrap it once")
     if isinstance(backward_passes_per_step, bool) or backward_passes_per_step < 1:
         raise ValueError(
@@ -267,7 +266,7 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
     wire = wire_dtype(compression)
     # Past the tracking of Keras' own __setattr__, which is for state.
     for name, value in {
-        "__class__": _derived(type(optimizer)),
+        "__class__": _derived(type(optimizer)),  # type: ignore[arg-type]
         "_ranks": communicator,
         "_collective": f"gradients_{next(_serial)}",
         "_passes": backward_passes_per_step,
@@ -284,6 +283,11 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
     return optimizer
 
 
+def is_distributed(optimizer: Any) -> bool:
+    """Whether `DistributedOptimizer` has made `optimizer`."""
+    return isinstance(optimizer, _Distributed)
+
+
 @cache
 def _derived(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """`plain` with averaging. All such classes are saved by one name, and any of them loads it."""
@@ -294,70 +298,3 @@ def _derived(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
 
 # So that files can be loaded before the first optimizer of a program is distributed.
 _derived(keras.optimizers.SGD)
-
-
-def weigh_rows(model: keras.Model) -> keras.Model:
-    """Makes `fit` and `train_on_batch` of a compiled model weigh each rank by its batch's rows.
-
-    Needed when ranks may see batches of different sizes, as in an uneven last step.
-    """
-    optimizer = model.optimizer
-    if not isinstance(optimizer, _Distributed):
-        raise ValueError(
-            "model must be compiled with a syncbn.DistributedOptimizer. "
-            f"Received: optimizer={optimizer!r}"
-        )
-    object.__setattr__(optimizer, "_weighs_rows", True)
-    train_step = model.train_step
-
-    def weighed_train_step(data: Any) -> Any:
-        with optimizer.weighed(tf.shape(tf.nest.flatten(data)[0])[0]):
-            return train_step(data)
-
-    model.train_step = weighed_train_step
-    return model
-
-
-def load_model(
-    filepath: str | os.PathLike[str],
-    custom_objects: dict[str, Any] | None = None,
-    compile: bool = True,  # noqa: A002 - Keras' name for it
-    safe_mode: bool = True,
-    **distribution: Any,
-) -> keras.Model:
-    """Loads a model whose optimizer averages gradients, also from a file that was saved without.
-
-    Args:
-        filepath: As for `keras.models.load_model`, and so are the next three.
-        custom_objects: Classes and functions by name.
-        compile: Whether to compile the model as it was when it was saved.
-        safe_mode: Whether to refuse what could run code.
-        **distribution: Arguments of `DistributedOptimizer` for an optimizer that was saved without
-            it; one that was saved with it keeps its own.
-
-    Returns:
-        The model. `fit` still needs `callbacks.BroadcastVariables`, unless all ranks have loaded
-        the same file.
-    """
-    model = keras.models.load_model(filepath, custom_objects, compile, safe_mode)
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return model
-    inside = getattr(optimizer, "inner_optimizer", None)
-    if not isinstance(optimizer, _Distributed) and not isinstance(inside, _Distributed):
-        DistributedOptimizer(optimizer, **distribution)
-    elif getattr(optimizer, "_weighs_rows", False):
-        weigh_rows(model)
-    return model
-
-
-def carry_distribution(source: keras.Model, target: keras.Model) -> None:
-    """Gives the distributed optimizer of `target` what its configuration cannot say.
-
-    Its communicator, and the wrapped `train_step` of a model that weighs rows.
-    """
-    example, optimizer = source.optimizer, target.optimizer
-    if isinstance(example, _Distributed) and isinstance(optimizer, _Distributed):
-        object.__setattr__(optimizer, "_ranks", example._ranks)
-        if example._weighs_rows:
-            weigh_rows(target)

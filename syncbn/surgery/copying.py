@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from syncbn.training import carry_distribution
+from syncbn.compiled_models import carry_distribution
 
 _LOG = logging.getLogger(__name__)
 

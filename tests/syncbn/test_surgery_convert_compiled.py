@@ -4,8 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from syncbn import convert_sync_batchnorm
-from syncbn.training import DistributedOptimizer, weigh_rows
+from syncbn import DistributedOptimizer, convert_sync_batchnorm, weigh_rows
 from tests.syncbn.model_comparison import assert_bitwise, example
 from tests.syncbn.models import (
     sequential,
