@@ -2,7 +2,7 @@
 
 `init` arms it in a job of several processes. From then on every Keras optimizer's update, in `fit`
 or in a loop of one's own, is followed now and then (after the steps 1, 2, 4, 8, ... and each
-thousandth) by a comparison (`fingerprints`), and the end of the program by a last one.
+1024th) by a comparison (`fingerprints`), and the end of the program by a last one.
 """
 
 import atexit
