@@ -30,10 +30,11 @@ _OUT_OF_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|MemoryError|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY"
     r"|out of memory|Cannot allocate memory"
 )
-# Said by launcher.train, and by syncbn.callbacks.NonFiniteGuard in a `fit` of the user's.
+# Said by launcher.train, by syncbn.callbacks.NonFiniteGuard in a `fit` of the user's, and by what
+# `syncbn.init` compares in every program.
 _DIVERGED = re.compile(
     r"launcher\.train: (?:rank \d+: )?diverged: (?P<told>.+?)(?:\. The usual .*)?$"
-    r"|NonFiniteError: (?P<raised>.+?)(?:\. The usual .*)?$"
+    r"|(?:NonFinite|Divergence)Error: (?P<raised>.+?)(?:\. The usual .*)?$"
 )
 # An error, and not a warning of what goes on without the file.
 _DISK_FULL = re.compile(

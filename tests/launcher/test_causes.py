@@ -33,6 +33,7 @@ def ended(rank: int = 0, code: int = 1, at: float = 0.0, **known: object) -> Exi
             "diverged",
         ),
         (ended(code=1, tail=("syncbn.errors.NonFiniteError: step 3 is not finite",)), "diverged"),
+        (ended(code=1, tail=("syncbn.errors.DivergenceError: the ranks do not",)), "diverged"),
         (ended(code=1, tail=("launcher.train: disk full: cannot write x",)), "disk full"),
         (ended(code=1, tail=("OSError: [Errno 28] No space left on device",)), "disk full"),
         (
