@@ -1,6 +1,11 @@
 """Which of several failed ranks is the cause, and what class it is."""
 
+from random import Random
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.supervision.causes import CauseClass, Exit, explain, first_cause, is_peer_noise
 
@@ -103,6 +108,51 @@ def test_of_ranks_that_all_refuse_the_same_the_one_that_says_why_is_named() -> N
 def test_who_was_told_to_end_is_the_last_to_be_blamed() -> None:
     told, killed = ended(0, -15, at=1.0, asked=True), ended(1, -9, at=2.0)
     assert first_cause([told, killed]).rank == 1
+
+
+VICTIMS = st.sampled_from(
+    [
+        {"code": 1, "tail": ("HorovodInternalError: Connection reset by peer",)},
+        {"code": 1, "tail": ("Collective ops is aborted by: Socket closed", "name: ")},
+        {"code": 2, "leaving": True, "tail": ("launcher.train: rank 1 failed",)},
+        {"code": 2},
+        {"code": -15, "asked": True},
+        {"code": -9, "asked": True},
+        {"code": 143, "asked": True},
+        {"code": 137, "silent": True},
+    ]
+)
+CULPRITS = st.sampled_from(
+    [
+        {"code": 1, "tail": ("ValueError: x",)},
+        {"code": 2, "tail": ("launcher.train: --epochs: expected a number",)},
+        {"code": 127, "refused": "command not found: x"},
+        {"code": -9},
+        {"code": -11, "tail": ("Socket closed",)},
+        {"code": 3},
+        {"code": 255, "lost": "has not been heard of"},
+    ]
+)
+MOMENTS = st.floats(0, 1e3)
+
+
+@given(
+    st.lists(st.tuples(VICTIMS, MOMENTS)),
+    st.lists(st.tuples(CULPRITS, MOMENTS), min_size=1),
+    st.randoms(),
+)
+def test_in_any_order_of_exits_the_first_that_failed_by_itself_is_the_cause(
+    victims: list[tuple[dict[str, Any], float]],
+    culprits: list[tuple[dict[str, Any], float]],
+    random: Random,
+) -> None:
+    exits = [ended(rank, at=at, **known) for rank, (known, at) in enumerate([*victims, *culprits])]
+    first = min(at for _, at in culprits)
+    random.shuffle(exits)
+    cause = first_cause(exits)
+    assert cause.rank is not None
+    assert cause.rank >= len(victims)
+    assert culprits[cause.rank - len(victims)][1] == first
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,17 @@ def test_rank_0_may_work_on_alone_as_long_as_it_speaks(launch: Launch) -> None:
     assert leave(launch, "mpi", "plain mpi", "export", "--exit-timeout", "2").startswith(
         "launcher: succeeded"
     )
+
+
+@pytest.mark.timeout(60)
+def test_a_program_is_over_when_its_threads_are(launch: Launch) -> None:
+    source = (
+        "import os, threading, time\n"
+        "rank = os.environ['LAUNCHER_RANK']\n"
+        "thread = threading.Thread(target=time.sleep, args=(5 if rank == '0' else 4,))\n"
+        "thread.start(); thread.join() if rank == '0' else None\n"
+    )
+    options = ["-np", "2", "--backend", "local", "--max-restarts", "0", "--exit-timeout", "3"]
+    launch.start(options, ["python", "-c", source])
+    result = launch.finish()
+    assert result.returncode == 0, result.transcript()

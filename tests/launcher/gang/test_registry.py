@@ -2,8 +2,12 @@
 
 import socket
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import launcher.gang.registry
 from launcher.errors import LauncherError, UsageError
@@ -49,6 +53,37 @@ def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
         assert come("c") == 1, "nobody has heard of a since"
         assert [worker.id for worker in registry.wait(1)] == ["c", "b"]
         assert come("a") is None
+
+
+# Some containers know their place (a pod of an indexed Job), the others take any.
+CONTAINERS = {"a": None, "b": None, "c": None, "d": 1, "e": 2}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(CONTAINERS)), st.floats(0.1, 3.0)), max_size=30))
+def test_in_any_order_of_comings_and_losses_one_place_has_one_worker(
+    comings: list[tuple[str, float]],
+) -> None:
+    now, held = 0.0, dict[int, tuple[str, float]]()
+    registry = Registry("digits", 2, 1, 0)
+    registry._server.server_close()  # nobody comes over the network
+    with mock.patch.object(launcher.gang.registry, "time", SimpleNamespace(monotonic=lambda: now)):
+        for name, seconds in comings:
+            now += seconds
+            index = CONTAINERS[name]
+            place = registry.arrive(Arrival("digits", name, 1, 1, index), name).index
+            mine = [one for one, (holder, _) in held.items() if holder == name]
+            fresh = {one for one, (_, heard) in held.items() if now - heard <= 4.0}
+            if index is not None:
+                assert place == index, "it replaces whoever was there"
+            elif mine:
+                assert [place] == mine, "it keeps its place"
+            elif place is None:
+                assert fresh == {1, 2}, "refused only where all are there"
+            else:
+                assert place not in fresh, "nobody is driven out"
+            if place is not None:
+                held[place] = (name, now)
+            assert len({holder for holder, _ in held.values()}) == len(held)
 
 
 def test_what_is_not_of_the_protocol_is_let_go() -> None:

@@ -50,8 +50,13 @@ def _tell_when_over(path: str) -> None:
             pass
 
     sys.exit = leave_and_say  # type: ignore[assignment]
-    # Before every function given to atexit: Horovod's already waits for the peers.
-    getattr(threading, "_register_atexit", atexit.register)(tell)
+    # Once threads have ended, and before every function given to atexit: Horovod's already waits
+    # for the peers. What is registered last comes first.
+    register = getattr(threading, "_register_atexit", None)
+    if register is None:
+        atexit.register(tell)
+    else:
+        register(lambda: atexit.register(tell))
 
 
 if "LAUNCHER_OVER" in os.environ and os.environ.get(_PROGRAM, str(os.getpid())) == str(os.getpid()):
