@@ -8,10 +8,12 @@ strategy (MirroredStrategy's several replicas live in one process) and works ins
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import tensorflow as tf
 
+from syncbn.communicators import listening
 from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.captures import captured
@@ -255,8 +257,10 @@ def initialise_cluster() -> ClusterCommunicator | None:
         raise WorldError(
             f"TF_CONFIG's task index must lie in 0..{len(addresses) - 1}. Received: {rank}"
         )
+    here = listening.address_of(addresses[rank])
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with listening.only_on(here) if here else nullcontext():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise WorldError(
             "the tf backend must be initialised before TensorFlow runs its first operation: call "
