@@ -120,8 +120,8 @@ def mpirun_command(spec: JobSpec, guard: Sequence[str], hosts: Sequence[str]) ->
     if not hosts:
         # Open MPI wants an ssh even for ranks of this machine, unless told there are no others.
         command += ["--oversubscribe", "--mca", "plm", "isolated"]
-        for layer in ("btl_tcp_if_include", "oob_tcp_if_include"):
-            command += ["--mca", layer, "lo"]
+        # The ranks share memory: without TCP they open no port. mpirun itself cannot do without.
+        command += ["--mca", "btl", "^tcp", "--mca", "oob_tcp_if_include", "lo"]
         return [*command, *guard]
     command += ["--host", ",".join(hosts)]
     command += ["--mca", "plm_rsh_agent", " ".join(spec.ssh), "--mca", "plm_rsh_no_tree_spawn", "1"]
