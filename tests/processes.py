@@ -107,7 +107,7 @@ class Mpirun(Launcher):
     ) -> None:
         mpirun = [_executable("mpirun"), "--oversubscribe", "--bind-to", "none"]
         mpirun += ["--output-filename", str(job.directory), "-np", str(job.size), *options]
-        _spawn(job, [*mpirun, *command], environment)
+        spawn(job, [*mpirun, *command], environment)
 
 
 class Horovodrun(Launcher):
@@ -120,7 +120,7 @@ class Horovodrun(Launcher):
         horovodrun += ["--output-filename", str(job.directory)]
         if "--gloo" in options and "--network-interfaces" not in options:
             horovodrun += ["--network-interfaces", "lo"]
-        _spawn(job, [*horovodrun, *options, *command], environment)
+        spawn(job, [*horovodrun, *options, *command], environment)
 
 
 class TensorFlowCluster(Launcher):
@@ -139,7 +139,7 @@ class TensorFlowCluster(Launcher):
         shared = environment | {"TF_GRPC_REUSE_PORT": "1"}
         for rank in range(job.size):
             task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
-            _spawn_rank(job, rank, command, shared | {"TF_CONFIG": json.dumps(task)})
+            spawn_rank(job, rank, command, shared | {"TF_CONFIG": json.dumps(task)})
 
 
 class SingleProcess(Launcher):
@@ -150,7 +150,7 @@ class SingleProcess(Launcher):
     ) -> None:
         if job.size != 1 or options:
             raise ValueError(f"expected 1 process, no options. Received: {job.size}, {options}")
-        _spawn_rank(job, 0, command, environment)
+        spawn_rank(job, 0, command, environment)
 
 
 def python_command(program: Path | str, arguments: Sequence[str] = ()) -> list[str]:
@@ -180,12 +180,14 @@ def _executable(name: str) -> str:
     return found
 
 
-def _spawn(job: Job, command: list[str], environment: dict[str, str]) -> None:
+def spawn(job: Job, command: list[str], environment: dict[str, str]) -> None:
+    """Starts a launcher, which writes for all ranks."""
     with (job.directory / "launcher").open("wb") as output:
         job.processes.append(_popen(command, environment, output.fileno(), subprocess.STDOUT))
 
 
-def _spawn_rank(job: Job, rank: int, command: list[str], environment: dict[str, str]) -> None:
+def spawn_rank(job: Job, rank: int, command: list[str], environment: dict[str, str]) -> None:
+    """Starts one rank without a launcher above it."""
     directory = job.directory / f"rank.{rank}"
     directory.mkdir()
     with (directory / "stdout").open("wb") as stdout, (directory / "stderr").open("wb") as stderr:

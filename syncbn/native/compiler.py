@@ -115,27 +115,33 @@ def build(target: Path, machine: str) -> None:
 
 
 def _compile(compiler: list[str], machine: str, target: Path) -> None:
-    objects = []
-    commands = []
+    objects = compile_objects(compiler, machine, target.parent)
+    run([*compiler, *_LINK, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
+
+
+def compile_objects(compiler: list[str], machine: str, directory: Path) -> list[Path]:
+    """Compiles every source, the arithmetic once for each level, and returns the object files."""
+    objects, commands = [], []
     zig = any("zig" in word for word in compiler)
     for level, flags in _levels(machine).items():
         if zig:  # which spells the levels of a processor with underscores
             flags = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in flags]
-        objects.append(target.with_name(f"{level}.o"))
+        objects.append(directory / f"{level}.o")
         commands.append(
             [*_FLAGS, *flags, f"-DSYNCBN_LEVEL={level}", "-c", _ARITHMETIC, "-o", str(objects[-1])]
         )
     for source in sorted(path.name for path in _DIRECTORY.glob("*.cc")):
         if source != _ARITHMETIC:
-            objects.append(target.with_name(f"{source}.o"))
+            objects.append(directory / f"{source}.o")
             commands.append([*_FLAGS, "-c", source, "-o", str(objects[-1])])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in [pool.submit(_run, [*compiler, *command]) for command in commands]:
+        for done in [pool.submit(run, [*compiler, *command]) for command in commands]:
             done.result()
-    _run([*compiler, *_LINK, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
+    return objects
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
+    """Runs a compiler beside the sources; raises BuildError with its own first errors."""
     try:
         done = subprocess.run(
             command,

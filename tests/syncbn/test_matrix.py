@@ -4,6 +4,7 @@ Each job runs all its cases once (`runs.py`); each case is a test of its own tha
 """
 
 import math
+from typing import Any
 
 import pytest
 
@@ -38,10 +39,14 @@ def tolerance(dtype: str, condition: str, quantity: str) -> float:
     ],
 )
 def test_matrix(world: str, size: int, case: str, runs: Runs) -> None:
-    _, _, dtype, condition = case.split("-")
     ranks = runs.reports(world, size)["matrix"][case]
     assert len(ranks) == size
+    check_case(case, ranks)
 
+
+def check_case(case: str, ranks: list[dict[str, Any]]) -> None:
+    """What the ranks reported of a case, against the oracle and against each other."""
+    _, _, dtype, condition = case.split("-")
     for quantity in matrix.QUANTITIES:
         ours = math.sqrt(sum(rank["shares"][quantity][0] for rank in ranks))
         exact = math.sqrt(sum(rank["shares"][quantity][1] for rank in ranks))
