@@ -14,15 +14,20 @@ from launcher.targets.engines import find_mpirun
 
 _SECONDS = 120
 _TENSORFLOW = """
-import json, os
+import dataclasses, json, os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 wanted = os.environ.pop("KERAS_BACKEND", None)
 import keras, tensorflow as tf
 gpus = tf.config.list_physical_devices("GPU")
 names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
 build = tf.sysconfig.get_build_info()
+backend = wanted or keras.backend.backend()
+kernels = None
+if backend == "tensorflow":
+    from syncbn import native
+    kernels = dataclasses.asdict(native.status()) | {"text": str(native.status())}
 print(json.dumps({"tensorflow": tf.__version__, "keras": keras.__version__, "gpus": names,
-                  "cuda": build.get("cuda_version"), "backend": wanted or keras.backend.backend()}))
+                  "cuda": build.get("cuda_version"), "backend": backend, "kernels": kernels}))
 """
 
 
@@ -50,7 +55,18 @@ def look_at_tensorflow() -> Iterator[Finding]:
     else:
         text = f"{found['keras']} on {found['backend']}; the layer needs the TensorFlow backend"
         yield Finding("Keras", "broken", text, "export KERAS_BACKEND=tensorflow")
+    if found["kernels"] is not None:
+        yield judge_kernels(found["kernels"])
     yield _gpus(found["gpus"], found["cuda"])
+
+
+def judge_kernels(status: dict[str, str | None]) -> Finding:
+    """What computes the statistics of layers: several times slower without the kernels in C++."""
+    text, reason = str(status["text"]), status["reason"] or ""
+    if status["path"] == "native" or "GPU" in reason or "SYNCBN_NATIVE" in reason:
+        return Finding("kernels", "ok", text)
+    mend = "unset SYNCBN_MARCH" if "SYNCBN_MARCH" in reason else "python -m syncbn.native.build"
+    return Finding("kernels", "warning", text, mend)
 
 
 def look_at_horovod() -> Iterator[Finding]:

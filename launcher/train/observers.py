@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStarted:
-    """What is known before the first step; `notes` are lines for people."""
+    """What is known before the first step.
+
+    `notes` are lines for people; `kernels` says what computes the statistics of layers.
+    """
 
     model: str
     dataset: str
@@ -33,6 +36,7 @@ class RunStarted:
     steps_per_epoch: int
     output: Path
     notes: tuple[str, ...] = ()
+    kernels: str = ""
 
 
 @dataclass(frozen=True)

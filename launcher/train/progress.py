@@ -31,7 +31,7 @@ class ProgressLines(Observer):
         self._print(
             f"{run.model} on {run.dataset}: {run.parameters:,} parameters, {run.world_size} "
             f"rank{'s' * (run.world_size > 1)} over {run.backend}, norm {run.norm}, "
-            f"{run.epochs} epochs"
+            f"{run.epochs} epochs{', ' * bool(run.kernels)}{run.kernels}"
         )
         self._first_step, self._rate = run.step + 2, 0.0  # the first is compiled
         for note in run.notes:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from launcher.train.resume import Resumed, find_checkpoint, share
 from launcher.train.summary import summarize, write_summary
 from launcher.train.watch.assemble import assemble
 from launcher.train.watch.exporter import Exporter
+from syncbn import native
 from syncbn.communicators import Communicator
 from syncbn.non_finite import ADVICE
 
@@ -63,6 +65,7 @@ def run_session(config: TrainConfig) -> int:
         lock = OutputLock(output)
         lock.settle(ranks)  # before anything is written there
         _start_log(output, ranks)
+        _log.info("statistics by %s", native.status())
         exporter.joined(ranks, output, waited)
         session = Session(config, ranks, replicas, output, lock, stop, heartbeat, exporter)
         return session.run()
@@ -144,6 +147,7 @@ class Session:
             notes=self._notes,
             skipped_records=self._data.skipped,
             failure=failure and {"class": _class(failure), "message": str(failure)},
+            kernels=asdict(native.status()),
         )
 
     def _write(self, summary: dict[str, Any]) -> None:
@@ -261,6 +265,7 @@ class Session:
             ),
             output=self._output,
             notes=tuple(self._notes),
+            kernels=native.status().brief,
         )
 
 

@@ -36,6 +36,13 @@ class Status:
     tensorflow: str
     reason: str | None
 
+    @property
+    def brief(self) -> str:
+        """A few words: what computes, or why TensorFlow does."""
+        if self.path == "native":
+            return f"native kernels for {self.instruction_set}"
+        return f"TensorFlow's operations ({self.reason})"
+
     def __str__(self) -> str:
         version = f"TensorFlow {self.tensorflow}"
         if self.path == "native":

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from syncbn import native
 from tests.end_to_end.test_train import TRAIN, _digests, _summary, _weights
 from tests.processes import Launcher
 
@@ -29,7 +31,7 @@ def test_twenty_steps_end_alike_on_all_backends(
     def arguments(name: str, *more: str) -> list[str]:
         return [*TWENTY_STEPS, "--output", str(tmp_path / name), *more]
 
-    mpirun(2, TRAIN, arguments("mpi", "--backend", "mpi")).check()
+    trained = mpirun(2, TRAIN, arguments("mpi", "--backend", "mpi")).check()
     over_gloo = arguments("horovod", "--backend", "horovod")
     horovodrun(2, TRAIN, over_gloo, options=["--gloo"]).check()
     tf_cluster(2, TRAIN, arguments("cluster", "--backend", "tf")).check()
@@ -38,6 +40,8 @@ def test_twenty_steps_end_alike_on_all_backends(
 
     reference = _weights(tmp_path / "mpi")
     assert _summary(tmp_path / "mpi")["steps"] == 20
+    assert _summary(tmp_path / "mpi")["kernels"] == asdict(native.status())
+    assert native.status().brief in trained.stdout[0].splitlines()[0]
     for name in ("horovod", "cluster", "mirrored", "alone"):
         summary = _summary(tmp_path / name)
         assert summary["world_size"] == (1 if name == "alone" else 2)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from launcher.doctor import machine, services, software
 from launcher.doctor.finding import Finding
+from syncbn import native
 from tests.processes import REPOSITORY
 
 
@@ -42,6 +44,7 @@ def test_this_machine_is_fit_and_two_ranks_can_add() -> None:
     assert " in " in findings["self-test"]["text"]
     assert "MPI" in findings
     wanted = {"Keras", "GPUs", "Horovod", "cores", "shared memory", "open files", "ports", "disk"}
+    wanted.add("kernels")
     assert wanted <= findings.keys()
     for one in findings.values():
         assert one["state"] == "ok" or one["mend"], "whatever is not well says what mends it"
@@ -54,6 +57,29 @@ def test_something_broken_is_exit_code_1_and_says_what_mends_it() -> None:
     assert "broken" in done.stdout
     assert "mend: export KERAS_BACKEND=tensorflow" in done.stdout
     assert "mend: choose another place: --output DIRECTORY" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "mend"),
+    [
+        ("native", None, ""),
+        ("tensorflow", "the layers run on a GPU", ""),
+        ("tensorflow", "SYNCBN_NATIVE=0 is set", ""),
+        (
+            "tensorflow",
+            "no C++ compiler to build the kernels with",
+            "python -m syncbn.native.build",
+        ),
+        ("tensorflow", "SYNCBN_MARCH must be one of x86-64-v2, ...", "unset SYNCBN_MARCH"),
+    ],
+)
+def test_layers_without_kernels_are_slow_unless_meant(
+    path: Literal["native", "tensorflow"], reason: str | None, mend: str
+) -> None:
+    status = native.Status(path, None, None, "2.21.0", reason)
+    finding = software.judge_kernels({"path": path, "reason": reason, "text": str(status)})
+    assert (finding.state, finding.mend) == ("warning" if mend else "ok", mend)
+    assert finding.text == str(status)
 
 
 def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
