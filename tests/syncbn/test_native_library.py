@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from syncbn import native
+from syncbn.moments import Layout
 from syncbn.native import compiler, library
 from tests.processes import Launcher
+from tests.syncbn.test_normalize import by_native
 
 NAME = compiler.file_name(platform.machine())
 
@@ -72,6 +76,47 @@ def test_the_least_instructions_can_be_asked_for(monkeypatch: pytest.MonkeyPatch
     least = {"x86_64": "x86-64-v2", "aarch64": "aarch64"}.get(platform.machine(), "baseline")
     monkeypatch.setenv("SYNCBN_MARCH", least)
     assert native.status().instruction_set == least
+
+
+@pytest.mark.usefixtures("fresh", "built")
+def test_all_instructions_of_this_processor_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other processors, emulated: tests/machines/test_arithmetic.py."""
+    random = np.random.default_rng(11)
+    kinds = ("float16", "bfloat16", "float32", "float64")
+    data = [
+        (axis, tf.cast(random.normal(100.0, size=shape), kind))
+        for axis, shape in ((1, (700, 24)), (1, (5, 3, 37)))
+        for kind in kinds
+    ]
+    seen = {}
+    for level in ("", "x86-64-v2", "x86-64-v3", "x86-64-v4"):
+        native._kernels.cache_clear()
+        monkeypatch.setenv("SYNCBN_MARCH", level)
+        if native.operations() is not None:
+            seen[native.status().instruction_set] = [_step(x, axis) for axis, x in data]
+    first, *others = seen.values()
+    for other in others:
+        assert other == first, list(seen)
+
+
+def _step(x: tf.Tensor, axis: int) -> list[bytes]:
+    """Outputs, moments and gradients, from a graph of its own, which asks for the kernels anew."""
+    channels = x.shape[axis]
+    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
+
+    @tf.function
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        scale, offset = tf.range(1, channels + 1, dtype=dtype), tf.ones(channels, dtype)
+        sources = [x, scale, offset]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            y, moments = by_native(x, scale, offset, Layout(x.shape.rank, axis))
+            loss = tf.reduce_sum(y * y)
+        return [y, moments.mean, moments.variance, *tape.gradient(loss, sources)]
+
+    return [np.asarray(part).tobytes() for part in step(x)]
 
 
 @pytest.mark.usefixtures("fresh", "built")
