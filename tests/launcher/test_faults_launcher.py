@@ -143,6 +143,25 @@ def test_ranks_know_nothing_of_a_job_around_the_launcher(launch: Launch) -> None
 
 
 @pytest.mark.timeout(60)
+def test_a_launcher_that_is_slow_or_paused_hears_how_a_rank_has_ended(launch: Launch) -> None:
+    source = (
+        "import time; print('up', flush=True); time.sleep(1)\n"
+        "for number in range(30000): print('line', number)"
+    )
+    launch.start([*TWO, "--max-restarts", "0"], ["python", "-c", source])
+    launch.wait_until(lambda: launch.text().count("] up") == 2)
+    process = psutil.Process(launch.pid)
+    process.suspend()
+    time.sleep(5)
+    process.resume()
+    result = launch.finish(50)
+    assert result.returncode == 0, result.output[-2000:]
+    for rank in (0, 1):
+        log = launch.run / "logs" / "attempt-0" / f"rank-{rank}.log"
+        assert log.read_text().splitlines()[-1] == "line 29999"
+
+
+@pytest.mark.timeout(60)
 def test_kill_9_of_the_guards_leaves_no_rank(launch: Launch) -> None:
     launch.start([*TWO, "--max-restarts", "0"], launch.program(*SLOW))
     launch.wait_for_step(5)

@@ -24,6 +24,7 @@ _TURN_SECONDS = 0.2
 _ORPHAN_GRACE = 3.5  # the launcher was killed: all is over within five seconds
 _ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
 _LEFTOVER_GRACE = 0.5  # the rank has ended; what it left behind has no work to save
+_READER_SECONDS = 60.0  # a launcher on this machine may be busy, or paused by Ctrl-Z
 _UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not even take SIGKILL
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ASKING = (signal.SIGUSR1, signal.SIGUSR2)
@@ -71,7 +72,7 @@ class Guard:
         with self._child.directory:
             self._send_news()
             self._report_end()
-            self._channel.flush(2.0)
+            self._channel.flush(self._order.silence or _READER_SECONDS)
         if self._orphaned and self._order.pulse and os.getppid() == self._parent:
             # mpirun's daemon would stay on a host that is cut off, for minutes and for nothing.
             tree.send([self._parent], signal.SIGKILL)

@@ -50,8 +50,9 @@ class Channel:
     def report(self, **report: object) -> None:
         self._unsent += encode_report(self._rank, **report)
 
-    def write(self) -> None:
-        """Writes what standard output takes at once."""
+    def write(self) -> bool:
+        """Writes what standard output takes at once; whether that was anything."""
+        before = len(self._unsent)
         try:
             while self._unsent:
                 del self._unsent[: os.write(_STDOUT, self._unsent)]
@@ -59,11 +60,13 @@ class Channel:
             pass
         except OSError:  # nobody reads any more
             self._unsent.clear()
+        return len(self._unsent) < before
 
     def flush(self, seconds: float) -> None:
-        """Writes all, waiting for a slow reader no longer than that."""
+        """Writes all, however slow the reader is; waits no longer than that for it to go on."""
         limit = time.monotonic() + seconds
-        self.write()
         while self._unsent and time.monotonic() < limit:
-            select.select([], [_STDOUT], [], 0.1)
-            self.write()
+            if self.write():
+                limit = time.monotonic() + seconds
+            else:
+                select.select([], [_STDOUT], [], 0.1)
