@@ -182,4 +182,8 @@ def gradient_cause(guard: UpdateGuard) -> str:
     """For where every layer's output is finite: the gradient that was not."""
     suspects = [v for v, bad in zip(guard.watched, guard.suspects.numpy(), strict=True) if bad]
     # On the way back the last variable comes first.
-    return f"the gradient of {suspects[-1].path} is not finite" if suspects else "the loss is not"
+    return (
+        f"the gradient of {suspects[-1].path} is not finite"
+        if suspects
+        else "its loss is NaN or infinite"
+    )

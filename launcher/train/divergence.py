@@ -126,10 +126,16 @@ class NonFiniteWatch:
         guard = self._steps.guard
         if guard is None:  # several replicas, whose update was made: the weights say no more
             damaged = ranks_where(not bool(all_finite([features])), self._ranks)
-            return ("the batch holds NaN or infinite values" if damaged else "the loss is not"), 0
+            return (
+                "the batch holds NaN or infinite values"
+                if damaged
+                else "its loss is NaN or infinite"
+            ), 0
         if not len(features):  # of no rows some convolutions of TensorFlow fail
             features = np.zeros((1, *features.shape[1:]), np.float32)
         origin = find_origin(self._model, features, self._ranks)
         if origin is not None:
             return str(origin), origin.ranks[0]
-        return ("the loss is not" if not math.isfinite(loss) else gradient_cause(guard)), 0
+        return (
+            "its loss is NaN or infinite" if not math.isfinite(loss) else gradient_cause(guard)
+        ), 0

@@ -295,6 +295,9 @@ def make_replicas(config: TrainConfig, ranks: Communicator) -> Replicas:
         raise UsageError(f"--replicas needs the tf backend. Received: --backend {config.backend}")
     if config.micro_batches > 1 or config.on_oom == "shrink":
         raise UsageError("micro-batches and --on-oom shrink need one replica per process")
+    if config.on_nan == "skip":
+        # The strategy sums the gradients behind the optimizer, where nobody can look at them.
+        raise UsageError("--on-nan skip needs one replica per process: start ranks with mpirun")
     return MirroredReplicas(config.replicas)
 
 

@@ -101,3 +101,17 @@ def test_who_ignores_nan_gets_it_but_not_into_json(
     assert next(strict(tmp_path / "out" / "summary.json"))["loss"] is None
     again = [*beyond, "--epochs", "3", "--resume", "--output", str(tmp_path / "out")]
     single_process(1, TRAIN, again).check()
+
+
+@pytest.mark.timeout(120)
+def test_replicas_of_one_process_stop_too_and_cannot_skip(
+    single_process: Launcher, tmp_path: Path
+) -> None:
+    beyond = ["--learning-rate", "1e30", "--model", "dnn", "--epochs", "1", "--replicas", "2"]
+    beyond += ["--backend", "tf", "--output", str(tmp_path / "out")]
+    result = single_process(1, TRAIN, beyond)
+    assert result.returncode == 1, result.transcript()
+    assert "diverged: step 2 is not finite: its loss is NaN or infinite" in result.stderr[0]
+    refused = single_process(1, TRAIN, [*beyond, "--on-nan", "skip"])
+    assert refused.returncode == 2
+    assert "--on-nan skip needs one replica per process" in refused.stderr[0]

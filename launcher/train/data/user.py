@@ -90,18 +90,18 @@ def load(config: TrainConfig) -> DataSet:
         whole = _count(train, place)
         train = train.ignore_errors()
         held = None if held is None else held.ignore_errors()
-    count, classes = _count_and_classes(train, place, None)
+    count, classes = _count_and_classes(train, place)
     skipped = whole - count if config.skip_bad_records and whole >= 0 else 0
     if held is None:
         out = max(1, round(count * config.validation_part))
         train, held, count = train.skip(out), train.take(out), count - out
-    held_count, _ = _count_and_classes(held, f"{place}, held out", classes)
+    held_count, held_classes = _count_and_classes(held, f"{place}, held out")
     return DataSet(
         config.dataset,
         StreamExamples(train, count, place),
         StreamExamples(held, held_count, place),
         tuple(train.element_spec[0].shape),
-        classes,
+        max(classes, held_classes),  # as of every other kind of data
         skipped,
     )
 
@@ -124,13 +124,13 @@ def _count(dataset: Any, place: str) -> int:
     return known if known >= 0 else -1
 
 
-def _count_and_classes(dataset: Any, place: str, classes: int | None) -> tuple[int, int]:
-    """Goes through the data once, whose labels must be among `classes`, if these are known."""
+def _count_and_classes(dataset: Any, place: str) -> tuple[int, int]:
+    """Goes through the data once."""
     _count(dataset, place)
     count, largest = 0, 0
     try:
         for _, label in dataset.as_numpy_iterator():
-            check_labels(np.reshape(label, 1), classes, place, first=count)
+            check_labels(np.reshape(label, 1), None, place, first=count)
             count, largest = count + 1, max(largest, int(label))
     except tf.errors.OpError as error:
         what = str(error.message).splitlines()[0]

@@ -72,6 +72,8 @@ def test_labels_of_a_users_dataset_that_are_no_classes(
         "def between():\n"
         "    return labelled(0.0, 1.5)\n"
         "def held_out():\n"
+        "    return labelled(0, 1, 1), labelled(1, -3)\n"
+        "def more():\n"
         "    return labelled(0, 1, 1), labelled(1, 2)\n"
         "def names():\n"
         "    return labelled('cat', 'dog')\n"
@@ -82,9 +84,10 @@ def test_labels_of_a_users_dataset_that_are_no_classes(
     for function, problem in (
         ("negative", "example 2: expected a label from 0 to .* Received: -1"),
         ("between", "expected whole numbers"),
-        ("held_out", "held out, example 1: expected a label from 0 to 1. Received: 2"),
+        ("held_out", "held out, example 1: expected a label from 0 to .* Received: -3"),
         ("names", "expected whole numbers"),
     ):
         with pytest.raises(DataError, match=f"their_labels:{function}.*{problem}"):
             load(f"their_labels:{function}")
     assert load("their_labels:floats").classes == 2
+    assert load("their_labels:more").classes == 3, "what is held out is measured by its own label"
