@@ -11,6 +11,7 @@ import typer
 from launcher.cli.job_flags import with_job_flags
 from launcher.cli.run import supervise
 from launcher.errors import LauncherError, UsageError
+from launcher.gang.network import address_to_listen_on
 from launcher.gang.registry import Registry
 from launcher.gang.worker import Worker
 from launcher.spec import JobSpec
@@ -64,7 +65,8 @@ def join(
         if head is not None and index != 0:
             raise typer.Exit(Worker(spec, (head, port), index).run(stop))
         spec = spec.model_copy(update={"ranks": size})
-        with Registry(spec.name, workers, spec.container.slots, port) as registry:
+        here = address_to_listen_on(head)
+        with Registry(spec.name, workers, spec.container.slots, port, here) as registry:
             try:
                 result = supervise(GangTarget(spec, registry, stop), stop, quiet)
             except LauncherError:

@@ -1,8 +1,22 @@
 """Which of this machine's addresses and interfaces lead to another container."""
 
+import ipaddress
 import socket
 
 import psutil
+
+
+def address_to_listen_on(head: str | None) -> str:
+    """`head` as the first container may bind to it; "" (all addresses) where it is only a name.
+
+    A name may mean an address of its own to the machine that bears it.
+    """
+    if head == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.IPv4Address(head or ""))
+    except ValueError:
+        return ""
 
 
 def own_address_toward(other: str) -> str:

@@ -27,9 +27,12 @@ class Worker:
 
 
 class Registry:
-    """Listens on `port` while open and gives each worker a place, the one it asks for if it may."""
+    """Listens on `port` while open and gives each worker a place, the one it asks for if it may.
 
-    def __init__(self, job: str, workers: int, slots: int, port: int) -> None:
+    With an `address` it listens there only.
+    """
+
+    def __init__(self, job: str, workers: int, slots: int, port: int, address: str = "") -> None:
         self._job, self._slots = job, slots
         self._places: dict[int, Worker | None] = dict.fromkeys(range(1, workers + 1))
         self._refused: dict[str, str] = {}
@@ -37,7 +40,7 @@ class Registry:
         self._told: set[int] = set()
         self._lock = threading.Lock()
         try:
-            self._server = _Server(("", port), _handler(self))
+            self._server = _Server((address, port), _handler(self))
         except OSError as error:
             raise UsageError(f"container.port: {port} cannot be used ({error.strerror})") from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)

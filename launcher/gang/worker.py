@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from launcher.errors import LauncherError
-from launcher.gang.network import interface_of
+from launcher.gang.network import interface_of, own_address_toward
 from launcher.gang.wire import Arrival, Contact, WireError, ask, receive
 from launcher.spec import JobSpec
 from launcher.supervision.guard.order import Order
@@ -49,21 +49,19 @@ class Worker:
         self._contact: Contact | None = None
         self._guards: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._server = _Server(("", 0), _handler(self))
+        self._server: _Server | None = None
 
     def run(self, stop: StopRequests) -> int:
         """Returns the job's exit code, or 143 when told to stop.
 
         Raises LauncherError when the first container has not been heard of for `join_timeout`.
         """
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
-        thread.start()
         try:
             return self._stay(stop)
         finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+            if self._server is not None:
+                self._server.shutdown()
+                self._server.server_close()
             self._end_ranks(0.0)
 
     def _stay(self, stop: StopRequests) -> int:
@@ -119,6 +117,11 @@ class Worker:
             _end(guard, _ENDING_SECONDS)
 
     def _arrival(self) -> Arrival:
+        if self._server is None:
+            # Only once the first container can be found: its own network is the one to listen on.
+            self._server = _Server((own_address_toward(self._head[0]), 0), _handler(self))
+            serve = self._server.serve_forever
+            threading.Thread(target=serve, args=(0.1,), daemon=True).start()
         port, slots = self._server.server_address[1], self._spec.container.slots
         return Arrival(self._spec.name, socket.gethostname(), port, slots, self._index)
 

@@ -161,7 +161,7 @@ def _slots_of(base: int, dynamic: int) -> list[int]:
 
 def _table(address: int, count: int, kind: np.dtype) -> np.ndarray:
     raw = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
-    return np.frombuffer(raw, kind)
+    return np.frombuffer(memoryview(raw).cast("B"), kind)
 
 
 def _write(slot: int, value: int) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import launcher.gang.registry
 from launcher.errors import LauncherError, UsageError
+from launcher.gang.network import address_to_listen_on
 from launcher.gang.registry import Registry
 from launcher.gang.wire import Arrival, WireError, ask, receive
 from tests.launcher.gang.members import free_port
@@ -109,3 +110,11 @@ def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(WireError, match="expected"):
             receive(ours)
+
+
+@pytest.mark.parametrize(
+    ("head", "address"),
+    [(None, ""), ("localhost", "127.0.0.1"), ("10.1.2.3", "10.1.2.3"), ("job-0.job", "")],
+)
+def test_the_first_container_listens_where_it_was_told(head: str | None, address: str) -> None:
+    assert address_to_listen_on(head) == address
