@@ -61,7 +61,7 @@ def require_cores(spec: JobSpec) -> None:
     most = max(16, _MOST_RANKS_A_CORE * cores)
     if spec.ranks > most and not spec.oversubscribe:
         raise SpecError(
-            f"ranks: expected at most {most} on the {cores} cores of this machine. "
+            f"ranks: expected at most {most} on this machine ({cores} core{'s' * (cores > 1)}). "
             f"Received: {spec.ranks}. To start them all the same: --oversubscribe"
         )
 
