@@ -16,7 +16,7 @@ from typing import Any
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PAGE = _REPOSITORY / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- figures of python -m benchmarks.faults -->", "<!-- end of the figures -->"
-_PARTS = ("ranks", "leaving", "launcher", "resources", "hosts")
+_PARTS = ("ranks", "leaving", "launcher", "resources", "training", "hosts")
 _ADDRESS = re.compile(r"\b(?!127\.)\d+\.\d+\.\d+\.\d+\b")
 _DIRECTORY = re.compile(r"(?<![\w.])(?:/[\w.@-]+){2,}")
 _TIME = re.compile(r"\b\d\d:\d\d:\d\d\b")

@@ -77,4 +77,4 @@ def _room(path: Path) -> str:
         usage = shutil.disk_usage(path.parent)
     except OSError:
         return ""
-    return f": {usage.free / 1e3:,.0f} kB free of {usage.total / 1e6:,.0f} MB"
+    return f": {usage.free / 1e3:,.0f} kB free of {usage.total / 1e6:,.1f} MB"

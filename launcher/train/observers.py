@@ -181,7 +181,8 @@ class Observers(Observer):
                     raise
                 self._observers.remove(observer)
                 ours = isinstance(error, LauncherError)
-                reason = str(error) if ours else f"{type(error).__name__}: {error}"
+                text = str(error) if ours else f"{type(error).__name__}: {error}"
+                reason = text.partition("\n")[0]  # TensorFlow's errors go on
                 warn(f"{observer.what} is off from here on: {reason}")
                 _log.debug("an observer failed", exc_info=error)
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.documents import strict
-from tests.launcher.launches import Launch
+from tests.launcher.launches import Launch, note
 from tests.launcher.small_disks import run_on_small_disk
 from tests.processes import Launcher
 
@@ -32,6 +32,9 @@ def test_the_launcher_calls_it_diverged_and_does_not_try_again(
     ]
     launch.start(["-np", "2", "--backend", "mpi"], program)
     result = launch.finish(150)
+    leaving = [e["time"] for e in launch.events("beat") if e["phase"] == "leaving"]
+    seconds = launch.events("done")[-1]["time"] - leaving[0]
+    note("a loss that is not finite (--learning-rate 1e30)", seconds, result)
     assert result.returncode == 1
     assert launch.cause()["class"] == "diverged"
     assert "on localhost diverged: step 2 is not finite: the output of layer" in result.output
