@@ -13,6 +13,9 @@ from xdist.workermanage import WorkerController
 # Each world of the matrix is a job of its own, but those inside a strategy are part of another's.
 _WORLD = re.compile(r"/test_matrix\w*\.py::\w+\[([a-z-]+?)(?:-strategy(?:-alone)?)?-(\d)[-\]]")
 
+# Each machine is made for the tests of its own.
+_MACHINE = re.compile(r"^tests/machines/test_commands\.py::\w+\[([\w-]+)\]")
+
 _MOSTLY_WAIT = ("docker", "tests/launcher/", "tests/prometheus/", "tests/browser/")
 _BUT_COMPUTE = (
     *("tests/launcher/train/", "tests/launcher/metrics/", "tests/launcher/test_doctor.py"),
@@ -21,9 +24,11 @@ _BUT_COMPUTE = (
 
 
 def group(nodeid: str) -> str:
-    """The group of a test by its name: its file, with two exceptions."""
+    """The group of a test by its name: its file, with three exceptions."""
     if nodeid.startswith("tests/docker/"):
         return "docker"
+    if (machine := _MACHINE.search(nodeid)) is not None:
+        return f"machine {machine[1]}"
     world = _WORLD.search(nodeid)
     return f"{world[1]}-{world[2]}" if world else nodeid.partition("::")[0]
 

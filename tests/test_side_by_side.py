@@ -14,6 +14,9 @@ def test_groups() -> None:
     collectives = "tests/syncbn/test_matrix_collectives.py::test_one_collective_each_way"
     assert group("tests/launcher/test_spec.py::test_x[a::b]") == "tests/launcher/test_spec.py"
     assert group("tests/docker/test_mpi.py::test_x") == "docker"
+    commands = "tests/machines/test_commands.py"
+    assert group(f"{commands}::test_train[sid-with]") == group(f"{commands}::test_x[sid-with]")
+    assert group(f"{commands}::test_train[sid-with]") != group(f"{commands}::test_x[sid-broken]")
     assert group(f"{matrix}[mpi-2-uneven-graph-float32-0]") == group(f"{collectives}[mpi-2]")
     assert group(f"{matrix}[multiworker-strategy-3-rank 2]") == "multiworker-3"
     assert group(f"{matrix}[multiworker-strategy-alone-2-mask-x]") == "multiworker-2"

@@ -81,6 +81,7 @@ def test_train(machine: Machine, variant: Variant) -> None:
     summary = json.loads(_file(machine, "runs/first/summary.json"))
     assert summary["accuracy"] > 0.97
     assert (summary["world_size"], summary["backend"]) == (2, variant.backend)
+    assert summary["kernels"]["path"] == "native", summary["kernels"]
 
     doctor = machine.run(".venv/bin/python -m launcher doctor --json", seconds=300).check()
     lines = [line for line in doctor.output.splitlines() if line.startswith("{")]
