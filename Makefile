@@ -17,7 +17,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast bench test-cluster test-docker test-machines docs lint format setup pins clean
+.PHONY: help train test test-fast bench test-cluster test-docker test-machines docs lint format setup pins wheel clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -41,10 +41,17 @@ test-docker: setup ## Build the images in a real engine and run jobs in containe
 	$(BIN)/python -m pytest -m docker $(ARGS)
 
 test-machines: setup ## Run README's commands on Debian 12, 13 and sid, and what else is marked machines
-	$(BIN)/python -m pytest -m machines $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m machines $(ARGS)
 
 test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
 	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/cluster $(ARGS)
+
+# The kind of processor that the wheel is for.
+MACHINE ?= x86_64
+
+wheel: .venv/.installed ## Make dist/: the source distribution, and a wheel with the kernels in it
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[wheel]'
+	@$(BIN)/python .ci/wheel.py --machine $(MACHINE)
 
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -82,8 +89,14 @@ $(BIN)/python:
 
 # The next two are extras: without one of them the rest works, and set-up goes on. There is a stamp
 # only where it worked, so that whatever was missing is looked for again.
+ZIG := CXX='$(CURDIR)/$(BIN)/python -m ziglang c++'
+
 .venv/.horovod: .venv/.installed $(wildcard launcher/horovod_build/*.py)
 	@rm -f $@; if $(BIN)/python -m launcher install-horovod --once; then touch $@; fi
 
 .venv/.native: .venv/.installed $(wildcard syncbn/native/*)
-	@rm -f $@; if $(BIN)/python -m syncbn.native.build; then touch $@; fi
+	@rm -f $@; $(BIN)/python -m syncbn.native.build || { \
+	    echo "Trying zig instead, a compiler that comes as a package ..." >&2; \
+	    $(PIP) install --quiet --constraint constraints.txt ziglang && \
+	    env $(ZIG) $(BIN)/python -m syncbn.native.build; } && touch $@ || \
+	    echo "Layers go by slower TensorFlow operations instead; they compute the same." >&2

@@ -22,7 +22,9 @@ case "$*" in
     *ensurepip*) exit {incomplete} ;;
     *"-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && chmod +x .venv/bin/python ;;
     *install-horovod*) echo install-horovod >>asked; [ ! -e no-horovod ] ;;
-    *native.build*) echo native >>asked; [ ! -e no-native ] ;;
+    *native.build*)
+        echo "native $CXX" >>asked
+        if [ -n "$CXX" ]; then [ ! -e no-zig ]; else [ ! -e no-native ]; fi ;;
     *) echo "$*" >>asked ;;
 esac
 """
@@ -142,10 +144,15 @@ def test_pythons_accepted_are_those_of_the_pinned_tensorflow(tmp_path: Path) -> 
 def test_train_goes_over_horovod_once_it_is_built_and_over_mpi_until_then(machine: Machine) -> None:
     machine.python("python3", "3.13")
     (machine.checkout / "no-horovod").touch()
-    (machine.checkout / "no-native").touch()
+    for name in ("no-native", "no-zig"):
+        (machine.checkout / name).touch()
     made = machine.make("setup")
     assert made.returncode == 0, made.stderr
-    assert machine.asked()[-2:] == ["install-horovod", "native"]
+    asked = machine.asked()
+    assert asked[-4:-2] == ["install-horovod", "native "]
+    assert "install --quiet --constraint constraints.txt ziglang" in asked[-2]
+    assert asked[-1].endswith(".venv/bin/python -m ziglang c++")
+    assert "TensorFlow operations instead" in made.stderr
     for name in ("mpirun", "horovodrun"):
         program = machine.checkout / ".venv" / "bin" / name
         program.write_text(
@@ -158,12 +165,14 @@ def test_train_goes_over_horovod_once_it_is_built_and_over_mpi_until_then(machin
     said = made.stdout.splitlines()[-1]
     assert said.startswith("mpirun --oversubscribe")
     assert said.endswith("-m launcher.train --norm sync root=1")
-    assert machine.asked() == ["install-horovod", "native"]  # both are looked for again
+    assert machine.asked()[:2] == ["install-horovod", "native "]  # both are looked for again
 
     (machine.checkout / "no-horovod").unlink()
-    (machine.checkout / "no-native").unlink()
-    assert machine.make("train").stdout.splitlines()[-1].startswith("horovodrun -np 2 ")
-    assert machine.asked() == ["install-horovod", "native"]
+    (machine.checkout / "no-zig").unlink()
+    made = machine.make("train")
+    assert made.stdout.splitlines()[-1].startswith("horovodrun -np 2 ")
+    assert "TensorFlow operations" not in made.stderr  # zig has built the kernels
+    assert len(machine.asked()) == 4
     assert machine.make("train").returncode == 0
     assert machine.asked() == []  # set-up is done
 
@@ -176,7 +185,7 @@ def test_environment_whose_python_is_gone_is_made_again(machine: Machine) -> Non
     assert machine.make("setup").returncode == 0
     asked = machine.asked()
     assert any("--editable" in line for line in asked)
-    assert asked[-2:] == ["install-horovod", "native"]
+    assert asked[-2:] == ["install-horovod", "native "]
 
 
 def test_shell_scripts_are_posix() -> None:

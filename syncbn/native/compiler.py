@@ -116,15 +116,16 @@ def build(target: Path, machine: str) -> None:
 
 def _compile(compiler: list[str], machine: str, target: Path) -> None:
     objects = compile_objects(compiler, machine, target.parent)
-    run([*compiler, *_LINK, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
+    # Of its own C++ library, which zig would compile first, nothing is used.
+    link = [*_LINK, *(["-nostdlib++"] if _is_zig(compiler) else [])]
+    run([*compiler, *link, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
 
 
 def compile_objects(compiler: list[str], machine: str, directory: Path) -> list[Path]:
     """Compiles every source, the arithmetic once for each level, and returns the object files."""
     objects, commands = [], []
-    zig = any("zig" in word for word in compiler)
     for level, flags in _levels(machine).items():
-        if zig:  # which spells the levels of a processor with underscores
+        if _is_zig(compiler):  # which spells the levels of a processor with underscores
             flags = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in flags]
         objects.append(directory / f"{level}.o")
         commands.append(
@@ -138,6 +139,10 @@ def compile_objects(compiler: list[str], machine: str, directory: Path) -> list[
         for done in [pool.submit(run, [*compiler, *command]) for command in commands]:
             done.result()
     return objects
+
+
+def _is_zig(compiler: list[str]) -> bool:
+    return any("zig" in word for word in compiler)
 
 
 def run(command: list[str]) -> None:
