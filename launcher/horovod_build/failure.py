@@ -77,7 +77,7 @@ def _circumstances(recipe: Recipe) -> str:
 def _trial(program: Path) -> list[str]:
     """What the compiler says to a small program: a part of it that was missing may be there now."""
     with tempfile.TemporaryDirectory() as directory:
-        command = [program, "-x", "c++", "-", "-o", "program"]
+        command = [str(program), "-x", "c++", "-", "-o", "program"]
         source = "#include <string>\nint main() { return std::string().size(); }\n"
         try:
             done = subprocess.run(
