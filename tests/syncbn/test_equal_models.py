@@ -67,6 +67,15 @@ def test_every_style_of_program_ends_with_one_model(engine: str, run: Run) -> No
         )
 
 
+def test_without_the_kernels_the_ranks_train_one_model_too(mpirun: Launcher) -> None:
+    names = ("unbuilt", "optimizer_compressed", "loop_averaged_by_hand")
+    slow = {"SYNCBN_NATIVE": "0"}
+    first, second = mpirun(2, _PROGRAM, ["mpi", *names], environment=slow, timeout=580).json()
+    for name in names:
+        assert "digest" in first[name], f"{name}: {first[name]}"
+        assert first[name] == second[name], name
+
+
 @pytest.mark.parametrize(
     ("engine", "mistake"),
     [

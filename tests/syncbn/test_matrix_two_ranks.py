@@ -39,7 +39,7 @@ def test_averaged_gradients_train_as_one_process(world: str, size: int, runs: Ru
     assert first == second, "the ranks ended with different weights"
     np.testing.assert_array_equal(first["broadcast"], flat_weights(dense_model(1)))
     sgd = train_alone(keras.optimizers.SGD(0.1), 3)
-    for name in ("train_on_batch", "eager", "loss_scale"):
+    for name in ("train_on_batch", "eager", "loss_scale", "tape_of_rows"):
         np.testing.assert_allclose(first[name], sgd, atol=1e-6, err_msg=name)
     np.testing.assert_allclose(first["float16"], sgd, atol=2e-3)
     np.testing.assert_allclose(first["bfloat16"], sgd, atol=2e-2)
@@ -61,6 +61,10 @@ def test_averaged_gradients_train_as_one_process(world: str, size: int, runs: Ru
     np.testing.assert_allclose(one_sided, [0.5 - 2.0, 0.5 - 2.0])
     assert untouched == [5.0]
     assert first["tape"] == 1.5
+    assert first["of no rows"] == -3.0
+    np.testing.assert_allclose(first["in half"], -40.0, rtol=1e-3)
+    np.testing.assert_allclose(first["by passes"], [0.5 - 0.5, 0.5 - 0.5])
+    assert "call syncbn.weigh_rows(model)" in first["rows of a later step"]
     assert first["mismatch"] == "WorldError"
 
 
@@ -70,6 +74,7 @@ def test_a_fit_with_all_callbacks_is_one_fit(world: str, size: int, runs: Runs) 
     assert first == second
     rates = [0.1, 0.15, 0.2]
     np.testing.assert_allclose(first["rates"], rates, rtol=1e-6)
+    np.testing.assert_allclose(first["rates in steps"], [0.1, 0.125, 0.15, 0.175, 0.2, 0.2], 1e-6)
     assert not first["jit"]
 
     x, y = callbacks.data()

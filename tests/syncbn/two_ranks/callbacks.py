@@ -57,12 +57,15 @@ class _Disturb(keras.callbacks.Callback):
             layer.moving_variance.assign(layer.moving_variance + 1e-6)
 
 
+def _distributed() -> keras.optimizers.Optimizer:
+    return syncbn.DistributedOptimizer(keras.optimizers.SGD(RATE))
+
+
 def run(communicator: Communicator) -> dict[str, Any]:
     rank = communicator.rank
     x, y = (part[:7] if rank == 0 else part[7:] for part in data())
     keras.utils.set_random_seed(rank)  # unequal starts, made equal by BroadcastVariables
-    optimizer = syncbn.DistributedOptimizer(keras.optimizers.SGD(RATE))
-    model = measured(classifier(syncbn.SyncBatchNormalization), optimizer, jit_compile=True)
+    model = measured(classifier(syncbn.SyncBatchNormalization), _distributed(), jit_compile=True)
     syncbn.weigh_rows(model)
     settings = {"shuffle": False, "verbose": 0}
     watch = _Watch()
@@ -80,6 +83,11 @@ def run(communicator: Communicator) -> dict[str, Any]:
     model.evaluate(x, y, verbose=0, callbacks=[syncbn.callbacks.AverageMetrics()])
     report["evaluate"] = {k: float(v) for k, v in model.get_metrics_result().items()}
     report["weights"] = [weight.ravel().tolist() for weight in model.get_weights()]
+
+    again, watch = measured(classifier(syncbn.SyncBatchNormalization), _distributed()), _Watch()
+    rise = [syncbn.callbacks.BroadcastVariables(), syncbn.callbacks.WarmUpLearningRate(2), watch]
+    again.fit(*(part[:2] for part in data()), batch_size=1, epochs=3, callbacks=rise, **settings)
+    report["rates in steps"] = watch.rates
 
     alarm = [_Disturb(rank), syncbn.callbacks.DivergenceAlarm(1)]
     try:

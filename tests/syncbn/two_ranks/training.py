@@ -25,8 +25,10 @@ def run(communicator: Communicator) -> dict[str, Any]:
     broadcast_variables(model, root_rank=1)
     report = {"broadcast": flat_weights(model)}
     report |= _by_keras(x, y) | _by_loops(x, y) | _in_two_passes(x, y, rank)
+    report["tape_of_rows"] = _by_tape(x, y)
     answers = {name: weights.tolist() for name, weights in report.items()}
-    return answers | _overflow(x, y, rank) | _sparse(rank) | _of_one_variable(rank)
+    answers |= _overflow(x, y, rank) | _sparse(rank) | _of_one_variable(rank)
+    return answers | _at_the_edges(rank)
 
 
 def _by_keras(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -124,6 +126,55 @@ def _sparse(rank: int) -> dict[str, Any]:
 
     step()
     return {"sparse": [v.numpy().tolist() for v in held]}
+
+
+def _by_tape(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Three steps of the mean over all rows, each rank's loss being a sum over its own."""
+    model, optimizer = dense_model(1), keras.optimizers.SGD(0.1)
+    for _ in range(3):
+        with DistributedGradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(x) - y))
+        weights = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, weights, rows=len(x)), weights)
+    return flat_weights(model)
+
+
+def _at_the_edges(rank: int) -> dict[str, Any]:
+    """What one rank, one pass or one dtype could spoil."""
+
+    def sgd(**options: Any) -> Any:
+        return DistributedOptimizer(keras.optimizers.SGD(1.0, weight_decay=0.5), **options)
+
+    of_no_rows = keras.Variable(0.0)
+    gradient = tf.constant(6.0 if rank == 0 else np.nan)  # the mean over no rows is NaN
+    sgd().apply_gradients([(gradient, of_no_rows)], rows=2 * (1 - rank))
+
+    # The sum of both ranks is more than float16 holds, their average is not.
+    in_half = keras.Variable(0.0)
+    sgd(compression="float16").apply_gradients([(tf.constant(40000.0), in_half)], rows=1000)
+
+    # Reached in the first of two passes only; weight decay moves it all the same.
+    early = keras.Variable(1.0)
+    late = keras.Variable(1.0)
+    optimizer = sgd(backward_passes_per_step=2)
+    optimizer.apply_gradients([(tf.constant(1.0), early), (None, late)])
+    optimizer.apply_gradients([(None, early), (tf.constant(1.0), late)])
+
+    model = dense_model(1)
+    model.compile(sgd(), loss="mse")
+    weigh_rows(model).train_on_batch(np.ones((2, 4)), np.ones((2, 1)))
+    try:
+        gradients = [tf.zeros(v.shape) for v in model.trainable_variables]
+        model.optimizer.apply(gradients, model.trainable_variables)
+        told = ""
+    except ValueError as error:
+        told = str(error)
+    return {
+        "of no rows": float(of_no_rows),
+        "in half": float(in_half),
+        "by passes": [float(early), float(late)],
+        "rows of a later step": told,
+    }
 
 
 def _of_one_variable(rank: int) -> dict[str, Any]:
