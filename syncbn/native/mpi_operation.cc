@@ -70,7 +70,12 @@ void all_reduce(const AllReduce& operation, Run& run) {
   const void* from = input.data() == output.data() ? mpi.in_place : input.data();
   const auto call = mpi.pointers ? call_all_reduce<void*> : call_all_reduce<int>;
   const int code = call(mpi, from, output.data(), int(shape.size()), operation.datatype);
-  if (code != 0) run.status.set(kUnavailable, "MPI_Allreduce failed with code %d", code);
+  if (code != 0)
+    run.status.set(kUnavailable,
+                   "MPI_Allreduce failed with code %d for %lld numbers of this rank: every rank "
+                   "must send as many, in the same order; look for layers or metrics that only "
+                   "some ranks have, and for a batch without rows",
+                   code, static_cast<long long>(shape.size()));
 }
 
 }  // namespace

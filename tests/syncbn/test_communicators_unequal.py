@@ -1,0 +1,26 @@
+"""Ranks that send sums of unequal length over MPI are told so, in words."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Launcher
+
+PROGRAM = """
+import syncbn, tensorflow as tf
+ranks = syncbn.init("mpi")
+ranks.all_reduce(tf.ones([3 + ranks.rank]), "a sum")
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(100)
+def test_sums_of_unequal_length_say_what_this_rank_sent(
+    mpirun: Launcher, script: Callable[[str], Path]
+) -> None:
+    result = mpirun(2, script(PROGRAM))
+    assert result.returncode != 0
+    told = "".join(result.stderr)
+    assert "for 3 numbers of this rank: every rank must send as many" in told
+    assert "a_sum" in told
