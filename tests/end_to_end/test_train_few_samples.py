@@ -32,7 +32,7 @@ def pooled(shape, classes):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_rank_without_rows_changes_nothing(
     mpirun: Launcher,
     horovodrun: Launcher,
