@@ -30,7 +30,7 @@ def library() -> Path:
     machine = platform.machine()
     name = file_name(machine)
     problems = []
-    for place in (_PACKAGED, _beside_packages(), _of_user()):
+    for place in (_PACKAGED, _beside_packages(), *_of_user()):
         if (place / name).exists():
             found = damage(place / name, machine)
             if found is None:
@@ -47,6 +47,8 @@ def library() -> Path:
             for problem in problems:
                 _log.warning("%s; used instead: %s", problem, built)
             return built
+    if not _places_to_build():
+        problems.append("there is no place to build the kernels in: set XDG_CACHE_HOME or HOME")
     raise BuildError("; ".join(problems))
 
 
@@ -64,10 +66,14 @@ def _beside_packages() -> Path:
     return Path(sys.prefix) / "lib" / "syncbn"
 
 
-def _of_user() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"
+def _of_user() -> list[Path]:
+    """The user's cache; a container's user may have no home."""
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"]
+    except RuntimeError:
+        return []
 
 
 def _places_to_build() -> list[Path]:
     private = sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK)
-    return [*([_beside_packages()] if private else []), _of_user()]
+    return [*([_beside_packages()] if private else []), *_of_user()]

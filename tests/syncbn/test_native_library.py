@@ -159,6 +159,18 @@ def test_a_cache_that_cannot_be_written(
     assert reason(caplog) == expected
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_a_user_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 12345678)
+    assert reason(caplog) == (
+        "there is no place to build the kernels in: set XDG_CACHE_HOME or HOME"
+    )
+
+
 @pytest.mark.parametrize("kept", [0, 3, 100, -1])
 def test_a_library_cut_short_is_not_loaded(
     nowhere: Path, built: bytes, kept: int, caplog: pytest.LogCaptureFixture
