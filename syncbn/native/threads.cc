@@ -82,6 +82,7 @@ void start_threads() {
   while (started_threads < wanted_threads - 1) {
     pthread_t thread;
     if (pthread_create(&thread, nullptr, serve, nullptr) != 0) break;
+    pthread_setname_np(thread, "syncbn");
     pthread_detach(thread);
     ++started_threads;
   }
