@@ -10,6 +10,10 @@ ARGS ?=
 # `make test WORKERS=` one runs after the other.
 WORKERS ?= -n 3 --dist loadgroup --no-loadscope-reorder
 
+# TensorFlow greets at its import: not between the lines of set-up.
+TF_CPP_MIN_LOG_LEVEL ?= 3
+export TF_CPP_MIN_LOG_LEVEL
+
 # docker-compose.yml has a WORKERS of its own: one typed for make must not reach it.
 unexport WORKERS
 

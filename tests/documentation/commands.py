@@ -173,7 +173,7 @@ def _make(words: list[str], programs: Sequence[str]) -> Outcome:
     for word in words:
         if word.startswith("ARGS="):
             _arguments_of_make(words[0], shlex.split(word.removeprefix("ARGS=")))
-        elif word not in targets:
+        elif not word.startswith("MACHINE=") and word not in targets:
             raise ValueError(f"make has no target {word}: {targets}")
     return None
 
