@@ -213,3 +213,21 @@ def test_sums_of_a_cluster_keep_their_keys_and_never_share_one(
     cluster = ClusterCommunicator(tf.distribute.get_strategy(), ["a:1", "b:1"], 0)
     assert len(set(trace())) == 3
     assert trace() == trace()
+
+
+def test_blocks_are_made_anew_when_the_world_has_another_size() -> None:
+    class Elastic(LocalCommunicator):
+        world = 4
+
+        @property
+        def size(self) -> int:
+            return self.world
+
+        def _make_subgroup(self, size: int) -> Communicator:
+            return Elastic()
+
+    ranks = Elastic()
+    before = ranks.subgroup(2)
+    assert ranks.subgroup(2) is before
+    ranks.world = 8
+    assert ranks.subgroup(2) is not before

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import syncbn
 from syncbn import SyncBatchNormalization
+from tests.syncbn import oracle
 from tests.syncbn.oracle import relative_error
 from tests.syncbn.stock import Stock, pair, train
 
@@ -165,3 +166,45 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
         penalty = tf.reduce_sum(slope**2)
     with pytest.raises(LookupError, match="second derivative"):
         outer.gradient(penalty, x)
+
+
+def test_an_outlier_in_the_first_row_spoils_no_sum() -> None:
+    """The pivot of the sums lies near the data, not on their first value."""
+    generator = np.random.default_rng(12)
+    x = generator.normal(size=(50_000, 4)).astype("float32") + 3.0
+    x[0] = 1e6
+    layer = SyncBatchNormalization(momentum=0.0)
+    layer(x, training=True)
+    exact = oracle.moments(x)
+    assert relative_error(layer.moving_mean.numpy(), exact.mean) < 2e-7
+    assert relative_error(layer.moving_variance.numpy(), exact.variance) < 2e-7
+
+
+def test_an_unbiased_variance_of_one_row_is_no_infinity() -> None:
+    layer = SyncBatchNormalization(momentum=0.5, bessel_correction=True, renorm=True)
+    layer(np.ones((1, 3), "float32"), training=True)
+    assert all(np.isfinite(weight.numpy()).all() for weight in layer.weights)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_channels_that_nobody_counted_keep_their_statistics(debias: bool) -> None:
+    layer = SyncBatchNormalization(
+        momentum=0.5, zero_debias_moving_mean=debias, moving_mean_initializer="ones"
+    )
+    x = np.full((2, 3, 4), 5.0, "float32")
+    layer.build(x.shape)
+    for _ in range(2):  # before the first batch that counts, and after it
+        before = [weight.numpy() for weight in layer.weights]
+        layer(x + 1.0, training=True, mask=np.zeros((2, 3), bool))
+        for weight, value in zip(layer.weights, before, strict=True):
+            np.testing.assert_array_equal(weight, value, err_msg=weight.path)
+        layer(x, training=True)
+
+
+def test_renorm_takes_a_deviation_that_is_still_zero_for_epsilons() -> None:
+    layer = SyncBatchNormalization(renorm=True, renorm_momentum=0.0, epsilon=1e-3)
+    layer.build((None, 3))
+    layer.renorm_stddev.assign(np.zeros(3))
+    x = np.random.default_rng(13).normal(size=(64, 3)).astype("float32")
+    # r = σ/√ε and d = μ/√ε undo the normalization by σ: what is left is x/√ε.
+    assert relative_error(layer(x, training=True), x / np.sqrt(1e-3)) < 1e-5

@@ -51,3 +51,16 @@ def test_weights_keep_their_precision_in_half_precision_layers() -> None:
     layer(x, training=True, batch_weights=weights)
     exact = np.average(x.astype("float64"), axis=0, weights=weights)
     assert relative_error(layer.moving_mean.numpy(), exact) < 2e-6
+
+
+def test_outputs_are_rounded_once_after_the_adjustment() -> None:
+    def times_a_third(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.fill([1, shape[1]], 1 / 3), tf.fill([1, shape[1]], -1e-4)
+
+    x = np.random.default_rng(8).normal(size=(512, 3)).astype("float16")
+    layer = SyncBatchNormalization(dtype="mixed_float16", adjustment=times_a_third)
+    wide = x.astype("float64")
+    normalized = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-3)
+    once = (normalized / 3 - 1e-4).astype("float16")
+    differing = np.mean(layer(x, training=True).numpy() != once)
+    assert differing < 0.01, f"{differing:.1%} of the outputs are rounded twice"

@@ -71,9 +71,25 @@ def subclass_of_a_user(x: keras.KerasTensor) -> list[keras.KerasTensor]:
     return [L.BatchNormalization()(Rescaled(3)(x))]
 
 
+def low_rank(x: keras.KerasTensor) -> list[keras.KerasTensor]:
+    """A dense layer whose kernel is not all of its weights (LoRA)."""
+    dense = L.Dense(3)
+    outputs = [L.BatchNormalization()(dense(x))]
+    dense.enable_lora(2)
+    return outputs
+
+
+def quantized(x: keras.KerasTensor) -> list[keras.KerasTensor]:
+    dense = L.Dense(3)
+    outputs = [L.BatchNormalization()(dense(x))]
+    dense.quantize("int8")
+    return outputs
+
+
 @pytest.mark.parametrize(
     "outputs",
     [
+        low_rank,
         shared_layer,
         shared_layer_same_normalization,
         used_twice,
@@ -97,6 +113,12 @@ def test_what_must_not_be_folded_is_not(
         folded = fold_batchnorm(model)
     assert count(folded) == count(model) > 0
     assert relative_error(folded, model, (4, 3)) < 1e-6
+
+
+def test_a_quantized_layer_is_not_folded() -> None:
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, quantized(inputs))
+    assert count(fold_batchnorm(model)) == count(model) == 1
 
 
 def test_normalization_told_to_train_is_not_folded() -> None:
