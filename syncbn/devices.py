@@ -9,7 +9,7 @@ from syncbn import native
 
 
 def native_operations() -> Any | None:
-    """The C++ operations when they are the best road for the layer, else None.
+    """The C++ operations when they are the best path for the layer, else None.
 
     They run on the CPU, and XLA cannot compile them.
     """

@@ -5,7 +5,7 @@ local gradient sums → one all-reduce → input gradient. Between the two only 
 numbers are kept. The gradients of scale and offset stay local sums: the optimizer averages them
 over ranks like every other gradient.
 
-Two roads compute the same thing, with any communicator: TensorFlow operations (`moments.py`) on
+Two paths compute the same thing, with any communicator: TensorFlow operations (`moments.py`) on
 every device, and C++ operations (`native/`) that make fewer passes over the tensor, on the CPU.
 `devices.py` chooses.
 """
@@ -17,7 +17,7 @@ import tensorflow as tf
 from syncbn import devices, moments, telemetry
 from syncbn.communicators.base import Communicator, unique_name
 from syncbn.moments import Layout, Moments, MovingAverages
-from syncbn.native import road
+from syncbn.native.normalization import normalization
 
 
 def batch_moments(
@@ -120,7 +120,7 @@ def synchronized_normalization(
     communicator: Communicator,
     name: str,
 ) -> tuple[tf.Tensor, Moments]:
-    """Both steps at once, by the fastest road: unweighted inputs, scale and offset known.
+    """Both steps at once, by the fastest path: unweighted inputs, scale and offset known.
 
     Returns:
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
@@ -128,7 +128,7 @@ def synchronized_normalization(
     """
     operations = devices.native_operations()
     if operations is not None:
-        return road.normalization(
+        return normalization(
             operations, inputs, scale, offset, layout, epsilon, moving, communicator, name
         )
     statistics = batch_moments(inputs, layout, communicator, name)

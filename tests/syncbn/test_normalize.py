@@ -1,4 +1,4 @@
-"""Forward and backward in one piece, on both roads, in one process, against the oracle."""
+"""Forward and backward in one piece, on both paths, in one process, against the oracle."""
 
 from typing import Any
 from unittest import mock
@@ -10,7 +10,7 @@ import tensorflow as tf
 from syncbn import devices, native, normalize
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.moments import Layout, Moments, MovingAverages
-from syncbn.native import road as native_road
+from syncbn.native.normalization import normalization
 from tests.syncbn import oracle
 from tests.syncbn.oracle import relative_error
 
@@ -34,15 +34,15 @@ def by_native(inputs: Any, scale: Any, offset: Any, layout: Layout) -> tuple[tf.
     if operations is None:
         pytest.skip("no C++ compiler: python -m syncbn.native.build says more")
     moving = averages(scale.shape[0], scale.dtype)
-    return native_road.normalization(
+    return normalization(
         operations, inputs, scale, offset, layout, EPSILON, moving, LocalCommunicator(), "test"
     )
 
 
-ROADS = pytest.mark.parametrize("road", [by_graph, by_native])
+PATHS = pytest.mark.parametrize("path", [by_graph, by_native])
 
 
-def check(road: Any, x: np.ndarray, axis: int, tolerance: float) -> None:
+def check(path: Any, x: np.ndarray, axis: int, tolerance: float) -> None:
     """Outputs, gradients and moments of one step against the oracle."""
     generator = np.random.default_rng(0)
     channels = x.shape[axis]
@@ -54,7 +54,7 @@ def check(road: Any, x: np.ndarray, axis: int, tolerance: float) -> None:
     sources = [tf.constant(v) for v in (x, gamma, beta)]
     with tf.GradientTape() as tape:
         tape.watch(sources)
-        y, moments = road(*sources, Layout(x.ndim, axis))
+        y, moments = path(*sources, Layout(x.ndim, axis))
     dx, dgamma, dbeta = tape.gradient(y, sources, output_gradients=tf.cast(dy, y.dtype))
     half = x.dtype.itemsize == 2
     assert y.dtype == wide or (half and y.dtype == x.dtype)
@@ -73,74 +73,74 @@ def check(road: Any, x: np.ndarray, axis: int, tolerance: float) -> None:
         assert relative_error(got, expected) < limit
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize("ratio", [0.0, 1e3])
 @pytest.mark.parametrize(("shape", "axis"), [((40, 7), 1), ((5, 6, 3, 4), 3), ((5, 3, 4, 6), 1)])
 def test_against_the_oracle(
-    road: Any, dtype: str, tolerance: float, ratio: float, shape: tuple[int, ...], axis: int
+    path: Any, dtype: str, tolerance: float, ratio: float, shape: tuple[int, ...], axis: int
 ) -> None:
     x = np.random.default_rng(1).normal(size=shape) + ratio
-    check(road, x.astype(dtype), axis, tolerance)
+    check(path, x.astype(dtype), axis, tolerance)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("shape", [(64, 5), (16, 5, 9)])
-def test_mean_far_from_zero(road: Any, shape: tuple[int, ...]) -> None:
+def test_mean_far_from_zero(path: Any, shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(2).normal(size=shape) + 1e5
-    check(road, x.astype("float32"), 1, 2e-6)
+    check(path, x.astype("float32"), 1, 2e-6)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("position", [0, 31, 63])
-def test_outlier(road: Any, position: int) -> None:
+def test_outlier(path: Any, position: int) -> None:
     x = np.random.default_rng(3).normal(size=(64, 5))
     x[position] = 1e4
-    check(road, x.astype("float32"), 1, 1e-4)
+    check(path, x.astype("float32"), 1, 1e-4)
 
 
-@ROADS
-def test_half_precision_inputs(road: Any) -> None:
+@PATHS
+def test_half_precision_inputs(path: Any) -> None:
     x = np.random.default_rng(4).normal(size=(32, 3)) * 1000.0
-    check(road, x.astype("float16"), 1, 2e-6)
+    check(path, x.astype("float16"), 1, 2e-6)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("channels", [1, 2048])
-def test_one_channel_and_many(road: Any, channels: int) -> None:
+def test_one_channel_and_many(path: Any, channels: int) -> None:
     x = np.random.default_rng(5).normal(size=(9, channels))
-    check(road, x.astype("float32"), 1, 2e-6)
+    check(path, x.astype("float32"), 1, 2e-6)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("shape", [(150_000, 2), (3, 2, 50_000)])
-def test_many_rows(road: Any, shape: tuple[int, ...]) -> None:
+def test_many_rows(path: Any, shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(6).normal(size=shape) + 100.0
-    check(road, x.astype("float32"), 1, 2e-6)
+    check(path, x.astype("float32"), 1, 2e-6)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("scale", [1e-16, 1e-6, 1e15])
-def test_tiny_and_huge_values(road: Any, scale: float) -> None:
+def test_tiny_and_huge_values(path: Any, scale: float) -> None:
     x = np.random.default_rng(7).normal(size=(50, 3)) * scale
-    check(road, x.astype("float32"), 1, 2e-6)
+    check(path, x.astype("float32"), 1, 2e-6)
 
 
-@ROADS
+@PATHS
 @pytest.mark.parametrize("value", [0.0, 1.0, -12345.678, 3e7])
-def test_constant_inputs_give_the_offset(road: Any, value: float) -> None:
+def test_constant_inputs_give_the_offset(path: Any, value: float) -> None:
     x = tf.fill([11, 3], tf.constant(value, tf.float32))
-    y, moments = road(x, tf.ones(3), tf.constant([1.0, 2.0, 3.0]), Layout(2, 1))
+    y, moments = path(x, tf.ones(3), tf.constant([1.0, 2.0, 3.0]), Layout(2, 1))
     assert np.all(moments.variance.numpy() <= 1e-15 * value**2)
     np.testing.assert_allclose(y, np.tile([1.0, 2.0, 3.0], (11, 1)), rtol=1e-6)
 
 
-@ROADS
-def test_no_rows(road: Any) -> None:
+@PATHS
+def test_no_rows(path: Any) -> None:
     x, gamma = tf.zeros([0, 3]), tf.ones(3)
     with tf.GradientTape() as tape:
         tape.watch([x, gamma])
-        y, moments = road(x, gamma, tf.zeros(3), Layout(2, 1))
+        y, moments = path(x, gamma, tf.zeros(3), Layout(2, 1))
     dx, dgamma = tape.gradient(y, [x, gamma])
     assert y.shape == dx.shape == (0, 3)
     np.testing.assert_array_equal(dgamma, np.zeros(3))
@@ -148,29 +148,29 @@ def test_no_rows(road: Any) -> None:
         np.testing.assert_array_equal(part, np.zeros_like(part))
 
 
-@ROADS
-def test_moments_carry_no_gradient(road: Any) -> None:
+@PATHS
+def test_moments_carry_no_gradient(path: Any) -> None:
     x = tf.constant(np.random.default_rng(8).normal(size=(6, 3)), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        _, moments = road(x, tf.ones(3), tf.zeros(3), Layout(2, 1))
+        _, moments = path(x, tf.ones(3), tf.zeros(3), Layout(2, 1))
     assert tape.gradient([moments.mean, moments.variance], x) is None
 
 
-@ROADS
-def test_inputs_that_are_views(road: Any) -> None:
+@PATHS
+def test_inputs_that_are_views(path: Any) -> None:
     # A transposed or sliced tensor must not be read as if it lay in one piece.
     whole = np.random.default_rng(9).normal(size=(8, 5, 6)).astype("float32")
     x = tf.transpose(tf.constant(whole), [2, 0, 1])[1:, ::2]
     expected = oracle.normalize(x.numpy(), 0 * x.numpy(), np.ones(5), np.zeros(5), 2, EPSILON)
-    y, _ = road(x, tf.ones(5), tf.zeros(5), Layout(3, 2))
+    y, _ = path(x, tf.ones(5), tf.zeros(5), Layout(3, 2))
     assert relative_error(y, expected.outputs) < 2e-6
 
 
-@ROADS
-def test_inside_a_graph_without_known_rows(road: Any) -> None:
+@PATHS
+def test_inside_a_graph_without_known_rows(path: Any) -> None:
     step = tf.function(
-        lambda x: road(x, tf.ones(3), tf.zeros(3), Layout(2, 1))[0],
+        lambda x: path(x, tf.ones(3), tf.zeros(3), Layout(2, 1))[0],
         input_signature=[tf.TensorSpec([None, 3])],
     )
     for rows in (4, 1, 0):

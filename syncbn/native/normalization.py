@@ -1,4 +1,4 @@
-"""The native road: the whole layer in four operations, with any communicator's sums between them.
+"""The layer by the kernels: four operations, with any communicator's sums between them.
 
 Forward: local sums → all-reduce → normalize. Backward: gradient sums → all-reduce → input gradient.
 """
