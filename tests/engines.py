@@ -1,5 +1,6 @@
-"""Engines that a machine may lack: a test that needs one asks here."""
+"""Engines and compilers that a machine may lack: a test that needs one asks here."""
 
+import subprocess
 from functools import cache
 from importlib.util import find_spec
 
@@ -10,6 +11,26 @@ def require_horovod() -> None:
     """Skips the test where Horovod is not installed, with the reason that the doctor gives."""
     if (missing := _lacks_horovod()) is not None:
         pytest.skip(missing)
+
+
+def require_compiler() -> list[str]:
+    """The command of the C++ compiler; skips the test where there is none that works."""
+    from syncbn.native.compiler import find_compiler
+
+    command = find_compiler()
+    if command is None:
+        pytest.skip("no C++ compiler: apt-get install g++")
+    done = subprocess.run(
+        [*command, "-x", "c++", "-fsyntax-only", "-"],
+        input="#include <new>\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"{command[0]} does not compile: {done.stderr.strip()}")
+    return command
 
 
 @cache

@@ -14,6 +14,7 @@ import tensorflow as tf
 from syncbn import native
 from syncbn.moments import Layout
 from syncbn.native import compiler, library
+from tests.engines import require_compiler
 from tests.processes import Launcher
 from tests.syncbn.test_normalize import by_native
 
@@ -222,9 +223,7 @@ sys.exit(main([]))
 def test_of_two_that_build_at_once_one_compiles_and_a_damaged_library_is_replaced(
     tmp_path: Path, single_process: Launcher, script: Callable[[str], Path]
 ) -> None:
-    found = compiler.find_compiler()
-    if found is None:
-        pytest.skip("no C++ compiler: apt-get install g++")
+    found = require_compiler()
     calls, counting = tmp_path / "calls", tmp_path / "c++"
     counting.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {" ".join(found)} "$@" -O0\n')
     counting.chmod(0o755)
