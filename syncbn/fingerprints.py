@@ -162,7 +162,8 @@ class ConsistencyCheck:
             if training.countdown is None:
                 with tf.init_scope():
                     training.countdown = tf.Variable(1, dtype=tf.int32, trainable=False)
-            left = training.countdown.assign_sub(1, read_value=True)
+            countdown = training.countdown
+            left = countdown.assign_sub(1, read_value=True)
 
             def compare_and_wait(*values: Any) -> np.int32:
                 compare(*values)
@@ -173,7 +174,7 @@ class ConsistencyCheck:
             def run() -> None:
                 values = [tf.convert_to_tensor(v) for v in (iterations, *variables)]
                 again = tf.numpy_function(compare_and_wait, values, tf.int32)
-                training.countdown.assign(tf.reshape(again, []))
+                countdown.assign(tf.reshape(again, []))
 
             due = tf.equal(left, 0)
             graph = due.graph

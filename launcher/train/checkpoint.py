@@ -19,7 +19,18 @@ from launcher.errors import UsageError
 from launcher.files import WriteError, write_whole
 
 _META = "meta"
-_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError)
+# RuntimeError: a single bit makes a member of a zip seem encrypted, or compressed in another way.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from launcher.train.checkpoint import CheckpointStore
+from launcher.train.position import Position
 from tests.end_to_end.test_train import TRAIN, _digests, _summary
 from tests.jobs import Job
 from tests.processes import Launcher
@@ -59,6 +61,12 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     assert int(checkpoints[-1].stem.removeprefix("step-")) == summary["steps"]
     assert summary["steps"] % 180 != 0, "stopped at the end of an epoch, which proves nothing"
     shutil.copytree(stopped, fewer)
+
+    # At the end of an epoch nothing of the next one is used yet.
+    ended, _ = CheckpointStore(whole / "checkpoints", keep=1).latest()
+    assert ended is not None
+    position = Position(**ended.meta["position"])
+    assert (position.epoch, position.consumed, position.sums) == (4, 0, [0.0, 0.0, 0.0])
 
     # The rest of that epoch has the very batches that were left.
     mpirun(2, TRAIN, [*RUN, "--output", str(stopped), "--resume"]).check()

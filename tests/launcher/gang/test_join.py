@@ -155,10 +155,9 @@ def test_a_worker_runs_nothing_but_its_own_command(gang: Gang, tmp_path: Path) -
         gang.join(program=("--steps", "200"))
         (worker,) = registry.wait(20)
         # On the network of the first container only.
-        taken = [
-            c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == worker.port
-        ]
-        assert {c.laddr.ip for c in taken if c.status == "LISTEN"} == {"127.0.0.1"}
+        opened = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr]
+        addresses = [tuple(c.laddr) for c in opened]
+        assert {host for host, port in addresses if port == worker.port} == {"127.0.0.1"}
         evil = {"LD_PRELOAD": "/evil.so", "HOROVOD_TIMELINE": "/tmp/x", "LAUNCHER_WORLD_SIZE": "1"}
         evil |= {"LAUNCHER_ATTEMPT": "0", "LAUNCHER_RUN_DIR": "/etc/../somewhere"}
         order = {"argv": ["touch", str(tmp_path / "owned")], "cwd": "/", "environment": evil}

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher.train.data import batches
 from launcher.train.data.order import epoch_order, rank_shares, steps_left
@@ -21,6 +23,31 @@ def test_ranks_share_an_epoch_without_overlap(size: int) -> None:
     assert sorted(everything.tolist()) == list(range(103))
     assert not np.array_equal(order, epoch_order(103, seed=4, epoch=3))
     np.testing.assert_array_equal(order, epoch_order(103, seed=4, epoch=2))
+
+
+def test_seed_and_epoch_are_told_apart() -> None:
+    one, other = epoch_order(50, seed=3, epoch=4), epoch_order(50, seed=4, epoch=3)
+    assert not np.array_equal(one, other)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 6))
+def test_every_rank_has_rows_in_every_step_but_where_there_are_too_few(
+    count: int, batch_size: int, size: int
+) -> None:
+    order = np.arange(count)
+    shares = [list(rank_shares(order, 0, batch_size, rank, size)) for rank in range(size)]
+    steps = steps_left(count, 0, batch_size, size)
+    assert {len(share) for share in shares} == {steps}
+    rows = np.array([[len(part) for part in share] for share in shares])
+    assert rows.sum() == count
+    assert (rows > 0).all() or count < size
+    # A rest that has a row for each rank is a step of its own.
+    usual = batch_size * size
+    assert rows.sum(0).max() < usual + size
+    assert np.array_equal(
+        np.concatenate([np.concatenate(step) for step in zip(*shares, strict=True)]), order
+    )
 
 
 def test_a_global_batch_does_not_depend_on_the_world_size() -> None:
