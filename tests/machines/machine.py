@@ -119,8 +119,10 @@ class Machine:
         return self._run(command, inside, seconds)
 
     def _run(self, command: str, inside: Sequence[str], seconds: float) -> Result:
-        enter = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork"]
-        # Death of unshare is death of the first process in there, and with it of all others.
+        # Our death is that of unshare, its death that of the first process in there, and with it of
+        # all others: a test that is killed leaves nothing behind either.
+        enter = ["setpriv", "--pdeathsig", "KILL"]
+        enter += ["unshare", "--mount", "--propagation", "private", "--pid", "--fork"]
         enter += ["--kill-child", "sh", "-c", _ENTER, str(self.root), str(self._pip_cache)]
         with subprocess.Popen(
             [*enter, *inside],

@@ -21,7 +21,11 @@ def lacks() -> str | None:
     """Why no root file system can be made here, or None."""
     if os.geteuid() != 0:
         return "root file systems of other Debians are made by root"
-    for program, package in (("debootstrap", "debootstrap"), ("unshare", "util-linux")):
+    for program, package in (
+        ("debootstrap", "debootstrap"),
+        ("unshare", "util-linux"),
+        ("setpriv", "util-linux"),
+    ):
         if shutil.which(program) is None:
             return f"no {program}: apt-get install {package}"
     return None
