@@ -1,5 +1,6 @@
 """Which communicator this process uses: `init`, `communicator`, and `resolve` for layers."""
 
+import logging
 import os
 import sys
 import threading
@@ -15,6 +16,8 @@ from syncbn.errors import MissingEngineError, NotInitializedError, UnknownBacken
 
 if TYPE_CHECKING:
     from syncbn.communicators.distribute import ReplicaCommunicator
+
+_log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "horovod", "mpi", "tf", "local")
 
@@ -145,6 +148,11 @@ def _arm_consistency_check(world: Communicator) -> None:
     mailbox = world.open_mailbox()
     if mailbox is not None:
         consistency.arm(world, mailbox)
+    else:
+        _log.warning(
+            "nobody will notice if the ranks train different models: comparing them needs mpi4py "
+            "where Horovod runs over MPI (pip install 'syncbn[mpi]')"
+        )
 
 
 _HOW_TO_START = {
