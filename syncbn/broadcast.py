@@ -76,7 +76,16 @@ def check_equal_steps(steps: int | None, ranks: Communicator) -> None:
 
 def everywhere(fact: bool, ranks: Communicator) -> bool:
     """Whether `fact` holds on all ranks; every rank gets the same answer."""
-    return int(ranks.all_reduce(tf.constant(int(fact), tf.int64), "everywhere")) == ranks.size
+    return _count(fact, ranks) == ranks.size
+
+
+def differs(fact: bool, ranks: Communicator) -> bool:
+    """Whether `fact` holds on some ranks only; every rank gets the same answer."""
+    return 0 < _count(fact, ranks) < ranks.size
+
+
+def _count(fact: bool, ranks: Communicator) -> int:
+    return int(ranks.all_reduce(tf.constant(int(fact), tf.int64), "count"))
 
 
 def build_by_tracing(model: keras.Model, batch: Any) -> bool:

@@ -14,6 +14,7 @@ from syncbn.broadcast import (
     broadcast_variables,
     build_by_tracing,
     check_equal_steps,
+    differs,
     everywhere,
     is_built,
 )
@@ -72,6 +73,10 @@ class BroadcastVariables(RanksCallback):
             self._broadcast_before_the_first_step()
 
     def _broadcast(self) -> None:
+        optimizer = self.model.optimizer
+        if differs(optimizer is not None and optimizer.built, self.ranks) and not optimizer.built:
+            # A rank has loaded a checkpoint; the others have an optimizer without state yet.
+            optimizer.build(self.model.trainable_variables)
         broadcast_variables(self.model, self._root_rank, self.ranks)
         check_divergence(self.model, 0, self.ranks)
 

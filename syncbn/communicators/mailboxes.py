@@ -44,11 +44,15 @@ class MpiMailbox(Mailbox):
         self._arrived: dict[tuple[int, str], str] = {}
 
     def send(self, key: str, text: str, receiver: int) -> None:
+        if self._mpi.Is_finalized():  # by Horovod, as soon as one of its ranks leaves
+            return
         self._under_way = [(sent, data) for sent, data in self._under_way if not sent.Test()]
         data = f"{key}\n{text}".encode()
         self._under_way.append((self._comm.Isend([data, self._mpi.BYTE], receiver), data))
 
     def receive(self, key: str, sender: int) -> str | None:
+        if self._mpi.Is_finalized():
+            return self._arrived.pop((sender, key), None)
         status = self._mpi.Status()
         while (message := self._comm.Improbe(sender, status=status)) is not None:
             data = bytearray(status.Get_count(self._mpi.BYTE))
