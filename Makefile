@@ -44,7 +44,7 @@ test-fast: setup ## Run the tests of a single process: two minutes
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)
 
-test-machines: setup ## Run README's commands on Debian 12, 13 and sid, and what else is marked machines
+test-machines: setup .venv/.wheel-tools ## Run README's commands on Debian 12, 13 and sid, and what else is marked machines
 	$(BIN)/python -m pytest $(WORKERS) -m machines $(ARGS)
 
 test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
@@ -53,8 +53,7 @@ test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG
 # The kind of processor that the wheel is for.
 MACHINE ?= x86_64
 
-wheel: .venv/.installed ## Make dist/: the source distribution, and a wheel with the kernels in it
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[wheel]'
+wheel: .venv/.wheel-tools ## Make dist/: the source distribution, and a wheel with the kernels in it
 	@$(BIN)/python .ci/wheel.py --machine $(MACHINE)
 
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
@@ -89,6 +88,10 @@ $(BIN)/python:
 	@echo "Installing the pinned packages into .venv ..."
 	@$(PIP) install --quiet --constraint constraints.txt setuptools wheel
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/.wheel-tools: .venv/.installed
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[wheel]'
 	@touch $@
 
 # The next two are extras: without one of them the rest works, and set-up goes on. There is a stamp
