@@ -18,7 +18,7 @@ def main() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = [path for path in Path(place).rglob("*") if path.is_file()]
-    small = (".json", ".jsonl", ".log")
+    small = (".json", ".jsonl", ".log", ".html")
     print(
         json.dumps(
             {

@@ -69,7 +69,7 @@ def test_a_disk_full_while_training_saves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "run", "-np", "2", "--backend", "mpi"]
     command += ["--max-restarts", "0", "-o", str(place / "runs"), "--"]
     command += ["python", "-m", "launcher.train", *DISK]
-    seen = run_on_small_disk(place, "2m", command)
+    seen = run_on_small_disk(place, "2200k", command)
     said = seen["stdout"] + seen["stderr"]
     assert seen["code"] == 1, said
     assert "Traceback" not in said
@@ -80,6 +80,7 @@ def test_a_disk_full_while_training_saves(tmp_path: Path) -> None:
     assert len([name for name in seen["files"] if name.endswith(".npz")]) == 3
     assert not [name for name in seen["files"] if ".part" in name]
     assert seen["free"] > 100_000
+    assert seen["texts"]["report.html"].rstrip().endswith("</html>")
     events = [json.loads(line) for line in seen["texts"]["journal.jsonl"].splitlines()]
     assert events[-1]["result"] == "failed"
     assert events[-1]["cause"]["class"] == "disk full"
