@@ -67,7 +67,9 @@ def _normalized(
     weights: tf.Tensor | None,
 ) -> tuple[tf.Tensor, Moments]:
     """x̂·scale + offset, or with renorm (x̂·r + d)·scale + offset, and the moments to average."""
-    epsilon, name = layer.epsilon, layer.path
+    # Not the path: a layer that Keras has loaded lacks the name of the model in it, and one rank may
+    # load the model that the others build.
+    epsilon, name = layer.epsilon, layer.name
     if layer.virtual_batch_size is not None:
         return ghost.normalization(
             inputs, scale, offset, layout, epsilon, layer.virtual_batch_size, group, name, weights

@@ -27,6 +27,7 @@ _ON_EVERY_ENGINE = (
     "mixed_float16",
     "built_on_one_rank_only",
     "saved_and_loaded",
+    "resumed_on_the_first_rank",
     "loop_by_tape",
     "loop_averaged_by_hand",
     "trained_alone_for_a_while",
