@@ -4,6 +4,7 @@
 """
 
 import json
+import threading
 import time
 import weakref
 import zlib
@@ -101,6 +102,8 @@ class ConsistencyCheck:
         self._last_plain: tuple[Any, list[Any]] | None = None
         self.gradients_are_averaged = False
         self._layers: dict[int, list[Any]] = {}
+        # Two optimizers of one step are compared by two threads of TensorFlow.
+        self._lock = threading.RLock()
 
     def after_update(
         self,
@@ -205,11 +208,12 @@ class ConsistencyCheck:
         training.sent += 1
         key = f"{self._generation}.{training.label}.{shapes:x}.{training.sent}"
         before, after = ((group.rank + offset) % size + first for offset in (-1, 1))
-        self._mailbox.send(key, json.dumps(hashes), after)
-        self._sent[key] = _Sent(training, step, paths, hashes, before)
-        while len(self._sent) > _OUTSTANDING:
-            del self._sent[next(iter(self._sent))]
-        self.look()
+        with self._lock:
+            self._mailbox.send(key, json.dumps(hashes), after)
+            self._sent[key] = _Sent(training, step, paths, hashes, before)
+            while len(self._sent) > _OUTSTANDING:
+                del self._sent[next(iter(self._sent))]
+            self.look()
 
     def look(self) -> None:
         """Compares what has arrived.
@@ -217,18 +221,17 @@ class ConsistencyCheck:
         Raises:
             DivergenceError: A variable of this rank and its neighbour differs.
         """
-        for key, sent in list(self._sent.items()):
-            text = self._mailbox.receive(key, sent.sender)
-            if text is None:
-                continue
-            del self._sent[key]
-            theirs = json.loads(text)
-            differing = [
-                path for path, a, b in zip(sent.paths, sent.hashes, theirs, strict=True) if a != b
-            ]
-            if differing:
-                raise DivergenceError(self._explain(sent, differing))
-            sent.training.compared = True
+        with self._lock:
+            for key, sent in list(self._sent.items()):
+                text = self._mailbox.receive(key, sent.sender)
+                if text is None:
+                    continue
+                del self._sent[key]
+                hashes = zip(sent.paths, sent.hashes, json.loads(text), strict=True)
+                differing = [path for path, ours, theirs in hashes if ours != theirs]
+                if differing:
+                    raise DivergenceError(self._explain(sent, differing))
+                sent.training.compared = True
 
     def _explain(self, sent: _Sent, differing: list[str]) -> str:
         ranks = sorted((self._world.rank, sent.sender))
