@@ -67,8 +67,8 @@ def _normalized(
     weights: tf.Tensor | None,
 ) -> tuple[tf.Tensor, Moments]:
     """x̂·scale + offset, or with renorm (x̂·r + d)·scale + offset, and the moments to average."""
-    # Not the path: a layer that Keras has loaded lacks the name of the model in it, and one rank may
-    # load the model that the others build.
+    # Not the path: that of a loaded layer lacks the name of its model, and one rank may load the
+    # model that the others build.
     epsilon, name = layer.epsilon, layer.name
     if layer.virtual_batch_size is not None:
         return ghost.normalization(
