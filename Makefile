@@ -21,7 +21,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast bench test-cluster test-docker test-machines docs lint format setup pins wheel clean
+.PHONY: help train test test-fast bench test-cluster test-docker test-machines test-threads docs lint format setup pins wheel clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -40,6 +40,12 @@ test: setup ## Run every test this machine can run
 
 test-fast: setup ## Run the tests of a single process: two minutes
 	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines" $(ARGS)
+
+test-threads: setup ## Run the tests of several processes with 2 and with 4 threads a rank
+	@for n in 2 4; do \
+	    env TF_NUM_INTRAOP_THREADS=$$n OMP_NUM_THREADS=$$n OPENBLAS_NUM_THREADS=$$n \
+	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines" $(ARGS) || exit 1; \
+	done
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)

@@ -20,13 +20,15 @@ from tests.jobs import TOKEN, Job, JobResult
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 
+THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 # What one rank must not inherit from a job that happens to surround the tests.
 _RANK_VARIABLES = ("TF_CONFIG", "HOROVOD_", "OMPI_", "PMI_", "PMIX_", "LAUNCHER_")
 
 _QUIET_AND_SMALL = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
+    # One thread a rank, unless `make test-threads` says otherwise.
+    **{name: os.environ.get(name, "1") for name in THREADS},
     "PYTHONUNBUFFERED": "1",
     "CUDA_VISIBLE_DEVICES": "",
     # Open MPI: allow root and more ranks than cores, yield while waiting, stay on this machine.

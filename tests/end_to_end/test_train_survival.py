@@ -14,7 +14,7 @@ from launcher.train.checkpoint import CheckpointStore
 from launcher.train.position import Position
 from tests.end_to_end.test_train import TRAIN, _digests, _summary
 from tests.jobs import Job
-from tests.processes import Launcher
+from tests.processes import THREADS, Launcher
 
 RUN = ["--model", "dnn", "--epochs", "4", "--batch-size", "4", "--deterministic"]
 
@@ -106,12 +106,11 @@ def test_ranks_with_any_number_of_threads_save_when_told_to_stop(
     tmp_path: Path,
 ) -> None:
     launcher: Launcher = request.getfixturevalue(fixture)
-    names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     job = launcher.start(
         2,
         TRAIN,
         [*RUN, "--epochs", "500", "--output", str(tmp_path / "out")],
-        environment=dict.fromkeys(names, str(threads)),
+        environment=dict.fromkeys(THREADS, str(threads)),
         options=options,
     )
     _wait_for(lambda: _first_epoch_done(tmp_path / "out"), job, 80)
