@@ -13,7 +13,7 @@ from launcher.supervision.guard.order import VARIABLE as ORDER_VARIABLE
 from launcher.supervision.guard.order import Order
 from launcher.supervision.plan import Plan, ProcessPlan
 from launcher.supervision.sweep import marked
-from launcher.targets import engines
+from launcher.targets import engines, loopback
 from launcher.targets.base import Command, SupervisedTarget
 from launcher.targets.orders import mpirun_order, rank_order
 from launcher.targets.placement import Place, numa_nodes, place, require_cores
@@ -56,6 +56,8 @@ class LocalTarget(SupervisedTarget):
                 ports = [stack.enter_context(server)]
             elif self.spec.backend == "tf":
                 ports = stack.enter_context(engines.held_ports(self.spec.ranks))
+            elif self.spec.backend == "mpi":
+                environment = {**environment, **loopback.rank_environment()}
             yield self._plan(marked(environment), ports)
 
     def _seats(self) -> tuple[Place, ...]:
@@ -69,6 +71,7 @@ class LocalTarget(SupervisedTarget):
             # mpirun's own temporary directory is not for the ranks.
             inner = {"TMPDIR": tempfile.gettempdir(), **environment}
             order = mpirun_order(spec, mpirun, spec.ranks, nodes, inner)
+            order.environment.update(loopback.mpirun_environment())
             return Plan((ProcessPlan(_HERE, tuple(ranks), own_guard(), order),), hosts)
         processes = []
         for seat in self._seats():

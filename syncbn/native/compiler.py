@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _DIRECTORY = Path(__file__).parent
+PACKAGED = _DIRECTORY / "lib"
 _ARITHMETIC = "arithmetic.cc"
 _TIMEOUT_SECONDS = 600
 
@@ -56,6 +57,31 @@ def file_name(machine: str) -> str:
     parts += [path.read_text() for path in sorted(_DIRECTORY.glob("*.[ch]*"))]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"syncbn-{machine}-{digest[:16]}.so"
+
+
+def places() -> list[Path]:
+    """Where a library may be: in the package, beside the packages, in the user's cache."""
+    return [PACKAGED, beside_packages(), *caches_of_user()]
+
+
+def beside_packages() -> Path:
+    """In a virtual environment of one's own as private as the packages; images have it here too."""
+    return Path(sys.prefix) / "lib" / "syncbn"
+
+
+def caches_of_user() -> list[Path]:
+    """The user's cache; a container's user may have no home."""
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"]
+    except RuntimeError:
+        return []
+
+
+def found() -> Path | None:
+    """The library for this machine if it has been built, and is whole."""
+    machine = platform.machine()
+    files = [place / file_name(machine) for place in places()]
+    return next((file for file in files if file.exists() and damage(file, machine) is None), None)
 
 
 def _levels(machine: str) -> dict[str, list[str]]:

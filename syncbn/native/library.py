@@ -11,11 +11,17 @@ import platform
 import sys
 from pathlib import Path
 
-from syncbn.native.compiler import BuildError, build, damage, file_name
+from syncbn.native.compiler import (
+    BuildError,
+    beside_packages,
+    build,
+    caches_of_user,
+    damage,
+    file_name,
+    places,
+)
 
 _log = logging.getLogger(__name__)
-
-_PACKAGED = Path(__file__).parent / "lib"
 
 
 def library() -> Path:
@@ -30,7 +36,7 @@ def library() -> Path:
     machine = platform.machine()
     name = file_name(machine)
     problems = []
-    for place in (_PACKAGED, _beside_packages(), *_of_user()):
+    for place in places():
         if (place / name).exists():
             found = damage(place / name, machine)
             if found is None:
@@ -61,19 +67,6 @@ def _build_in(place: Path, name: str, machine: str) -> Path:
     return place / name
 
 
-def _beside_packages() -> Path:
-    """In a virtual environment of one's own as private as the packages; images have it here too."""
-    return Path(sys.prefix) / "lib" / "syncbn"
-
-
-def _of_user() -> list[Path]:
-    """The user's cache; a container's user may have no home."""
-    try:
-        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"]
-    except RuntimeError:
-        return []
-
-
 def _places_to_build() -> list[Path]:
     private = sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK)
-    return [*([_beside_packages()] if private else []), *_of_user()]
+    return [*([beside_packages()] if private else []), *caches_of_user()]

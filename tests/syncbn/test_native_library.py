@@ -36,7 +36,7 @@ def nowhere(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
-    monkeypatch.setattr(library, "_PACKAGED", tmp_path / "package")
+    monkeypatch.setattr(compiler, "PACKAGED", tmp_path / "package")
     return tmp_path / "package" / NAME
 
 
@@ -211,8 +211,8 @@ _BUILD = """
 import sys
 from pathlib import Path
 sys.prefix = sys.base_prefix  # what this environment holds is not looked at
-from syncbn.native import library
-library._PACKAGED = Path("none")
+from syncbn.native import compiler, library
+compiler.PACKAGED = Path("none")
 from syncbn.native.build import main
 sys.exit(main([]))
 """
