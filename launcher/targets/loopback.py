@@ -35,10 +35,12 @@ def rank_environment() -> dict[str, str]:
 def _builder() -> ModuleType:
     """`syncbn.native.compiler`, without the package around it, which imports TensorFlow."""
     package = importlib.util.find_spec("syncbn")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     file = Path(package.origin).parent / "native" / "compiler.py"
     spec = importlib.util.spec_from_file_location("syncbn_kernels", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
