@@ -21,7 +21,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast bench test-cluster test-docker test-machines test-threads docs lint format setup pins wheel clean
+.PHONY: help train test test-fast bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,16 +35,19 @@ train: setup ## Train on real digits with two ranks and synchronized batch norma
 	@start='$(MPIRUN)'; [ ! -e .venv/.horovod ] || start=$(BIN)/horovodrun; \
 	set -x; env $$start -np 2 $(BIN)/python -m launcher.train --norm sync $(ARGS)
 
-test: setup ## Run every test this machine can run
+test: setup ## Run every test this machine can run, but those of the targets below
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup ## Run the tests of a single process: two minutes
-	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines and not slow" $(ARGS)
+
+test-slow: setup ## Run the tests that compute for minutes: every style of program on every engine
+	$(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
 
 test-threads: setup ## Run the tests of several processes with 2 and with 4 threads a rank
 	@for n in 2 4; do \
 	    env TF_NUM_INTRAOP_THREADS=$$n OMP_NUM_THREADS=$$n OPENBLAS_NUM_THREADS=$$n \
-	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines" $(ARGS) || exit 1; \
+	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines and not slow" $(ARGS) || exit 1; \
 	done
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers

@@ -29,6 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return {name: json.loads((directory / f"{name}.json").read_text()) for name in _PARTS}
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(300)
 def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]]) -> None:
@@ -63,6 +64,7 @@ def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(300)
 def test_the_page_holds_every_bar_and_plot(

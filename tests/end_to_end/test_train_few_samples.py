@@ -31,6 +31,7 @@ def pooled(shape, classes):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(400)
 def test_a_rank_without_rows_changes_nothing(
