@@ -6,11 +6,10 @@ that help comes at once.
 
 import importlib
 import sys
-from collections.abc import Callable
 
 import typer
 
-from launcher.errors import LauncherError
+from launcher.errors import exit_code_of
 from launcher.version import VersionFlag
 
 # verb: (module, its line in the help)
@@ -46,16 +45,6 @@ def main() -> None:
         text = None if name == verb else summary  # its own help says more
         app.command(name, help=text, context_settings=settings)(action)
     sys.exit(exit_code_of(app))
-
-
-def exit_code_of(action: Callable[[], object]) -> int:
-    """Runs `action` and turns the launcher's own errors into one line on stderr and a code."""
-    try:
-        action()
-    except LauncherError as error:
-        print(f"launcher: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
 
 
 def _options(version: VersionFlag = False) -> None:

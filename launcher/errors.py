@@ -9,6 +9,9 @@ LauncherError                 exit code 1   the job, or something it stands on, 
     └── MissingToolError                    a program or package the job needs is not installed
 """
 
+import sys
+from collections.abc import Callable
+
 
 class LauncherError(Exception):
     """Root of the launcher's errors.
@@ -51,3 +54,13 @@ class UnknownRunError(UsageError):
 
 class MissingToolError(UsageError):
     """A program or package the job needs is not installed; the text says how to install it."""
+
+
+def exit_code_of(action: Callable[[], object]) -> int:
+    """Runs `action` and turns the launcher's own errors into one line on stderr and a code."""
+    try:
+        action()
+    except LauncherError as error:
+        print(f"launcher: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -18,8 +18,8 @@ _MACHINE = re.compile(r"^tests/machines/test_commands\.py::\w+\[([\w-]+)\]")
 
 _MOSTLY_WAIT = ("docker", "tests/launcher/", "tests/prometheus/", "tests/browser/")
 _BUT_COMPUTE = (
-    *("tests/launcher/train/", "tests/launcher/metrics/", "tests/launcher/test_doctor.py"),
-    *("tests/launcher/test_engines.py", "tests/launcher/test_install_horovod.py"),
+    *("tests/launcher/train/", "tests/launcher/metrics/", "tests/launcher/doctor/"),
+    *("tests/launcher/placement/test_backends.py", "tests/launcher/horovod_build/"),
 )
 
 

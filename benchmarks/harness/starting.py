@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from launcher.placement import backends
+from launcher.placement.slots import assign_slots
 from launcher.spec import Host
-from launcher.targets import engines
-from launcher.targets.placement import place
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SCRIPTS = Path(sys.executable).parent
@@ -51,7 +51,7 @@ def start(
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_RANK_VARIABLES)}
     settled = inherited | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-    settled |= dict.fromkeys(_THREADS, "1") | engines.mpi_environment()
+    settled |= dict.fromkeys(_THREADS, "1") | backends.mpi_environment()
     settled["PATH"] = f"{_SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     modules = [str(_REPOSITORY), inherited.get("PYTHONPATH", "")]
     settled["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
@@ -63,7 +63,7 @@ def start(
 def _mpirun(
     command: list[str], ranks: int, environment: dict[str, str], log: Path, _: ExitStack
 ) -> list[subprocess.Popen[bytes]]:
-    mpirun = [engines.find_mpirun() or "mpirun", "-np", str(ranks)]
+    mpirun = [backends.find_mpirun() or "mpirun", "-np", str(ranks)]
     for layer in ("btl_tcp_if_include", "oob_tcp_if_include"):
         mpirun += ["--mca", layer, "lo"]
     if ranks > len(os.sched_getaffinity(0)):
@@ -81,26 +81,26 @@ def _horovodrun(
 def _gloo(
     command: list[str], ranks: int, environment: dict[str, str], log: Path, resources: ExitStack
 ) -> list[subprocess.Popen[bytes]]:
-    seats = place(ranks, [Host(name="localhost", slots=ranks)])
-    port = resources.enter_context(engines.rendezvous(seats, engines.LOOPBACK, 0))
+    slots = assign_slots(ranks, [Host(name="localhost", slots=ranks)])
+    port = resources.enter_context(backends.rendezvous(slots, backends.LOOPBACK, 0))
     return [
         _spawn(
             command,
-            environment | engines.gloo_environment(seat, engines.LOOPBACK, port, "lo"),
+            environment | backends.gloo_environment(slot, backends.LOOPBACK, port, "lo"),
             log,
             signal.SIGKILL,
         )
-        for seat in seats
+        for slot in slots
     ]
 
 
 def _cluster(
     command: list[str], ranks: int, environment: dict[str, str], log: Path, resources: ExitStack
 ) -> list[subprocess.Popen[bytes]]:
-    ports = resources.enter_context(engines.held_ports(ranks))
-    workers = [f"{engines.LOOPBACK}:{port}" for port in ports]
+    ports = resources.enter_context(backends.held_ports(ranks))
+    workers = [f"{backends.LOOPBACK}:{port}" for port in ports]
     return [
-        _spawn(command, environment | engines.tf_environment(rank, workers), log, signal.SIGKILL)
+        _spawn(command, environment | backends.tf_environment(rank, workers), log, signal.SIGKILL)
         for rank in range(ranks)
     ]
 

@@ -9,8 +9,8 @@ import typer
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
 from launcher.errors import LauncherError
-from launcher.history import find_run, launcher_of, read_json, read_run
-from launcher.supervision.sweep import kill_processes_of
+from launcher.runs.processes import kill_processes_of
+from launcher.runs.reader import find_run, launcher_of, read_json, read_run
 
 _CLOSING_SECONDS = 10.0  # for teardown after the ranks have had their time to save
 

@@ -11,8 +11,9 @@ import typer
 from launcher.cli.container_flags import container_fields
 from launcher.cli.flag_values import codes_of, hosts_of, words_of
 from launcher.errors import UsageError
+from launcher.placement.backends import choose_backend
 from launcher.spec import JobSpec, build_spec, merge, read_toml
-from launcher.targets import choose_backend, load_target
+from launcher.targets import load_target
 from launcher.targets.base import SupervisedTarget, Target
 
 _WHERE = {"rich_help_panel": "Where"}

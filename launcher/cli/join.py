@@ -11,12 +11,12 @@ import typer
 from launcher.cli.job_flags import with_job_flags
 from launcher.cli.run import supervise
 from launcher.errors import LauncherError, UsageError
-from launcher.gang.network import address_to_listen_on
-from launcher.gang.registry import Registry
-from launcher.gang.worker import Worker
+from launcher.rendezvous.leader import Leader
+from launcher.rendezvous.network import address_to_listen_on
+from launcher.rendezvous.registry import Registry
+from launcher.rendezvous.worker import Worker
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
-from launcher.targets.gang import GangTarget
 
 
 def join(
@@ -68,7 +68,7 @@ def join(
         here = address_to_listen_on(head)
         with Registry(spec.name, workers, spec.container.slots, port, here) as registry:
             try:
-                result = supervise(GangTarget(spec, registry, stop), stop, quiet)
+                result = supervise(Leader(spec, registry, stop), stop, quiet)
             except LauncherError:
                 if stop.count:
                     raise typer.Exit(stop.exit_code) from None

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from launcher.cli.run_flags import Context, Namespace, Output, Target, on_cluster
-from launcher.history import RunState, list_runs, read_run
+from launcher.runs.reader import RunState, list_runs, read_run
 from launcher.terminal.console import console
 from launcher.terminal.words import duration
 

@@ -10,7 +10,7 @@ import typer
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
 from launcher.errors import UsageError
-from launcher.history import find_run, read_run
+from launcher.runs.reader import find_run, read_run
 
 _SECONDS_BETWEEN_LOOKS = 0.3
 

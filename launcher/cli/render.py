@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from launcher.cli.job_flags import target_of, with_job_flags
-from launcher.records import without_secrets
 from launcher.spec import JobSpec
+from launcher.spec.secrets import without_secrets
 
 
 def render(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.history import find_run
+from launcher.runs.reader import find_run
 
 Runs = Annotated[
     list[str], typer.Argument(help="A run's directory, its name, or a beginning of it; or two.")

@@ -10,11 +10,10 @@ import typer
 from launcher.cli.job_flags import supervised, target_of, with_job_flags
 from launcher.errors import LauncherError, UsageError
 from launcher.metrics.serving import job_metrics
-from launcher.records import Record
+from launcher.runs.writer import RunWriter
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
-from launcher.supervision.supervisor import Result, Supervisor
-from launcher.targets.base import SupervisedTarget
+from launcher.supervision.supervisor import Launchable, Result, Supervisor
 from launcher.targets.compose import ComposeTarget
 from launcher.terminal.json_lines import JsonLines
 from launcher.terminal.lines import Lines
@@ -47,7 +46,7 @@ def run(
 
 
 def supervise(
-    target: SupervisedTarget,
+    target: Launchable,
     stop: StopRequests,
     quiet: bool = False,
     as_json: bool = False,
@@ -55,7 +54,7 @@ def supervise(
 ) -> Result:
     """Runs the job of a target, recorded and shown; `begun` is told the directory of the run."""
     target.check()
-    record = Record.create(target.spec)
+    record = RunWriter.create(target.spec)
     if begun is not None:
         begun(record.directory)
     view = _view(target.spec, quiet, as_json)

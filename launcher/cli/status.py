@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
-from launcher.history import RunState, find_run, read_json, read_run
+from launcher.runs.reader import RunState, find_run, read_json, read_run
 from launcher.spec import Metrics
 from launcher.terminal.console import console
 from launcher.terminal.table import render

@@ -10,6 +10,7 @@ import typer
 
 from launcher.cli.job_flags import supervised, target_of, with_job_flags
 from launcher.cli.run import supervise
+from launcher.errors import exit_code_of
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
 from launcher.terminal.words import next_commands
@@ -56,8 +57,6 @@ def submit(
 
 def background() -> None:
     """The supervisor of a submitted job: answers with its directory, then works on alone."""
-    from launcher.__main__ import exit_code_of
-
     spec = JobSpec.model_validate_json(sys.stdin.buffer.read())
     sys.exit(exit_code_of(lambda: _supervise(spec)))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.doctor.finding import Finding, State
-from launcher.targets.placement import numa_nodes
+from launcher.placement.slots import numa_nodes
 
 _SHARED_MEMORY_BYTES = 512 << 20  # NCCL and MPI keep their buffers there; containers get 64 MiB
 _OPEN_FILES = 4096

@@ -1,4 +1,4 @@
-"""The proof of the pudding: two ranks under the launcher add their numbers up."""
+"""Two ranks under the launcher, and one all-reduce between them."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.doctor.finding import Finding
-from launcher.records import Record
+from launcher.placement.backends import choose_backend
+from launcher.runs.events import Event
+from launcher.runs.writer import RunWriter
 from launcher.spec import build_spec
-from launcher.supervision.events import Event
 from launcher.supervision.stop import StopRequests
 from launcher.supervision.supervisor import Supervisor
-from launcher.targets import choose_backend
 from launcher.targets.local import LocalTarget
 
 _RANKS = 2
@@ -25,7 +25,7 @@ def try_all_reduce() -> Iterator[Finding]:
     backend = choose_backend(_RANKS)
     if backend == "local":
         mend = "python -m launcher install-horovod"
-        yield Finding("self-test", "broken", "no engine for two ranks is installed", mend)
+        yield Finding("self-test", "broken", "no backend for two ranks is installed", mend)
         return
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as directory:
         spec = build_spec(
@@ -46,7 +46,7 @@ def try_all_reduce() -> Iterator[Finding]:
             if event.kind == "output" and event.details["stream"] == "stdout":
                 said.append(event.details["text"])
 
-        record = Record.create(spec)
+        record = RunWriter.create(spec)
         stop = StopRequests()
         try:
             result = Supervisor(LocalTarget(spec), record, [listen]).run(stop)

@@ -10,7 +10,7 @@ from launcher.errors import LauncherError
 from launcher.horovod_build.failure import why_missing
 from launcher.horovod_build.installed import fault_of_installed, installed_version
 from launcher.horovod_build.machine import find_recipe
-from launcher.targets.engines import find_mpirun
+from launcher.placement.backends import find_mpirun
 
 _SECONDS = 120
 _TENSORFLOW = """

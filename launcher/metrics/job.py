@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher.metrics import definitions as m
 from launcher.metrics.page import Page
 from launcher.metrics.snapshots import JobSamples
-from launcher.supervision.events import Event
+from launcher.runs.events import Event
 
 
 class JobPage:

@@ -8,8 +8,8 @@ from pathlib import Path
 from launcher.metrics.job import JobPage
 from launcher.metrics.push import push
 from launcher.metrics.server import MetricsServer, record_address
+from launcher.runs.events import Observer
 from launcher.spec import JobSpec
-from launcher.supervision.events import Observer
 
 
 @contextmanager

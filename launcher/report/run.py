@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from launcher.errors import UsageError
-from launcher.history import read_journal, read_json
 from launcher.metrics.definitions import ALL_REDUCE_KINDS, STEP_PARTS
+from launcher.runs.reader import read_journal, read_json
 
 Line = dict[str, Any]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from launcher.agent.frames import REPORT, STDERR, TRANSPORT, Frame
+from launcher.agent.plan import Plan
+from launcher.agent.process_spec import TRANSPORT_RANK
 from launcher.heartbeat import Beat
+from launcher.runs.events import Event, Kind
 from launcher.supervision.causes import Exit
-from launcher.supervision.events import Event, Kind
-from launcher.supervision.guard.frames import REPORT, STDERR, TRANSPORT, Frame
-from launcher.supervision.guard.order import TRANSPORT_RANK
 from launcher.supervision.member import Member, RankState
-from launcher.supervision.plan import Plan
 
 _LOST_BY_MPIRUN = re.compile(r"Remote daemon: .* on node (\S+)")
 _UNREACHABLE = re.compile(
@@ -21,7 +21,7 @@ _UNREACHABLE = re.compile(
 )
 _TICK_SECONDS = 1.0
 _CONNECT_SECONDS = 15.0  # ssh may take its time before the first word
-_CLOSING_SECONDS = 1.5  # what a guard needs after the last of its processes is gone
+_CLOSING_SECONDS = 1.5  # what an agent needs after the last of its processes is gone
 
 
 class Attempt:
@@ -187,7 +187,7 @@ class Attempt:
                 self._record_lost(silent, f"was lost: {line.strip()}")
                 return
         for rank in silent:
-            # Nobody said how the rank ended: its guard was killed, or mpirun gave up.
+            # Nobody said how the rank ended: its agent was killed, or mpirun gave up.
             tail = tuple(self.states[rank].tail) or tuple(member.transport_tail)
             self._exit(self.states[rank], code or 1, time.time(), tail=tail, silent=True)
 

@@ -71,7 +71,7 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Exit:
-    """How one rank ended, as its guard saw it.
+    """How one rank ended, as its agent saw it.
 
     `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
     since the epoch. `refused` says why the command could not be started at all, `lost` that its
@@ -101,7 +101,7 @@ class Exit:
 
     @property
     def ended_by_others(self) -> bool:
-        """Whether the launcher, or mpirun without a word of the guard, ended the process."""
+        """Whether the launcher, or mpirun without a word of the agent, ended the process."""
         return self.asked or self.silent
 
 
@@ -195,7 +195,7 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
     if ended.lost is not None:
         return "lost host", ended.lost
     if ended.silent:
-        return "killed", "vanished together with its guard, without a word"
+        return "killed", "vanished together with its agent, without a word"
     if ended.out_of_memory == "kernel":
         return "oom", "was killed by the kernel for want of memory"
     if ended.out_of_memory == "limit":

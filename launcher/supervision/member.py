@@ -1,4 +1,4 @@
-"""One process of the supervisor (a guard, perhaps behind ssh), and what it tells of its ranks."""
+"""One process of the supervisor (an agent, perhaps behind ssh), and what it tells of its ranks."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from launcher.agent.frames import Decoder, Frame
+from launcher.agent.plan import ProcessPlan
 from launcher.heartbeat import Beat
 from launcher.supervision.causes import Exit
-from launcher.supervision.guard.frames import Decoder, Frame
-from launcher.supervision.plan import ProcessPlan
 
 _TAIL_LINES = 20
 
@@ -61,7 +61,7 @@ class RankState:
 
 
 class Member:
-    """Starts the process of a plan, gives it its order, speaks to it and reads from it.
+    """Starts the process of a plan, tells it what to run, speaks to it and reads from it.
 
     `heard` is the monotonic time of its last word. Raises OSError if the process cannot be started.
     """
@@ -70,7 +70,6 @@ class Member:
         self.plan = plan
         self.heard = time.monotonic()
         self.came_up = False
-        self.lost = False
         self.transport_tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._decoder = Decoder()
         self._process = subprocess.Popen(
@@ -86,7 +85,7 @@ class Member:
         self.output = self._process.stdout.fileno()
         self._input = self._process.stdin.fileno()
         os.set_blocking(self.output, False)
-        self.tell(plan.order.encode())
+        self.tell(plan.process.encode())
         os.set_blocking(self._input, False)
 
     @property

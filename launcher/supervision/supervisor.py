@@ -2,27 +2,46 @@
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from launcher.agent.plan import Plan
 from launcher.errors import HostError, UsageError
-from launcher.records import Record
+from launcher.runs.events import Event, Kind, Observer
+from launcher.runs.processes import RUN_DIRECTORY, kill_processes_of
+from launcher.runs.writer import RunWriter
+from launcher.spec import JobSpec
 from launcher.supervision.attempt import Attempt
 from launcher.supervision.causes import Cause, Exit, first_cause, is_peer_noise
 from launcher.supervision.departures import SilenceWatch, left_first, left_in_mid_training
-from launcher.supervision.events import Event, Kind, Observer
 from launcher.supervision.hang import HangWatch
 from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
-from launcher.supervision.sweep import RUN_DIRECTORY, kill_processes_of
-from launcher.targets.base import SupervisedTarget
 
 _TURN_SECONDS = 0.2
 _SETTLE_SECONDS = 0.2  # exits of the same moment are looked at together
 _NOISE_SETTLE_SECONDS = 0.8  # only the victims have spoken yet: wait for the culprit
 _STACK_SECONDS = 1.0  # for the ranks to write their stacks before they are ended
 _EARLY_EXIT_SECONDS = 3.0
+
+
+class Launchable(Protocol):
+    """A job whose ranks the launcher starts and watches itself."""
+
+    spec: JobSpec
+
+    def check(self) -> None:
+        """Looks, within seconds, whether the job can start. Raises LauncherError if not."""
+
+    def attempt(self, environment: Mapping[str, str]) -> AbstractContextManager[Plan]:
+        """Opens what one attempt needs (ports, a rendezvous server) and gives its plan.
+
+        `environment` comes from the supervisor, for every rank. May be called again after the
+        context is left. Raises LauncherError when something cannot be opened.
+        """
+
 
 Outcome = Literal["succeeded", "failed", "stopped"]
 
@@ -38,13 +57,11 @@ class Result:
 
 
 class Supervisor:
-    """Runs the job of a target; `observers` hear every event, the record first."""
+    """Runs one job; `observers` receive every event, the writer of the run first."""
 
-    def __init__(
-        self, target: SupervisedTarget, record: Record, observers: Sequence[Observer]
-    ) -> None:
-        self._target = target
-        self._spec = target.spec
+    def __init__(self, job: Launchable, record: RunWriter, observers: Sequence[Observer]) -> None:
+        self._job = job
+        self._spec = job.spec
         self._record = record
         self._observers: list[Observer] = [record, *observers]
         self._number = 0
@@ -105,8 +122,8 @@ class Supervisor:
         }
         try:
             if self._number > 0:
-                self._target.check()  # a host may have gone in the meantime
-            with self._target.attempt(environment) as plan:
+                self._job.check()  # a host may have gone in the meantime
+            with self._job.attempt(environment) as plan:
                 self._tell("started", hosts=list(plan.hosts))
                 silence = self._spec.silence_timeout
                 attempt = Attempt(self._number, plan, silence, self._emit)

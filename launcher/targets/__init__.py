@@ -2,8 +2,6 @@
 
 import importlib
 
-from launcher.errors import MissingToolError
-from launcher.targets import engines
 from launcher.targets.base import Target
 
 _TARGETS = {
@@ -18,16 +16,3 @@ def load_target(name: str) -> type[Target]:
     """The class of a target, imported only when it is wanted."""
     module, kind = _TARGETS[name]
     return getattr(importlib.import_module(module), kind)
-
-
-def choose_backend(ranks: int) -> str:
-    """The backend for a job that names none: what is installed, Horovod before MPI before tf."""
-    if ranks == 1:
-        return "local"
-    for backend in ("horovod", "mpi", "tf"):
-        try:
-            engines.require(backend)
-        except MissingToolError:
-            continue
-        return backend
-    return "local"

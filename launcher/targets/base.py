@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from launcher.records import is_secret
+from launcher.agent.plan import Plan
 from launcher.spec import JobSpec
-from launcher.supervision.plan import Plan
+from launcher.spec.secrets import is_secret
 
 
 class Target(ABC):

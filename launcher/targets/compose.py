@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from launcher.errors import LauncherError, MissingToolError, SpecError
+from launcher.placement.slots import require_cores
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
 from launcher.targets.base import Target
-from launcher.targets.joining import join_arguments
-from launcher.targets.placement import require_cores
+from launcher.targets.join_command import join_arguments
 
 _CHECK_SECONDS = 20.0
 _TURN_SECONDS = 0.2

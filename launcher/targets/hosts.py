@@ -1,18 +1,19 @@
-"""Ranks on several machines over ssh: a guard for each rank, or mpirun with guards below it."""
+"""Ranks on several machines over ssh: an agent for each rank, or mpirun with agents below it."""
 
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-from launcher.supervision.plan import Plan, ProcessPlan
-from launcher.targets import engines
+from launcher.agent.command import agent_command, own_agent
+from launcher.agent.keepalive import serve_keepalive
+from launcher.agent.plan import Plan, ProcessPlan
+from launcher.placement import backends
+from launcher.placement.process_specs import mpirun_process, rank_process
+from launcher.placement.slots import Slot, assign_slots
 from launcher.targets.base import SupervisedTarget
-from launcher.targets.local import guard_command, own_guard, render_orders
-from launcher.targets.orders import mpirun_order, rank_order
-from launcher.targets.placement import Place, place
+from launcher.targets.local import render_processes
 from launcher.targets.preflight import HostFacts, examine, ssh_command
-from launcher.targets.pulse import pulse
 
 # Settings of the engines that a user makes in the shell are meant for all ranks.
 _FORWARDED = (
@@ -30,17 +31,17 @@ class HostsTarget(SupervisedTarget):
     _facts: Sequence[HostFacts] = ()
 
     def check(self) -> None:
-        engines.require(self.spec.backend)
-        used = {seat.hostname for seat in self._seats()}
+        backends.require(self.spec.backend)
+        used = {slot.hostname for slot in self._slots()}
         hosts = [host for host in self.spec.hosts if host.name in used]
         self._facts = examine(self.spec, hosts)
 
     def render(self) -> str:
         self._facts = [_unknown(host.name, host.slots) for host in self.spec.hosts]
-        plan = self._plan({}, 0 if self.spec.backend == "mpi" else engines.CHOSEN_AT_START)
-        orders = [process.order for process in plan.processes]
+        plan = self._plan({}, 0 if self.spec.backend == "mpi" else backends.CHOSEN_AT_START)
+        processes = [planned.process for planned in plan.processes]
         head = f"# by ssh; on every host: cd {shlex.quote(str(self.spec.directory))}"
-        return render_orders(head, orders, self._seats())
+        return render_processes(head, processes, self._slots())
 
     @contextmanager
     def attempt(self, environment: Mapping[str, str]) -> Iterator[Plan]:
@@ -49,58 +50,58 @@ class HostsTarget(SupervisedTarget):
         with ExitStack() as stack:
             port = 0
             if self.spec.backend == "mpi":
-                port = stack.enter_context(pulse(address))
+                port = stack.enter_context(serve_keepalive(address))
             elif self.spec.backend == "horovod":
                 wanted = self.spec.rendezvous_port
-                port = stack.enter_context(engines.rendezvous(self._seats(), address, wanted))
+                port = stack.enter_context(backends.rendezvous(self._slots(), address, wanted))
             yield self._plan(environment, port)
 
-    def _seats(self) -> tuple[Place, ...]:
-        return place(self.spec.ranks, self.spec.hosts)
+    def _slots(self) -> tuple[Slot, ...]:
+        return assign_slots(self.spec.ranks, self.spec.hosts)
 
     def _plan(self, environment: Mapping[str, str], port: int | str) -> Plan:
-        spec, seats = self.spec, self._seats()
+        spec, slots = self.spec, self._slots()
         facts = {one.name: one for one in self._facts}
-        hosts = tuple(seat.hostname for seat in seats)
+        hosts = tuple(slot.hostname for slot in slots)
         shared = {**_forwarded(), **self._passed(), **environment}
         if spec.backend == "mpi":
-            return Plan((self._mpirun(facts, seats, shared, port),), hosts)
-        workers = [_worker(facts[seat.hostname], seat) for seat in seats]
+            return Plan((self._mpirun(facts, slots, shared, port),), hosts)
+        workers = [_worker(facts[slot.hostname], slot) for slot in slots]
         processes = []
-        for seat in seats:
-            there = facts[seat.hostname]
+        for slot in slots:
+            there = facts[slot.hostname]
             engine: dict[str, str] = {}
             if spec.backend == "horovod":
                 address = there.launcher_address
-                engine = engines.gloo_environment(seat, address, port, there.interface)
+                engine = backends.gloo_environment(slot, address, port, there.interface)
             elif spec.backend == "tf":
-                engine = engines.tf_environment(seat.rank, workers)
-            order = rank_order(
-                spec, seat, there.nodes, {**shared, **engine}, silence=spec.silence_timeout
+                engine = backends.tf_environment(slot.rank, workers)
+            process = rank_process(
+                spec, slot, there.nodes, {**shared, **engine}, silence=spec.silence_timeout
             )
-            guard = shlex.join(guard_command(own_guard()[0], there.root))
-            argv = ssh_command(spec, seat.hostname, f"exec {guard}")
-            processes.append(ProcessPlan(seat.hostname, (seat.rank,), argv, order, remote=True))
+            agent = shlex.join(agent_command(own_agent()[0], there.root))
+            argv = ssh_command(spec, slot.hostname, f"exec {agent}")
+            processes.append(ProcessPlan(slot.hostname, (slot.rank,), argv, process, remote=True))
         return Plan(tuple(processes), hosts)
 
     def _mpirun(
         self,
         facts: Mapping[str, HostFacts],
-        seats: Sequence[Place],
+        slots: Sequence[Slot],
         shared: Mapping[str, str],
         port: int | str,
     ) -> ProcessPlan:
-        slots = {seat.hostname: seat.local_size for seat in seats}
+        sizes = {slot.hostname: slot.local_size for slot in slots}
         fewest = min(facts.values(), key=lambda one: sum(map(len, one.nodes)))
-        guard = [*guard_command(own_guard()[0], fewest.root), "--mpi"]
-        hosts = [f"{name}:{size}" for name, size in slots.items()]
-        mpirun = engines.mpirun_command(self.spec, guard, hosts)
-        most = max(slots.values())
+        agent = [*agent_command(own_agent()[0], fewest.root), "--mpi"]
+        hosts = [f"{name}:{size}" for name, size in sizes.items()]
+        mpirun = backends.mpirun_command(self.spec, agent, hosts)
+        most = max(sizes.values())
         beats = [
             (address, int(port)) for address in {one.launcher_address for one in facts.values()}
         ]
-        order = mpirun_order(self.spec, mpirun, most, fewest.nodes, shared, beats)
-        return ProcessPlan("localhost", tuple(range(len(seats))), own_guard(), order)
+        process = mpirun_process(self.spec, mpirun, most, fewest.nodes, shared, beats)
+        return ProcessPlan("localhost", tuple(range(len(slots))), own_agent(), process)
 
     def _passed(self) -> dict[str, str]:
         names = self.spec.pass_environment
@@ -111,12 +112,12 @@ def _forwarded() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name.startswith(_FORWARDED)}
 
 
-def _worker(there: HostFacts, seat: Place) -> str:
-    port = there.ports[seat.local_rank] if there.ports else engines.CHOSEN_AT_START
+def _worker(there: HostFacts, slot: Slot) -> str:
+    port = there.ports[slot.local_rank] if there.ports else backends.CHOSEN_AT_START
     return f"{there.address}:{port}"
 
 
 def _unknown(name: str, slots: int) -> HostFacts:
     """A host nobody has asked yet, for rendering."""
-    later = engines.CHOSEN_AT_START
+    later = backends.CHOSEN_AT_START
     return HostFacts(name, "", later, name, later, (tuple(range(slots)),), ())

@@ -68,7 +68,7 @@ def _version(*names: str) -> str | None:
 
 def _root(asking: str) -> str | None:
     """The directory that holds the launcher here: the asking one's, else where it is installed."""
-    if Path(asking, "launcher", "spec.py").is_file():
+    if Path(asking, "launcher", "spec").is_dir():
         return asking
     spec = importlib.util.find_spec("launcher")
     return str(Path(spec.origin).parents[1]) if spec is not None and spec.origin else None
@@ -119,7 +119,7 @@ def _nodes(root: str | None) -> list[list[int]]:
     if root is not None:
         sys.path.insert(0, root)
     try:
-        from launcher.targets.placement import numa_nodes
+        from launcher.placement.slots import numa_nodes
     except ImportError:  # said already: no launcher there, or not this one
         return [sorted(os.sched_getaffinity(0))]
     return numa_nodes()

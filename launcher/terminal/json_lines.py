@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from launcher import strict_json
-from launcher.supervision.events import Event
+from launcher.runs.events import Event
 
 
 class JsonLines:

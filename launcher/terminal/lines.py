@@ -7,9 +7,9 @@ from collections import deque
 from pathlib import Path
 from typing import TextIO
 
-from launcher.records import log_path
+from launcher.runs.events import Event
+from launcher.runs.writer import log_path
 from launcher.spec import JobSpec
-from launcher.supervision.events import Event
 from launcher.terminal.words import (
     cause_lines,
     end_line,

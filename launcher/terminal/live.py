@@ -7,9 +7,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from launcher.history import RunState
+from launcher.runs.events import Event
+from launcher.runs.reader import RunState
 from launcher.spec import JobSpec
-from launcher.supervision.events import Event
 from launcher.terminal.lines import Lines
 from launcher.terminal.table import render
 

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.history import RankRow, RunState
+from launcher.runs.reader import RankRow, RunState
 from launcher.spec import Metrics
 from launcher.terminal.words import duration
 

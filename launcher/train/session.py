@@ -15,7 +15,7 @@ import tensorflow as tf
 from launcher.errors import LauncherError, UsageError
 from launcher.files import WriteError
 from launcher.heartbeat import Heartbeat
-from launcher.supervision.logs import RankLog
+from launcher.runs.logs import RankLog
 from launcher.train import memory, stopping
 from launcher.train.agreement import (
     PeerError,

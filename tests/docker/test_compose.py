@@ -19,7 +19,7 @@ import yaml
 
 from tests.docker.containers import Engine
 from tests.docker.engine import compose_plugin, docker_command
-from tests.launcher.gang.members import free_port
+from tests.launcher.rendezvous.members import free_port
 from tests.processes import REPOSITORY
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.history import list_runs, read_journal
+from launcher.runs.reader import list_runs, read_journal
 from tests.jobs import TOKEN, Job, JobResult
 
 PROGRAM = Path(__file__).with_name("rank_program.py")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from launcher.heartbeat import Heartbeat
-from launcher.records import write_json
+from launcher.runs.writer import write_json
 
 __all__ = ["signal", "socket", "subprocess"]  # for the faults
 

@@ -106,19 +106,19 @@ while True:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("guards_too", [False, True])
+@pytest.mark.parametrize("agents_too", [False, True])
 def test_kill_9_of_the_launcher_ends_ranks_that_ignore_sigterm(
-    launch: Launch, guards_too: bool
+    launch: Launch, agents_too: bool
 ) -> None:
     launch.start([*TWO, "--grace", "30"], ["python", "-c", STUBBORN, str(launch.shared)])
     launch.wait_until(lambda: launch.text().count("] up") == 2)
-    guards = psutil.Process(launch.pid).children() if guards_too else []
+    agents = psutil.Process(launch.pid).children() if agents_too else []
     psutil.Process(launch.pid).kill()
-    for guard in guards:
-        guard.kill()  # nobody is left to end the ranks but the kernel
+    for agent in agents:
+        agent.kill()  # nobody is left to end the ranks but the kernel
     launch.wait_until(lambda: len(launch.job.alive()) == 0, seconds=20)
     launch.finish()
-    if not guards_too:
+    if not agents_too:
         # Five seconds are promised whatever the grace; the rank counts from the SIGTERM it gets.
         for rank in (0, 1):
             assert 3.0 < float((launch.shared / f"lived-{rank}").read_text()) < 5.5
@@ -162,14 +162,14 @@ def test_a_launcher_that_is_slow_or_paused_hears_how_a_rank_has_ended(launch: La
 
 
 @pytest.mark.timeout(60)
-def test_kill_9_of_the_guards_leaves_no_rank(launch: Launch) -> None:
+def test_kill_9_of_the_agents_leaves_no_rank(launch: Launch) -> None:
     launch.start([*TWO, "--max-restarts", "0"], launch.program(*SLOW))
     launch.wait_for_step(5)
     began = time.time()
-    for guard in psutil.Process(launch.pid).children():
-        guard.kill()
+    for agent in psutil.Process(launch.pid).children():
+        agent.kill()
     result = launch.finish()
-    note("kill -9 of the guards between launcher and ranks", time.time() - began, result)
+    note("kill -9 of the agents between launcher and ranks", time.time() - began, result)
     assert result.returncode == 1
     assert launch.cause()["class"] == "killed"
 

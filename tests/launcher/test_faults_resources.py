@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.history import read_run
+from launcher.runs.reader import read_run
 from tests.engines import require_horovod
 from tests.launcher.launches import Launch, first_line, note
 

@@ -4,7 +4,7 @@ The supervisor restarts the ranks of all pods together; the Job only replaces po
 """
 
 from launcher.spec import JobSpec
-from launcher.targets.joining import join_arguments
+from launcher.targets.join_command import join_arguments
 from launcher.targets.kubernetes.manifests import (
     Manifest,
     disruption_budget,

@@ -1,7 +1,7 @@
 """A JobSet: when a pod is lost, its controller makes the whole gang anew."""
 
 from launcher.spec import JobSpec
-from launcher.targets.joining import join_arguments
+from launcher.targets.join_command import join_arguments
 from launcher.targets.kubernetes.job import CONTAINER, indexed
 from launcher.targets.kubernetes.manifests import Manifest, disruption_budget, metadata, suspended
 from launcher.targets.kubernetes.pods import container, pod_template

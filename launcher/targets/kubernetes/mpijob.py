@@ -6,7 +6,7 @@ The workers run the image's `mpi` target, an ssh server without root; the launch
 
 from launcher.errors import SpecError
 from launcher.spec import JobSpec
-from launcher.targets.joining import job_arguments
+from launcher.targets.join_command import job_arguments
 from launcher.targets.kubernetes.manifests import (
     Manifest,
     disruption_budget,

@@ -5,7 +5,7 @@ The runtime holds how the pods look, the TrainJob what they run.
 
 from launcher.errors import SpecError
 from launcher.spec import JobSpec
-from launcher.targets.joining import join_arguments
+from launcher.targets.join_command import join_arguments
 from launcher.targets.kubernetes.job import indexed
 from launcher.targets.kubernetes.manifests import (
     Manifest,

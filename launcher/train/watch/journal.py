@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.files import write_whole
-from launcher.supervision.logs import append_whole
+from launcher.runs.logs import append_whole
 from launcher.train.observers import (
     EpochDone,
     Observer,

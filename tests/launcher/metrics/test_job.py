@@ -10,8 +10,8 @@ from launcher.metrics import RANK_METRICS, Page
 from launcher.metrics import definitions as m
 from launcher.metrics.job import JobPage
 from launcher.metrics.snapshots import snapshot_path, write_snapshot
+from launcher.runs.events import Event
 from launcher.supervision.causes import CauseClass
-from launcher.supervision.events import Event
 
 PARTS = 'training_step_part_seconds_total{part="compute"}'
 

@@ -21,7 +21,7 @@ import urllib3
 import yaml
 from kubernetes import client, config, utils
 
-from tests.launcher.gang.members import free_port
+from tests.launcher.rendezvous.members import free_port
 
 VERSION = "1.36.3"
 _MODULE = f"k8s.io/kubernetes@v{VERSION}"

@@ -1,0 +1,274 @@
+"""`python -m launcher.agent`: runs one command and answers for its whole process tree.
+
+Reads a process spec, then commands, from standard input: `end SECONDS`, `kill`, `stacks`, `tick`.
+Writes frames to standard output. When standard input closes, the launcher is dead, and the agent
+ends the tree within four seconds. Under mpirun (`--mpi`) SIGUSR2 replaces `end`, SIGUSR1 `stacks`.
+"""
+
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from launcher import heartbeat
+from launcher.agent import tree
+from launcher.agent.channel import Channel
+from launcher.agent.child import Child, reap, wake_on_signals
+from launcher.agent.process_spec import ProcessSpec
+
+_STDIN, _STDOUT = 0, 1
+_TURN_SECONDS = 0.2
+_ORPHAN_GRACE = 3.5  # the launcher was killed: all is over within five seconds
+_ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
+_LEFTOVER_GRACE = 0.5  # the rank has ended; what it left behind has no work to save
+_READER_SECONDS = 60.0  # a launcher on this machine may be busy, or paused by Ctrl-Z
+_UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not even take SIGKILL
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ASKING = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Agent:
+    """Runs one process to its end; `run` returns the exit code of the command."""
+
+    def __init__(self, spec: ProcessSpec, commanded: bool) -> None:
+        self._spec = spec
+        self._commands = b""
+        self._channel = Channel(spec.rank, spec.raw)
+        self._input_open = commanded
+        self._orphaned = False
+        self._parent = os.getppid()
+        self._heard = time.monotonic()
+        self._ticked = 0.0
+        self._looked = 0.0
+        self._beat: heartbeat.Beat | None = None
+        self._over: tuple[float, int] | None = None
+        self._code: int | None = None
+        self._ended_at = 0.0
+        self._deadline: float | None = None  # when SIGKILL follows the SIGTERM
+        self._asked = False
+        self._only_child_asked = False
+        self._stacks_of: list[int] = []
+        self._out_of_memory: str | None = None
+        self._oom_kills = tree.kernel_oom_kills()
+
+    def run(self) -> int:
+        tree.adopt_orphans()
+        self._signals = wake_on_signals([signal.SIGCHLD, *_ENDING, *_ASKING])
+        try:
+            self._child = Child(self._spec)
+        except OSError as error:
+            self._channel.report(refused=_refusal(error, self._spec))
+            self._channel.flush(2.0)
+            return 127 if error.errno == errno.ENOENT else 126
+        host, pid = socket.gethostname(), self._child.pid
+        self._channel.report(up=pid, started=_start_of(pid), host=host)
+        for descriptor in (_STDIN, _STDOUT):
+            os.set_blocking(descriptor, False)
+        while not self._finished():
+            self._turn()
+        with self._child.directory:
+            self._send_news()
+            self._report_end()
+            self._channel.flush(self._spec.silence or _READER_SECONDS)
+        if self._orphaned and self._spec.keepalive and os.getppid() == self._parent:
+            # mpirun's daemon would stay on a host that is cut off, for minutes and for nothing.
+            tree.send([self._parent], signal.SIGKILL)
+        assert self._code is not None
+        return 128 - self._code if self._code < 0 else self._code
+
+    def _turn(self) -> None:
+        poll = select.poll()
+        poll.register(self._signals, select.POLLIN)
+        if self._input_open:
+            poll.register(_STDIN, select.POLLIN)
+        if self._channel.waiting:
+            poll.register(_STDOUT, select.POLLOUT)
+        if not self._channel.full:  # a slow reader slows the rank, not the agent
+            for descriptor in self._child.pipes:
+                poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(_TURN_SECONDS * 1000):
+            if descriptor == self._signals:
+                self._take_signals()
+            elif descriptor == _STDIN:
+                self._take_commands()
+            elif descriptor == _STDOUT:
+                self._channel.write()
+            else:
+                self._channel.pass_on(descriptor, self._child.pipes)
+        now = time.monotonic()
+        if os.getppid() != self._parent:
+            self._lose_launcher()
+        if self._spec.silence is not None:
+            if now - self._heard > self._spec.silence:
+                self._lose_launcher()
+            if now - self._ticked > 1.0:
+                self._ticked = now
+                self._channel.report(tick=True)
+        self._watch_child(now)
+        if now - self._looked > _TURN_SECONDS:
+            self._looked = now
+            self._send_news()
+            self._watch_memory()
+            if self._stacks_of:
+                tree.send([self._stacks_of.pop(0)], signal.SIGUSR1)
+        self._channel.write()
+
+    def _watch_child(self, now: float) -> None:
+        status = reap().get(self._child.pid)
+        if status is not None:
+            self._code, self._ended_at = self._child.reaped(status), time.time()
+            killed = self._code == -signal.SIGKILL and self._deadline is None
+            if killed and tree.kernel_oom_kills() > self._oom_kills:
+                self._out_of_memory = self._out_of_memory or "kernel"
+            if not self._asked or self._only_child_asked:
+                tree.send(tree.descendants(os.getpid()), signal.SIGTERM)
+                self._deadline = min(now + _LEFTOVER_GRACE, self._deadline or now + _LEFTOVER_GRACE)
+        if self._deadline is not None and now > self._deadline:
+            tree.send(tree.descendants(os.getpid()), signal.SIGKILL)
+
+    def _watch_memory(self) -> None:
+        limit = self._spec.memory
+        if limit is None or self._code is not None or self._out_of_memory is not None:
+            return
+        below = tree.descendants(os.getpid())
+        if tree.resident_bytes(below) > limit:
+            self._out_of_memory = "limit"
+            tree.send(below, signal.SIGKILL)
+
+    def _finished(self) -> bool:
+        if self._code is None:
+            return False
+        left = tree.descendants(os.getpid())
+        given_up = self._deadline and time.monotonic() > self._deadline + _UNKILLABLE_SECONDS
+        return bool(given_up) or not (left or self._child.pipes)
+
+    def _end(self, grace: float) -> None:
+        """SIGTERM now, SIGKILL after `grace` seconds; a shorter grace may follow a longer one."""
+        deadline = time.monotonic() + grace
+        if self._asked:
+            self._deadline = min(deadline, self._deadline or deadline)
+            return
+        self._asked, self._deadline = True, deadline
+        if self._spec.raw:
+            # mpirun passes it on and stays awake; on SIGTERM it would sleep instead of listening.
+            tree.send([self._child.pid], signal.SIGUSR2)
+            return
+        below = tree.descendants(os.getpid())
+        # Who handles SIGTERM looks after its own children, which a save may still need; a shell
+        # that does not would die and leave the program inside it without a word.
+        if tree.catches(self._child.pid, signal.SIGTERM):
+            self._only_child_asked = True
+            below = [self._child.pid]
+        tree.send(below, signal.SIGTERM)
+
+    def _lose_launcher(self) -> None:
+        self._input_open = False
+        if not self._orphaned:
+            self._orphaned = True
+            self._end(min(self._spec.grace, _ORPHAN_GRACE))
+
+    def _take_commands(self) -> None:
+        try:
+            data = os.read(_STDIN, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._lose_launcher()
+            return
+        self._heard = time.monotonic()
+        *lines, self._commands = (self._commands + data).split(b"\n")
+        for line in lines:
+            word, _, argument = line.decode().partition(" ")
+            if word == "end":
+                self._end(float(argument))
+            elif word == "kill":
+                self._end(0.0)
+            elif word == "stacks":
+                self._dump_stacks()
+
+    def _take_signals(self) -> None:
+        for number in os.read(self._signals, 4096):
+            if number in _ENDING:
+                self._end(min(self._spec.grace, _ABORT_GRACE))
+            elif number == signal.SIGUSR2:
+                self._end(self._spec.grace)
+            elif number == signal.SIGUSR1:
+                self._dump_stacks()
+
+    def _dump_stacks(self) -> None:
+        if self._spec.raw:
+            tree.send([self._child.pid], signal.SIGUSR1)  # mpirun passes it on to its ranks
+            return
+        below = tree.descendants(os.getpid())
+        # One a turn: they share the pipe, and would write into each other's lines.
+        self._stacks_of = [pid for pid in below if tree.catches(pid, signal.SIGUSR1)]
+        if self._child.pid not in self._stacks_of and self._over is None:
+            self._channel.say(f"no Python stack: process {self._child.pid} does not answer SIGUSR1")
+
+    def _send_news(self) -> None:
+        beat = heartbeat.read(self._child.heartbeat)
+        if beat is not None and beat != self._beat:
+            self._beat = beat
+            self._channel.report(
+                beat=[beat.phase, beat.step, beat.saved, beat.time, dict(beat.numbers)]
+            )
+        over = self._child.over()
+        if over != self._over and not self._asked:
+            self._over = over
+            self._channel.report(over=over)
+
+    def _report_end(self) -> None:
+        self._channel.report(
+            exit=self._code,
+            at=self._ended_at,
+            asked=self._asked,
+            out_of_memory=self._out_of_memory,
+            survivors=tree.descendants(os.getpid()),
+        )
+
+
+def _refusal(error: OSError, spec: ProcessSpec) -> str:
+    if not os.path.isdir(spec.cwd):
+        return f"no such working directory: {spec.cwd}"
+    if error.errno == errno.ENOENT:
+        return f"command not found: {spec.argv[0]}"
+    return f"{spec.argv[0]} cannot be run: {error.strerror}"
+
+
+def _start_of(pid: int) -> float:
+    try:
+        return tree.started_at(pid)
+    except OSError:
+        return 0.0
+
+
+def _listen_to(keepalive: list[tuple[str, int]]) -> bool:
+    """Connects standard input to the first keepalive server that answers, if there is one."""
+    for host, port in keepalive:
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                os.dup2(connection.fileno(), _STDIN)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def main() -> None:
+    if "--mpi" in sys.argv[1:]:
+        spec = ProcessSpec.from_mpi()
+        # The supervisor hears of a failure from us; mpirun would end the peers without patience.
+        Agent(spec, commanded=_listen_to(spec.keepalive)).run()
+        exit_code = 0
+    else:
+        with open(_STDIN, "rb", buffering=0, closefd=False) as lines:  # takes no byte too many
+            spec = ProcessSpec.decode(lines.readline().decode())
+        exit_code = Agent(spec, commanded=True).run()
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

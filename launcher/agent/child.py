@@ -1,0 +1,119 @@
+"""Starts the one process an agent is there for: its environment, session, cores and heartbeat."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from launcher import heartbeat
+from launcher.agent import tree
+from launcher.agent.process_spec import ProcessSpec
+
+_STARTUP = str(Path(__file__).parent / "startup")
+_OVER = "LAUNCHER_OVER"  # the file in which startup/sitecustomize.py says that the program is over
+
+
+class Child:
+    """The process, the pipes it writes to, and the files it beats into and says its end in.
+
+    Raises OSError if the command cannot be started; `errno` says why.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="launcher-rank-")
+        self.heartbeat = Path(self.directory.name) / "heartbeat"
+        self._over = Path(self.directory.name) / "over"
+        environment = _environment(spec, self.heartbeat, self._over)
+        agent = os.getpid()
+        cpus = spec.cpus[spec.local_rank] if spec.cpus else []
+
+        def before_exec() -> None:
+            tree.die_with(agent)
+            if cpus:
+                os.sched_setaffinity(0, cpus)
+
+        try:
+            self._process = subprocess.Popen(
+                spec.argv,
+                cwd=spec.cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if spec.raw else subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=before_exec,
+            )
+        except OSError:
+            self.directory.cleanup()
+            raise
+        self.pid = self._process.pid
+        self.pipes = {
+            stream.fileno(): kind
+            for stream, kind in ((self._process.stdout, "o"), (self._process.stderr, "e"))
+            if stream is not None
+        }
+        for descriptor in self.pipes:
+            os.set_blocking(descriptor, False)
+
+    def over(self) -> tuple[float, int] | None:
+        """When the program of the rank ended, and its exit code; None while it runs.
+
+        Its process may stay: MPI_Finalize waits for the peers. Only Python programs tell.
+        """
+        try:
+            at, code = self._over.read_text().split()
+        except (OSError, ValueError):
+            return None
+        return float(at), int(code)
+
+    def reaped(self, status: int) -> int:
+        """Takes the wait status and returns the exit code, negative for a signal."""
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
+
+
+def _environment(spec: ProcessSpec, beats: Path, over: Path) -> dict[str, str]:
+    environment = dict(os.environ) | spec.environment
+    if spec.by_local_rank:
+        environment |= spec.by_local_rank[spec.local_rank]
+    # `python` means the Python that runs the launcher, also where no environment is activated.
+    path = environment.get("PATH", os.defpath).split(os.pathsep)
+    own = os.path.dirname(sys.executable)
+    environment["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
+    if spec.raw:
+        # An mpirun that had to be killed could not tidy up.
+        environment["TMPDIR"] = str(beats.parent)
+    else:
+        environment[heartbeat.VARIABLE] = str(beats)
+        environment[_OVER] = str(over)
+        environment["LAUNCHER_RANK"] = str(spec.rank)
+        environment["LAUNCHER_LOCAL_RANK"] = str(spec.local_rank)
+        modules = [_STARTUP, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    return environment
+
+
+def reap() -> dict[int, int]:
+    """Wait statuses of every child, own or adopted, that has ended since the last call."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = status
+
+
+def wake_on_signals(numbers: list[signal.Signals]) -> int:
+    """Turns signals into bytes that can be polled for; returns the descriptor to read."""
+    reading, writing = os.pipe()
+    for descriptor in (reading, writing):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    return reading

@@ -1,0 +1,51 @@
+"""What an agent is told to run, as JSON: on its standard input, or in a variable under mpirun."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+PROCESS_SPEC_VARIABLE = "LAUNCHER_PROCESS_SPEC"
+
+# The rank number of a process that only carries ranks, such as mpirun.
+TRANSPORT_RANK = -1
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process to run and watch.
+
+    `environment` is laid over what the agent inherits. `by_local_rank` adds to it what differs
+    between the ranks of one machine, `cpus` binds each of them to cores; both may be empty.
+    `memory` is a limit in bytes. With `silence`, an agent that hears nothing from the launcher for
+    that many seconds assumes that the launcher is dead; under mpirun it listens to the first
+    address of `keepalive` (pairs of host and port) that answers. The output of a `raw` process is
+    passed on untouched: the agents below it have already framed it.
+    """
+
+    argv: list[str]
+    cwd: str
+    environment: dict[str, str] = field(default_factory=dict)
+    rank: int = 0
+    local_rank: int = 0
+    by_local_rank: list[dict[str, str]] = field(default_factory=list)
+    cpus: list[list[int]] = field(default_factory=list)
+    memory: int | None = None
+    grace: float = 4.0
+    silence: float | None = None
+    keepalive: list[tuple[str, int]] = field(default_factory=list)
+    raw: bool = False
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "ProcessSpec":
+        return cls(**json.loads(text))
+
+    @classmethod
+    def from_mpi(cls) -> "ProcessSpec":
+        """The spec of this MPI rank: one for the whole job, completed by mpirun's variables."""
+        content = json.loads(os.environ.pop(PROCESS_SPEC_VARIABLE))
+        content["rank"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
+        content["local_rank"] = int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
+        return cls(**content)

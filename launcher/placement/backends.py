@@ -1,0 +1,166 @@
+"""How the ranks of one job find each other: Horovod over Gloo, a TF_CONFIG cluster, or mpirun."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from launcher.agent.process_spec import PROCESS_SPEC_VARIABLE
+from launcher.errors import MissingToolError, UsageError
+from launcher.placement.slots import Slot
+from launcher.spec import JobSpec
+
+LOOPBACK = "127.0.0.1"
+CHOSEN_AT_START = "CHOSEN_AT_START"
+
+
+def require(backend: str) -> None:
+    """Raises MissingToolError if the backend's engine is not installed."""
+    if backend == "horovod" and find_spec("horovod") is None:
+        raise MissingToolError(
+            "Horovod is not installed for this Python; build it: python -m launcher install-horovod"
+        )
+    if backend == "mpi" and find_mpirun() is None:
+        raise MissingToolError("mpirun is not installed; pip install 'syncbn[mpi]'")
+    if backend == "tf" and find_spec("tensorflow") is None:
+        raise MissingToolError("TensorFlow is not installed; pip install 'syncbn[cpu]'")
+
+
+def choose_backend(ranks: int) -> str:
+    """The backend for a job that names none: what is installed, Horovod before MPI before tf."""
+    if ranks == 1:
+        return "local"
+    for backend in ("horovod", "mpi", "tf"):
+        try:
+            require(backend)
+        except MissingToolError:
+            continue
+        return backend
+    return "local"
+
+
+@contextmanager
+def rendezvous(slots: Sequence[Slot], address: str, port: int) -> Iterator[int]:
+    """Serves Horovod's rendezvous on `address` while open; gives the port, chosen if 0.
+
+    Raises UsageError when the port is taken.
+    """
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+    try:
+        server = RendezvousHTTPServer((address, port), RendezvousHandler, 0)
+    except OSError as error:
+        raise UsageError(
+            f"rendezvous_port: {address}:{port} cannot be used ({error.strerror}"
+            f"{_holder(port)}); choose another, or 0 for a free one"
+        ) from None
+    server.daemon_threads = True
+    server.init(slots)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) -> dict[str, str]:
+    """What Horovod needs to know, without horovodrun above it."""
+    return {
+        "HOROVOD_RANK": str(slot.rank),
+        "HOROVOD_SIZE": str(slot.size),
+        "HOROVOD_LOCAL_RANK": str(slot.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(slot.local_size),
+        "HOROVOD_CROSS_RANK": str(slot.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(slot.cross_size),
+        "HOROVOD_HOSTNAME": slot.hostname,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_IFACE": interface,
+        # The launcher sees a peer that dies; a slow start is no reason to give up after 30 s.
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "300"),
+    }
+
+
+@contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Free ports on loopback that stay ours until the context is left.
+
+    We hold them bound but silent; TensorFlow binds beside us (TF_GRPC_REUSE_PORT), nobody else can.
+    """
+    held = []
+    try:
+        for _ in range(count):
+            holder = socket.socket()
+            held.append(holder)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            holder.bind((LOOPBACK, 0))
+        yield [holder.getsockname()[1] for holder in held]
+    finally:
+        for holder in held:
+            holder.close()
+
+
+def tf_environment(rank: int, workers: Sequence[str]) -> dict[str, str]:
+    """TF_CONFIG for one of the workers `host:port`."""
+    task = {"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": rank}}
+    return {"TF_CONFIG": json.dumps(task), "TF_GRPC_REUSE_PORT": "1"}
+
+
+def find_mpirun() -> str | None:
+    """mpirun beside this Python, else on PATH."""
+    return shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+
+
+def mpirun_command(spec: JobSpec, agent: Sequence[str], hosts: Sequence[str]) -> list[str]:
+    """mpirun around one agent per rank; `hosts` as NAME:SLOTS, none for this machine alone."""
+    command = [find_mpirun() or "mpirun", "-np", str(spec.ranks), "--bind-to", "none"]
+    command += ["--tag-output", "--stdin", "none", "-x", PROCESS_SPEC_VARIABLE]
+    # When mpirun aborts a job by itself, the agents end their ranks first, within two seconds.
+    command += ["--mca", "odls_base_sigkill_timeout", "3"]
+    if not hosts:
+        # Open MPI wants an ssh even for ranks of this machine, unless told there are no others.
+        command += ["--oversubscribe", "--mca", "plm", "isolated"]
+        # The ranks share memory: without TCP they open no port. mpirun itself cannot do without.
+        command += ["--mca", "btl", "^tcp", "--mca", "oob_tcp_if_include", "lo"]
+        return [*command, *agent]
+    command += ["--host", ",".join(hosts)]
+    command += ["--mca", "plm_rsh_agent", " ".join(spec.ssh), "--mca", "plm_rsh_no_tree_spawn", "1"]
+    # A host that is cut off is noticed by both sides after a few seconds instead of minutes.
+    seconds = max(1, int(spec.silence_timeout / 4))
+    for name, value in (("time", seconds), ("intvl", seconds), ("probes", 3)):
+        command += ["--mca", f"oob_tcp_keepalive_{name}", str(value)]
+    return [*command, *agent]
+
+
+def mpi_environment() -> dict[str, str]:
+    """What mpirun itself needs: leave to run as root, which a container often is."""
+    allowed = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+    return dict.fromkeys(allowed, "1") if os.geteuid() == 0 else {}
+
+
+def _holder(port: int) -> str:
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:
+        return ""
+    for connection in connections:
+        if connection.laddr and connection.laddr.port == port and connection.pid:
+            try:
+                name = psutil.Process(connection.pid).name()
+            except psutil.Error:
+                continue
+            return f", held by {name}, process {connection.pid}"
+    return ""

@@ -1,0 +1,81 @@
+"""Process specs for the agents, from a job and the slots of its ranks: equal on every machine."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from launcher.agent.process_spec import PROCESS_SPEC_VARIABLE, TRANSPORT_RANK, ProcessSpec
+from launcher.placement.backends import mpi_environment
+from launcher.placement.slots import Slot, compute_environment, cores_of_ranks, threads_of
+from launcher.spec import JobSpec
+
+
+def rank_process(
+    spec: JobSpec,
+    slot: Slot,
+    nodes: Sequence[Sequence[int]],
+    environment: Mapping[str, str],
+    silence: float | None = None,
+) -> ProcessSpec:
+    """The process of one rank with an agent of its own. `nodes`: the cores of each NUMA node there;
+    `environment`: the variables of the backend and of the supervisor."""
+    threads = threads_of(spec, sum(map(len, nodes)), slot.local_size)
+    return ProcessSpec(
+        argv=list(spec.command),
+        cwd=str(spec.directory),
+        environment={
+            **environment,
+            **compute_environment(spec, threads, slot.local_rank, os.environ),
+            **_metrics_environment(spec),
+        },
+        rank=slot.rank,
+        local_rank=slot.local_rank,
+        cpus=cores_of_ranks(spec, slot.local_size, nodes),
+        memory=spec.resources.memory,
+        grace=spec.grace,
+        silence=silence,
+    )
+
+
+def mpirun_process(
+    spec: JobSpec,
+    mpirun: Sequence[str],
+    local_size: int,
+    nodes: Sequence[Sequence[int]],
+    environment: Mapping[str, str],
+    keepalive: Sequence[tuple[str, int]] = (),
+) -> ProcessSpec:
+    """mpirun as a process, with the spec for the agents below it in its environment.
+
+    `local_size` is the most ranks a host carries: every host gets the same sizes. `keepalive` is
+    where agents on other hosts hear the launcher.
+    """
+    threads = threads_of(spec, sum(map(len, nodes)), local_size)
+    sized = [compute_environment(spec, threads, rank, os.environ) for rank in range(local_size)]
+    inner = ProcessSpec(
+        argv=list(spec.command),
+        cwd=str(spec.directory),
+        environment={**environment, **_metrics_environment(spec)},
+        by_local_rank=sized,
+        cpus=cores_of_ranks(spec, local_size, nodes),
+        memory=spec.resources.memory,
+        grace=max(spec.grace, spec.save_timeout),
+        silence=spec.silence_timeout if keepalive else None,
+        keepalive=list(keepalive),
+    )
+    return ProcessSpec(
+        argv=list(mpirun),
+        cwd=str(spec.directory),
+        environment={**mpi_environment(), PROCESS_SPEC_VARIABLE: inner.encode()},
+        rank=TRANSPORT_RANK,
+        grace=spec.grace,
+        raw=True,
+    )
+
+
+def _metrics_environment(spec: JobSpec) -> dict[str, str]:
+    """Where ranks serve their metrics: on this port plus their local rank."""
+    metrics = spec.metrics
+    if metrics is None or metrics.port is None:
+        return {}
+    base = metrics.port + 1 if metrics.port else 0
+    return {"LAUNCHER_METRICS_PORT": str(base), "LAUNCHER_METRICS_HOST": metrics.address}

@@ -1,0 +1,92 @@
+"""What the containers of a job say to each other: one line of JSON there, one back, over TCP.
+
+Only who is here and how it ended is said, never a command to run: each container runs its own, so a
+stranger on the job's network could end a job at worst. Nothing here is secret or encrypted.
+"""
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.errors import LauncherError
+
+_LONGEST_LINE = 1 << 16
+_SECONDS = 5.0
+
+
+class WireError(LauncherError):
+    """What came over the network is not of this protocol."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A worker says that it is here, again every second. `id` is its host name, `index` its place
+    among the workers (1, 2, ...) where it knows one, `port` where it listens."""
+
+    job: str
+    id: str
+    port: int
+    slots: int
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The place of the worker, or why it has none; `result` is the job's exit code, once ended."""
+
+    index: int | None = None
+    refused: str | None = None
+    result: int | None = None
+
+
+@dataclass(frozen=True)
+class Contact:
+    """One question and its answer, with the addresses of both sides."""
+
+    answer: Answer
+    own_address: str
+    head_address: str
+
+
+def ask(address: tuple[str, int], arrival: Arrival) -> Contact:
+    """Says it to the first container. Raises OSError, or WireError for an answer that is none."""
+    with socket.create_connection(address, _SECONDS) as connection:
+        send(connection, asdict(arrival))
+        answer = _built(Answer, receive(connection))
+        return Contact(answer, connection.getsockname()[0], connection.getpeername()[0])
+
+
+def arrival_from(connection: socket.socket) -> Arrival:
+    """Raises OSError or WireError."""
+    return _built(Arrival, receive(connection))
+
+
+def send(connection: socket.socket, content: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(content).encode() + b"\n")
+
+
+def receive(connection: socket.socket) -> dict[str, Any]:
+    """One line and nothing of what may follow it. Raises OSError or WireError."""
+    connection.settimeout(_SECONDS)
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = connection.recv(4096, socket.MSG_PEEK)
+        end = piece.find(b"\n") + 1
+        if not piece or len(line) > _LONGEST_LINE:
+            raise WireError("expected a line of JSON")
+        line += connection.recv(end or len(piece))
+    try:
+        content = json.loads(line)
+    except ValueError:
+        raise WireError(f"expected a line of JSON. Received: {line[:80]!r}") from None
+    if not isinstance(content, dict):
+        raise WireError(f"expected a JSON object. Received: {line[:80]!r}")
+    return content
+
+
+def _built(kind: Any, content: dict[str, Any]) -> Any:
+    try:
+        return kind(**content)
+    except TypeError:
+        raise WireError(f"expected the fields of {kind.__name__}. Received: {content}") from None

@@ -1,0 +1,69 @@
+"""The processes of a run on this machine: its launcher, and its ranks, which carry a variable.
+
+Ends what an agent could not end because something killed the agent itself. Ranks on other hosts
+do not carry the variable: there only the agents end them.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from launcher.agent import tree
+
+RUN_DIRECTORY = "LAUNCHER_RUN_DIR"
+_MARK = "LAUNCHER_RUN_HERE"
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process id together with its start, in seconds since boot, so that it is never mistaken."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessIdentity":
+        return cls(pid, tree.started_at(pid))
+
+    def process(self) -> psutil.Process | None:
+        """The living process, or None if it has ended or another one has its id by now."""
+        try:
+            if tree.started_at(self.pid) != self.started:
+                return None
+            process = psutil.Process(self.pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except (OSError, psutil.Error):
+            return None
+
+
+def marked(environment: Mapping[str, str]) -> dict[str, str]:
+    """The supervisor's environment for ranks on this machine."""
+    return {**environment, _MARK: environment[RUN_DIRECTORY]}
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """Every living process on this machine that was started for the run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == str(run):
+                found.append(process)
+    return found
+
+
+def kill_processes_of(run: Path) -> list[str]:
+    """Kills them, looking again until none is left; returns their command lines."""
+    killed = []
+    for _ in range(20):
+        alive = processes_of(run)
+        if not alive:
+            break
+        for process in alive:
+            with suppress(psutil.Error):
+                killed.append(" ".join(process.cmdline()))
+                process.kill()
+        psutil.wait_procs(alive, timeout=0.2)
+    return killed

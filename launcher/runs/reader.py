@@ -1,0 +1,170 @@
+"""Reads runs back: from the journal alone, so that it works from anywhere and after any crash.
+
+The live table folds the very same events while they happen.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UnknownRunError
+from launcher.runs.processes import ProcessIdentity
+
+_STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{4}$")  # what RunWriter.create adds to the job's name
+_ENDED = {"succeeded", "failed", "stopped", "lost"}
+
+
+@dataclass
+class RankRow:
+    """What the events have told of one rank in the newest attempt."""
+
+    host: str = ""
+    state: str = "starting"
+    step: int | None = None
+    pid: int | None = None
+    started: float = 0.0
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunState:
+    """A run as its events tell it. `state` is starting, running, restarting, stopping, or an end:
+    succeeded, failed, stopped, lost (its launcher was killed before it could say how it ended)."""
+
+    id: str = ""
+    directory: str = ""
+    backend: str = ""
+    command: list[str] = field(default_factory=list)
+    state: str = "starting"
+    began: float = 0.0
+    latest: float = 0.0
+    attempt: int = 0
+    checkpoint: int | None = None
+    exit_code: int | None = None
+    cause: dict[str, Any] | None = None
+    ranks: dict[int, RankRow] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.state in _ENDED
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run up to now, or did run up to its last event."""
+        if not self.began:
+            return 0.0
+        return (self.latest if self.ended else time.time()) - self.began
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Takes one event of the journal; unknown ones are passed over."""
+        self.latest = event["time"]
+        take = getattr(self, f"_on_{event['event']}", None)
+        if take is not None:
+            take(event)
+
+    def _on_run(self, event: Mapping[str, Any]) -> None:
+        self.id, self.directory = event["id"], event["directory"]
+        self.backend, self.command = event["backend"], event["command"]
+        self.began = event["time"]
+        self.ranks = {rank: RankRow() for rank in range(event["ranks"])}
+
+    def _on_started(self, event: Mapping[str, Any]) -> None:
+        self.state, self.attempt = "running", event["attempt"]
+        self.ranks = {rank: RankRow(host) for rank, host in enumerate(event["hosts"])}
+
+    def _on_rank_up(self, event: Mapping[str, Any]) -> None:
+        row = self.ranks[event["rank"]]
+        row.state, row.pid, row.started = "running", event["pid"], event["started"]
+
+    def _on_beat(self, event: Mapping[str, Any]) -> None:
+        row = self.ranks[event["rank"]]
+        row.state = event["phase"]
+        row.step = event["step"] if event["step"] is not None else row.step
+        known = {"time", "event", "attempt", "rank", "phase", "step"}
+        row.numbers |= {name: value for name, value in event.items() if name not in known}
+
+    def _on_checkpoint(self, event: Mapping[str, Any]) -> None:
+        self.checkpoint = event["step"]
+
+    def _on_rank_ended(self, event: Mapping[str, Any]) -> None:
+        code = event["exit_code"]
+        self.ranks[event["rank"]].state = "done" if code == 0 else f"ended ({code})"
+
+    def _on_failed(self, event: Mapping[str, Any]) -> None:
+        self.cause = dict(event)
+
+    def _on_restarting(self, event: Mapping[str, Any]) -> None:
+        self.state = "restarting"
+
+    def _on_stopping(self, event: Mapping[str, Any]) -> None:
+        self.state = "stopping"
+
+    def _on_done(self, event: Mapping[str, Any]) -> None:
+        self.state, self.exit_code = event["result"], event["exit_code"]
+
+
+def read_run(directory: Path) -> RunState:
+    """The state of the run recorded in `directory`."""
+    run = RunState(id=directory.name, directory=str(directory))
+    for event in read_journal(directory):
+        run.apply(event)
+    if not run.ended and launcher_of(directory) is None:
+        run.state = "lost"
+    return run
+
+
+def launcher_of(directory: Path) -> ProcessIdentity | None:
+    """The living launcher of the run, or None when it is gone."""
+    with suppress(OSError, ValueError, TypeError):
+        identity = ProcessIdentity(**json.loads((directory / "launcher.json").read_text()))
+        return identity if identity.process() is not None else None
+    return None
+
+
+def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every whole event of a run, oldest first; a line that a crash has cut is left out."""
+    with suppress(OSError), open(directory / "journal.jsonl", errors="replace") as lines:
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in the file, or None if there is none to read."""
+    with suppress(OSError, json.JSONDecodeError):
+        return dict(json.loads(path.read_text()))
+    return None
+
+
+def find_run(output: Path, name: str | None) -> Path:
+    """The directory of the run with this id, the newest run of a job of this name, the one run
+    whose id begins so, or the newest of all for None.
+
+    Raises UnknownRunError.
+    """
+    runs = list_runs(output)
+    if name is None:
+        if not runs:
+            raise UnknownRunError(f"no runs in {output}; start one: launcher run -np 2 -- COMMAND")
+        return runs[-1]
+    for found in (
+        [run for run in runs if run.name == name],
+        [run for run in runs if _STAMP.sub("", run.name) == name][-1:],
+        [run for run in runs if run.name.startswith(name)],
+    ):
+        if len(found) == 1:
+            return found[0]
+    known = ", ".join(run.name for run in runs[-5:]) or "none"
+    problem = "more than one run begins" if found else "no run begins"
+    raise UnknownRunError(f"{problem} with {name!r} in {output}. The newest: {known}")
+
+
+def list_runs(output: Path) -> list[Path]:
+    """The directories of all runs, oldest first."""
+    found = [path.parent for path in output.absolute().glob("*/spec.json")]
+    return sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime)

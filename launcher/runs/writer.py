@@ -1,0 +1,150 @@
+"""What is kept of every run: `OUTPUT/ID/` with the job, a journal of events, logs and the result.
+
+Anyone may read it while the run lives and after any crash; only the run's launcher writes it.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher import strict_json
+from launcher.errors import LauncherError
+from launcher.files import write_whole
+from launcher.runs.events import Event
+from launcher.runs.logs import RankLog, append_whole
+from launcher.runs.processes import ProcessIdentity
+from launcher.spec import JobSpec
+from launcher.spec.secrets import without_secrets
+
+_SECONDS_BETWEEN_STEPS = 1.0  # the journal keeps at most one step a second of each rank
+# How a run has ended must be known on a full disk too: room for that is kept from the start.
+_LAST_WORDS = {"failed", "done"}
+_RESERVE_BYTES = 64 * 1024
+
+
+class RunWriter:
+    """The directory of one run, for its writer: an observer of events."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.id = directory.name
+        self._reserve = directory / ".reserve"
+        self._descriptor: int | None = None
+        self._journaled: dict[int, float] = {}
+        self._phases: dict[int, str] = {}
+        self._logs: dict[tuple[int, int | None], RankLog] = {}
+        self._complaints: list[str] = []
+        self._complained: set[str] = set()
+
+    @classmethod
+    def create(cls, spec: JobSpec) -> "RunWriter":
+        """Makes the directory and writes the job into it. Raises LauncherError if it cannot."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = spec.output.absolute() / f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
+        record = cls(directory)
+        try:
+            (directory / "logs").mkdir(parents=True)
+            write_json(directory / "spec.json", without_secrets(spec))
+            write_json(directory / "launcher.json", asdict(ProcessIdentity.of(os.getpid())))
+            record._reserve.write_bytes(bytes(_RESERVE_BYTES))
+            record._open()
+        except OSError as error:
+            raise LauncherError(
+                f"the run cannot be recorded in {directory}: {error.strerror}; "
+                "choose another place with --output"
+            ) from None
+        return record
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "output":
+            self._log(event)
+        elif event.kind != "beat" or self._is_news(event):
+            self._append(event)
+        if event.kind == "done":
+            with suppress(OSError):
+                write_json(self.directory / "result.json", event.as_json())
+
+    def take_complaints(self) -> list[str]:
+        """What could not be written and why, since the last call; each is told once."""
+        complaints, self._complaints = self._complaints, []
+        return complaints
+
+    def log_path(self, attempt: int, rank: int | None) -> Path:
+        return log_path(self.directory, attempt, rank)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self.directory / "journal.jsonl", flags, 0o644)
+
+    def _append(self, event: Event) -> None:
+        line = strict_json.dumps(event.as_json()).encode() + b"\n"
+        if self._descriptor is None:
+            return
+        try:
+            try:
+                append_whole(self._descriptor, line)
+            except OSError:
+                if event.kind not in _LAST_WORDS:
+                    raise
+                self._reserve.unlink(missing_ok=True)
+                append_whole(self._descriptor, line)
+            if event.kind in _LAST_WORDS:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            self._complain("the journal", error)
+
+    def _log(self, event: Event) -> None:
+        key = (event.attempt, event.rank)
+        log = self._logs.get(key)
+        if log is None:
+            for old in [old for old in self._logs if old[0] < event.attempt]:
+                self._logs.pop(old).close()
+            path = self.log_path(*key)
+            with suppress(OSError):
+                path.parent.mkdir(exist_ok=True)
+            log = self._logs[key] = RankLog(path)
+        error = log.write(event.details["text"])
+        if error is not None:
+            self._complain("the logs", error)
+
+    def _complain(self, what: str, error: OSError) -> None:
+        text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job goes on"
+        # Once a run: to tell of it is an event, which cannot be written either.
+        if text not in self._complained:
+            self._complained.add(text)
+            self._complaints.append(text)
+
+    def _is_news(self, event: Event) -> bool:
+        rank = event.rank or 0
+        phase_is_new = self._phases.get(rank) != event.details["phase"]
+        if phase_is_new or event.time - self._journaled.get(rank, 0) >= _SECONDS_BETWEEN_STEPS:
+            self._phases[rank] = event.details["phase"]
+            self._journaled[rank] = event.time
+            return True
+        return False
+
+
+def log_path(directory: Path, attempt: int, rank: int | None) -> Path:
+    """The log of a rank in an attempt; rank None is the transport's own (ssh, mpirun)."""
+    name = "transport.log" if rank is None else f"rank-{rank}.log"
+    return directory / "logs" / f"attempt-{attempt}" / name
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all. Raises OSError."""
+    text = f"{strict_json.dumps(content, indent=2)}\n".encode()
+    write_whole(path, lambda file: file.write(text), durable=False)

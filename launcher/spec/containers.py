@@ -1,0 +1,132 @@
+"""What a job says of itself where its ranks run in containers: the image, and more for Kubernetes.
+
+The tables `[container]` and `[kubernetes]` of a job's file. Every name and amount is checked here,
+so that nothing wrong is ever sent to an engine or a cluster.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from launcher.spec.fields import Data, Seconds, Text, VariableName, Whole
+
+Kind = Literal["job", "jobset", "mpijob", "trainjob"]
+
+# Names as the API server takes them (RFC 1123 labels and subdomains), amounts as its quantities.
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Subdomain = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
+]
+Quantity = Annotated[
+    str, StringConstraints(pattern=r"^(\d+(\.\d*)?|\.\d+)(m|k|Ki|[MGTPE]i?|[eE][+-]?\d+)?$")
+]
+LabelKey = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+    ),
+]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
+]
+Image = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-a-zA-Z0-9._:/]*[a-zA-Z0-9])?(@sha256:[0-9a-f]{64})?$", max_length=512
+    ),
+]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^:\s]*$")]
+
+
+class Container(Data):
+    """The container that each of the job's workers is.
+
+    `slots` ranks run in each. The containers meet at `port` of the first one; `join_timeout` is how
+    long, in seconds, one waits for the others to come or to come back. `shared_memory` sizes
+    /dev/shm. `output` is where runs are recorded inside the container. Without an `image` it is the
+    one that our Dockerfile makes.
+    """
+
+    image: Image | None = None
+    slots: Annotated[Whole, Field(ge=1, le=64)] = 1
+    port: Annotated[Whole, Field(ge=1024, le=65000)] = 29400
+    join_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
+    shared_memory: Quantity = "1Gi"
+    output: AbsolutePath = "/runs"
+
+    def image_for(self, ssh: bool, gpus: bool) -> str:
+        """The image named, else the target of our Dockerfile that serves."""
+        return self.image or f"syncbn:{'mpi' if ssh else 'gpu' if gpus else 'cpu'}"
+
+
+class Toleration(Data):
+    """A taint that the job's pods put up with; without a key, every taint."""
+
+    key: LabelKey | None = None
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Toleration":
+        if (self.value is not None) != (self.operator == "Equal"):
+            raise ValueError('value: goes with operator = "Equal", and only with it')
+        if self.key is None and self.operator == "Equal":
+            raise ValueError("key: expected one with a value")
+        return self
+
+
+class Volume(Data):
+    """A PersistentVolumeClaim at a path in every pod: checkpoints, data."""
+
+    claim: Subdomain
+    path: AbsolutePath
+    read_only: Annotated[bool, Field(strict=True)] = False
+
+
+class SecretKey(Data):
+    """One value of a Secret."""
+
+    secret: Subdomain
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
+
+
+class Kubernetes(Data):
+    """What a cluster is told besides the job itself. Times are in seconds.
+
+    `cpu` and `memory` are what each pod requests and may use; left out, they follow from what each
+    rank gets. `secrets` and `config_maps` become environment whole, `secret_environment` value by
+    value. `queue` hands admission to Kueue. `time_limit` ends the job; `keep` after its end, what
+    is left of it is removed. Without `disruption_budget` a node may be drained under the job.
+    `managed_by` names another controller than the built-in one.
+    """
+
+    kind: Kind = "job"
+    namespace: Label | None = None
+    context: Text | None = None
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    gpu_resource: LabelKey = "nvidia.com/gpu"
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    service_account: Subdomain | None = None
+    pull_secrets: tuple[Subdomain, ...] = ()
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    secrets: tuple[Subdomain, ...] = ()
+    config_maps: tuple[Subdomain, ...] = ()
+    secret_environment: dict[VariableName, SecretKey] = Field(default_factory=dict)
+    volumes: tuple[Volume, ...] = ()
+    priority_class: Subdomain | None = None
+    queue: Label | None = None
+    time_limit: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None
+    keep: Annotated[Whole, Field(ge=0, lt=2**31)] = 86400
+    disruption_budget: Annotated[bool, Field(strict=True)] = True
+    user: Annotated[Whole, Field(ge=1, lt=2**31)] = 1000
+    managed_by: LabelKey | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Kubernetes":
+        paths = [volume.path for volume in self.volumes]
+        if len(set(paths)) != len(paths):
+            raise ValueError("volumes: expected each path once")
+        return self

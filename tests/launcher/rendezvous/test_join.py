@@ -1,0 +1,208 @@
+"""`launcher join`: containers of a job as plain processes, with real faults; the engine's own tests
+of the same stand in tests/docker."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.rendezvous.registry import Registry
+from tests.jobs import Job
+from tests.launcher.rendezvous.members import QUICK, Group
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(90)]
+
+
+def test_two_members_run_one_job_and_end_together(group: Group) -> None:
+    group.join("--workers", "1", program=("--steps", "5"))
+    group.join(program=("--steps", "5"))
+    assert (group.end(0), group.end(1)) == (0, 0)
+    for rank in (0, 1):
+        assert f"[{rank}] step 5" in group.log(0)
+    assert "launcher: succeeded" in group.log(0)
+    assert not group.members[0].alive()
+
+
+def test_each_member_carries_its_slots_and_an_index_decides_its_place(
+    group: Group,
+) -> None:
+    show = ("--steps", "1")
+    group.join("--workers", "2", "--slots", "2", program=show)
+    group.join("--slots", "2", "--index", "2", program=show)
+    group.join("--slots", "2", "--index", "1", program=show)
+    assert group.end(0) == 0, group.log(0)
+    for rank in range(6):
+        assert f"[{rank}] step 1" in group.log(0)
+    assert "worker 2 of job" in group.log(1)
+    assert "worker 1 of job" in group.log(2)
+
+
+def test_a_rank_that_fails_restarts_the_ranks_of_all_members(group: Group) -> None:
+    fault = ("--rank", "1", "--at", "8", "--fault", "os.kill(os.getpid(), 9)")
+    group.join("--workers", "1", program=("--steps", "20", *fault))
+    group.join(program=("--steps", "20", *fault))
+    assert (group.end(0), group.end(1)) == (0, 0), group.log(0)
+    log = group.log(0)
+    assert "launcher: killed: rank 1 on worker-1@" in log
+    assert "was killed by SIGKILL after step" in log
+    assert "1 restart" in log
+    assert group.steps() == 20
+
+
+def test_of_two_that_refuse_their_input_the_one_that_has_bad_input_is_named(
+    group: Group,
+) -> None:
+    """The other learns of it in a collective, leaves with the same code, and may be the faster."""
+    leave = "heartbeat.beat('leaving'); sys.exit(2)"
+    refuse = "time.sleep(0.1); print('rank 1: no such file'); sys.exit(2)"
+    group.join("--workers", "1", program=("--rank", "0", "--at", "3", "--fault", leave))
+    group.join(program=("--rank", "1", "--at", "3", "--fault", refuse))
+    assert group.end(0) == 2, group.log(0)
+    assert "launcher: bad config: rank 1 on worker-1@" in group.log(0)
+    assert group.end(1) == 2
+
+
+def test_a_member_that_is_killed_and_comes_back_is_taken_in(group: Group) -> None:
+    group.join("--workers", "1", program=("--steps", "60"))
+    group.join(program=("--steps", "60"))
+    group.says(0, "[1] step 6")
+    group.members[1].processes[0].kill()
+    group.says(0, "launcher: lost host: rank 1")
+    group.join(program=("--steps", "60"))
+    assert (group.end(0), group.end(2)) == (0, 0), group.log(0)
+    assert group.steps() == 60
+
+
+def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_another(
+    group: Group,
+) -> None:
+    group.join("--workers", "1", program=("--steps", "60"))
+    group.join("--join-timeout", "20", program=("--steps", "60"))
+    group.says(0, "[1] step 6")
+    group.members[0].processes[0].kill()
+    limit = time.monotonic() + 8
+    while group.programs() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not group.programs(), "ranks outlive the first member"
+    saved = group.steps()
+    group.join("--workers", "1", program=("--steps", "60"), leads=True)
+    assert group.end(2) == 0, group.log(2)
+    assert group.end(1) == 0
+    assert saved < group.steps() == 60
+
+
+def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> None:
+    group.join("--workers", "2", "--join-timeout", "3")
+    group.join("--index", "2", "--join-timeout", "3")
+    assert group.end(0, 20) == 1
+    assert "launcher: worker 1 has not come within 3 s" in group.log(0)
+    assert group.end(1, 20) == 1
+    assert "launcher: lost host: 127.0.0.1:" in group.log(1)
+
+
+def test_told_to_stop_all_save_and_the_exit_code_is_143(group: Group) -> None:
+    group.join("--workers", "1", program=("--steps", "500"))
+    group.join("--join-timeout", "3", program=("--steps", "500"))
+    group.says(0, "[1] step 6")
+    group.members[0].send_signal(signal.SIGTERM)
+    assert group.end(0) == 143, group.log(0)
+    assert {path.name for path in group.shared.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+    assert group.end(1) == 1  # nobody leads it any more
+
+
+def test_a_first_member_that_still_waits_can_be_stopped(group: Group) -> None:
+    group.join("--workers", "1")
+    limit = time.monotonic() + 20
+    while _silent(group.port):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    group.members[0].send_signal(signal.SIGTERM)
+    assert group.end(0, 5) == 143
+
+
+def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(
+    group: Group,
+) -> None:
+    group.join("--workers", "1", "--max-restarts", "0", program=("--steps", "500"))
+    group.join(program=("--steps", "500"))
+    group.says(0, "[1] step 6")
+    group.members[1].send_signal(signal.SIGTERM)
+    assert group.end(1) == 143, group.log(1)
+    assert (group.shared / "stopped-1").exists()
+    assert group.end(0) == 1
+    assert "launcher: preempted: rank 1 on worker-1@" in group.log(0)
+
+
+def test_wrong_flags_are_refused_at_once(group: Group) -> None:
+    group.join("--workers", "1", "--backend", "mpi")
+    assert group.end(0) == 2
+    assert "--backend: expected horovod or tf between containers. Received: mpi" in group.log(0)
+    alone = subprocess.run(
+        [sys.executable, "-m", "launcher", "join", "--index", "1", *QUICK, "--", "true"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert alone.returncode == 2
+    assert "--head: expected the name of the first container" in alone.stderr
+
+
+def test_a_worker_runs_nothing_but_its_own_command(group: Group, tmp_path: Path) -> None:
+    """Whoever poses as the leader may only start, with few variables, what the worker was given."""
+    with Registry("job", 1, 1, group.port) as registry:
+        group.members.append(Job([], tmp_path, group.token, 0))  # we are the first
+        group.join(program=("--steps", "200"))
+        (worker,) = registry.wait(20)
+        # On the network of the first container only.
+        opened = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr]
+        addresses = [tuple(c.laddr) for c in opened]
+        assert {host for host, port in addresses if port == worker.port} == {"127.0.0.1"}
+        evil = {"LD_PRELOAD": "/evil.so", "HOROVOD_TIMELINE": "/tmp/x", "LAUNCHER_WORLD_SIZE": "1"}
+        evil |= {"LAUNCHER_ATTEMPT": "0", "LAUNCHER_RUN_DIR": "/etc/../somewhere"}
+        order = {"argv": ["touch", str(tmp_path / "owned")], "cwd": "/", "environment": evil}
+        line = json.dumps({**order, "rank": 0, "local_rank": 0}) + "\n"
+        # From any other address than the leader's not even that.
+        stranger = socket.create_connection(("127.0.0.1", worker.port), 5, ("127.0.0.2", 0))
+        with stranger:
+            stranger.sendall(line.encode())
+            assert _ends(stranger)
+        assert not group.programs()
+        with socket.create_connection(("127.0.0.1", worker.port), 5) as connection:
+            connection.sendall(line.encode())
+            process = _rank_of(group)
+            # With the connection the rank ends.
+            variables, command = process.environ(), process.cmdline()
+        assert "rank_program" in " ".join(command)
+        assert not {"LD_PRELOAD", "HOROVOD_TIMELINE"} & variables.keys()
+        assert variables["LAUNCHER_RUN_DIR"] == str(tmp_path / "member-1" / "somewhere")
+        registry.finish(0)
+        assert group.end(1) == 0
+    assert not (tmp_path / "owned").exists()
+
+
+def _ends(connection: socket.socket) -> bool:
+    """Whether the other side hangs up without a word."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def _rank_of(group: Group) -> psutil.Process:
+    limit = time.monotonic() + 20
+    while not (found := group.programs()):
+        assert time.monotonic() < limit, group.log(1)
+        time.sleep(0.02)
+    return found[0]
+
+
+def _silent(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,0 +1,122 @@
+"""Who the first container takes in, what it says to the others, and what it does not listen to."""
+
+import socket
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import launcher.rendezvous.registry
+from launcher.errors import LauncherError, UsageError
+from launcher.rendezvous.network import address_to_listen_on
+from launcher.rendezvous.registry import Registry
+from launcher.rendezvous.wire import Arrival, WireError, ask, receive
+from tests.launcher.rendezvous.members import free_port
+
+
+def test_the_registry_gives_places_and_says_why_not() -> None:
+    with Registry("digits", 2, 1, port := free_port()) as registry:
+        here = ("127.0.0.1", port)
+
+        def come(id: str, **other: object) -> tuple[int | None, str | None]:  # noqa: A002
+            fields = {"job": "digits", "id": id, "port": 1, "slots": 1, **other}
+            answer = ask(here, Arrival(**fields)).answer  # type: ignore[arg-type]
+            return answer.index, answer.refused
+
+        assert come("a") == (1, None)
+        assert come("b") == (2, None)
+        assert come("a") == (1, None)
+        assert come("c") == (None, "all 2 workers of this job are here")
+        assert come("c", index=2) == (2, None)  # the pod of this index was replaced
+        assert come("d", job="x") == (None, "this is job 'digits', not 'x'")
+        assert come("d", slots=3) == (None, "expected 1 ranks per container. Received: 3")
+        assert come("d", index=7) == (None, "expected a worker from 1 to 2. Received: 7")
+        assert [worker.id for worker in registry.wait(1)] == ["a", "c"]
+
+
+def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.4)
+    registry = Registry("digits", 2, 1, free_port())
+    with registry:
+        fields = {"job": "digits", "port": 1, "slots": 1}
+
+        def come(id: str) -> int | None:  # noqa: A002
+            return registry.arrive(Arrival(id=id, **fields), id).index  # type: ignore[arg-type]
+
+        assert [come("a"), come("b"), come("c")] == [1, 2, None]
+        time.sleep(0.5)
+        assert come("b") == 2, "it is still there"
+        assert come("c") == 1, "nobody has heard of a since"
+        assert [worker.id for worker in registry.wait(1)] == ["c", "b"]
+        assert come("a") is None
+
+
+# Some containers know their place (a pod of an indexed Job), the others take any.
+CONTAINERS = {"a": None, "b": None, "c": None, "d": 1, "e": 2}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(CONTAINERS)), st.floats(0.1, 3.0)), max_size=30))
+def test_in_any_order_of_comings_and_losses_one_place_has_one_worker(
+    comings: list[tuple[str, float]],
+) -> None:
+    now, held = 0.0, dict[int, tuple[str, float]]()
+    registry = Registry("digits", 2, 1, 0)
+    registry._server.server_close()  # nobody comes over the network
+    with mock.patch.object(
+        launcher.rendezvous.registry, "time", SimpleNamespace(monotonic=lambda: now)
+    ):
+        for name, seconds in comings:
+            now += seconds
+            index = CONTAINERS[name]
+            place = registry.arrive(Arrival("digits", name, 1, 1, index), name).index
+            mine = [one for one, (holder, _) in held.items() if holder == name]
+            fresh = {one for one, (_, heard) in held.items() if now - heard <= 4.0}
+            if index is not None:
+                assert place == index, "it replaces whoever was there"
+            elif mine:
+                assert [place] == mine, "it keeps its place"
+            elif place is None:
+                assert fresh == {1, 2}, "refused only where all are there"
+            else:
+                assert place not in fresh, "nobody is driven out"
+            if place is not None:
+                held[place] = (name, now)
+            assert len({holder for holder, _ in held.values()}) == len(held)
+
+
+def test_what_is_not_of_the_protocol_is_let_go() -> None:
+    with Registry("job", 1, 1, port := free_port()) as registry:
+        for noise in (b"\x00" * 10 + b"\n", b"[]\n", b'{"job": 1}\n', b"x" * 200_000):
+            with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                try:
+                    connection.sendall(noise)
+                    assert connection.recv(10) == b""
+                except ConnectionError:
+                    pass  # it hung up while we were still talking
+        with pytest.raises(LauncherError, match="worker 1 has not come"):
+            registry.wait(0.2)
+        with pytest.raises(UsageError, match=r"container.port: \d+ cannot be used"):
+            Registry("job", 1, 1, port)
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{\n", b"3\n", b""])
+def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(line)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(WireError, match="expected"):
+            receive(ours)
+
+
+@pytest.mark.parametrize(
+    ("head", "address"),
+    [(None, ""), ("localhost", "127.0.0.1"), ("10.1.2.3", "10.1.2.3"), ("job-0.job", "")],
+)
+def test_the_first_container_listens_where_it_was_told(head: str | None, address: str) -> None:
+    assert address_to_listen_on(head) == address
