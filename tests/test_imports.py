@@ -15,7 +15,7 @@ from tests.processes import REPOSITORY
 # Each line may import from the lines above it, and from its own line.
 LAUNCHER = (
     ("errors", "heartbeat", "strict_json", "version"),
-    ("files",),
+    ("atomic",),
     ("horovod_build",),
     ("spec",),
     ("agent",),

@@ -10,7 +10,7 @@ import typer
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
 from launcher.errors import LauncherError
 from launcher.runs.processes import kill_processes_of
-from launcher.runs.reader import find_run, launcher_of, read_json, read_run
+from launcher.runs.reader import find_run, launcher_of, read_run, read_spec
 
 _CLOSING_SECONDS = 10.0  # for teardown after the ranks have had their time to save
 
@@ -42,7 +42,7 @@ def command(
     if now:
         time.sleep(0.2)  # two signals at once would count as one
         _tell(process, directory)
-    spec = read_json(directory / "spec.json") or {}
+    spec = read_spec(directory)
     limit = time.monotonic() + spec.get("save_timeout", 30.0) + _CLOSING_SECONDS
     while launcher is not None and launcher.process() is not None:
         if time.monotonic() > limit:

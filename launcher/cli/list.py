@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from launcher.cli.run_flags import Context, Namespace, Output, Target, on_cluster
-from launcher.runs.reader import RunState, list_runs, read_run
+from launcher.runs.layout import run_directories
+from launcher.runs.reader import RunState, read_run
 from launcher.terminal.console import console
 from launcher.terminal.words import duration
 
@@ -29,7 +30,7 @@ def command(
 
         cluster_verbs.show_jobs(Cluster.connect(context, namespace), as_json)
         return
-    runs = [read_run(directory) for directory in list_runs(output)]
+    runs = [read_run(directory) for directory in run_directories(output)]
     if as_json:
         for run in runs:
             print(json.dumps(_fields(run)))

@@ -10,6 +10,7 @@ import typer
 from launcher.cli.job_flags import supervised, target_of, with_job_flags
 from launcher.errors import LauncherError, UsageError
 from launcher.metrics.serving import job_metrics
+from launcher.runs.layout import TRAINING_EVENTS
 from launcher.runs.writer import RunWriter
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
@@ -71,7 +72,7 @@ def supervise(
 
 def _report(run: Path) -> None:
     """Leaves a report beside what a training of ours has measured."""
-    if not (run / "metrics.jsonl").exists():
+    if not (run / TRAINING_EVENTS).exists():
         return
     from launcher.report.write import write_report
 

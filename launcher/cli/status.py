@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from launcher.cli.run_flags import Context, Namespace, Output, RunId, Target, on_cluster
-from launcher.runs.reader import RunState, find_run, read_json, read_run
+from launcher.runs.reader import RunState, find_run, read_run, read_spec
 from launcher.spec import Metrics
 from launcher.terminal.console import console
 from launcher.terminal.table import render
@@ -55,7 +55,7 @@ def command(
 
 
 def _picture(directory: Path, state: RunState) -> RenderableType:
-    spec: dict[str, Any] = read_json(directory / "spec.json") or {}
+    spec: dict[str, Any] = read_spec(directory)
     metrics = Metrics(**spec["metrics"]) if spec.get("metrics") else None
     parts = [render(state, spec.get("restart", {}).get("max_restarts"), metrics)]
     if state.cause is not None:

@@ -11,6 +11,7 @@ import typer
 from launcher.cli.job_flags import supervised, target_of, with_job_flags
 from launcher.cli.run import supervise
 from launcher.errors import exit_code_of
+from launcher.runs import layout
 from launcher.spec import JobSpec
 from launcher.supervision.stop import StopRequests
 from launcher.terminal.words import next_commands
@@ -72,7 +73,7 @@ def _supervise(spec: JobSpec) -> None:
 def _answer(directory: Path) -> None:
     """Tells `submit` where the run is recorded; from then on all words go to a file there."""
     print(directory, flush=True)
-    log = os.open(directory / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(directory / layout.LAUNCHER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)

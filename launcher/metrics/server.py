@@ -3,7 +3,6 @@
 curl http://127.0.0.1:9400/metrics
 """
 
-import json
 import socket
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from launcher.files import write_whole
+from launcher.atomic import replace_json
 
 LOOPBACK = "127.0.0.1"
 
@@ -110,5 +109,4 @@ def record_address(path: Path, server: MetricsServer, labels: dict[str, str]) ->
     """Writes where a server listens, as a target file that Prometheus' file_sd_configs reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = [{"targets": [server.address], "labels": labels}]
-    text = f"{json.dumps(content)}\n".encode()
-    write_whole(path, lambda file: file.write(text), durable=False)
+    replace_json(path, content, indent=None, durable=False)

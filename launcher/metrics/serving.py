@@ -9,6 +9,7 @@ from launcher.metrics.job import JobPage
 from launcher.metrics.push import push
 from launcher.metrics.server import MetricsServer, record_address
 from launcher.runs.events import Observer
+from launcher.runs.layout import metrics_address
 from launcher.spec import JobSpec
 
 
@@ -23,7 +24,7 @@ def job_metrics(spec: JobSpec, run: Path) -> Iterator[list[Observer]]:
         yield []
         return
     page = JobPage(spec.ranks, run, metrics.rank_labels)
-    target = run.parent / "targets" / f"{run.name}.json"
+    target = metrics_address(run)
     server = None
     if metrics.port is not None:
         server = _serve(page, metrics.address, metrics.port, target)

@@ -14,16 +14,13 @@ from typing import Any
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from launcher.files import write_whole
+from launcher.atomic import replace_json
 from launcher.metrics.page import Metric, Page
+from launcher.runs import layout
 
 # Name and labels of a sample.
 Key = tuple[str, tuple[tuple[str, str], ...]]
 Samples = dict[Key, float]
-
-
-def snapshot_path(run: Path, attempt: int, rank: int) -> Path:
-    return run / "metrics" / f"attempt-{attempt}" / f"rank-{rank}.json"
 
 
 def samples_of(page: Page) -> Samples:
@@ -39,8 +36,7 @@ def write_snapshot(path: Path, page: Page) -> None:
     samples = samples_of(page).items()
     # As text where JSON has no number for it; `float` reads that too.
     content = [[n, labels, x if math.isfinite(x) else str(x)] for (n, labels), x in samples]
-    text = json.dumps(content, allow_nan=False).encode()
-    write_whole(path, lambda file: file.write(text), durable=False)
+    replace_json(path, content, indent=None, durable=False)
 
 
 def read_snapshot(path: Path) -> Samples:
@@ -67,7 +63,7 @@ class JobSamples(Collector):
         self._metrics = list(metrics)
         self._run = run
         self._rank_labels = rank_labels
-        self._read: dict[Path, Samples] = {}
+        self._read: dict[tuple[int, int], Samples] = {}
         self._zeros = {} if rank_labels else samples_of(Page(self._metrics))
 
     def collect(self) -> Iterator[Family]:
@@ -102,13 +98,11 @@ class JobSamples(Collector):
     def _attempts(self) -> list[dict[int, Samples]]:
         """For each attempt that left something, oldest first, the samples of its ranks."""
         attempts: dict[int, dict[int, Samples]] = {}
-        for path in (self._run / "metrics").glob("attempt-*/rank-*.json"):
+        for attempt, rank, path in layout.snapshots(self._run):
             with suppress(OSError, ValueError):  # what was read before stays, and counts
-                self._read[path] = read_snapshot(path)
-        for path, samples in self._read.items():
-            number = int(path.parent.name.removeprefix("attempt-"))
-            rank = int(path.stem.removeprefix("rank-"))
-            attempts.setdefault(number, {})[rank] = samples
+                self._read[attempt, rank] = read_snapshot(path)
+        for (attempt, rank), samples in self._read.items():
+            attempts.setdefault(attempt, {})[rank] = samples
         return [attempts[number] for number in sorted(attempts)]
 
 

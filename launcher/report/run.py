@@ -12,6 +12,7 @@ import numpy as np
 
 from launcher.errors import UsageError
 from launcher.metrics.definitions import ALL_REDUCE_KINDS, STEP_PARTS
+from launcher.runs import layout
 from launcher.runs.reader import read_journal, read_json
 
 Line = dict[str, Any]
@@ -152,14 +153,14 @@ class Run:
 
 def read_run(directory: Path) -> Run:
     """Reads what is there. Raises UsageError if the directory holds no run."""
-    lines = list(_read_lines(directory / "metrics.jsonl"))
+    lines = list(_read_lines(directory / layout.TRAINING_EVENTS))
     events = list(read_journal(directory))
     if not lines and not events:
         raise UsageError(
-            f"{directory} holds no run: expected metrics.jsonl or journal.jsonl in it. "
-            "`launcher list` names the runs in runs/"
+            f"{directory} holds no run: expected {layout.TRAINING_EVENTS} or {layout.JOURNAL} in "
+            "it. `launcher list` names the runs in runs/"
         )
-    return Run(directory.resolve(), lines, events, read_json(directory / "summary.json") or {})
+    return Run(directory.resolve(), lines, events, read_json(directory / layout.SUMMARY) or {})
 
 
 def _read_lines(path: Path) -> Iterator[Line]:

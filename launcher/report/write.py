@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.atomic import replace_text
 from launcher.errors import LauncherError
-from launcher.files import write_whole
 from launcher.report.page import render
 from launcher.report.run import read_run
+from launcher.runs.layout import report_path
 
 
 def write_report(directories: Sequence[Path], target: Path | None = None) -> Path:
@@ -18,11 +19,10 @@ def write_report(directories: Sequence[Path], target: Path | None = None) -> Pat
         LauncherError: The file cannot be written.
     """
     runs = [read_run(directory) for directory in directories]
-    name = "report.html" if len(runs) == 1 else f"report-with-{runs[1].name}.html"
-    path = target or directories[0] / name
+    path = target or report_path(directories[0], *directories[1:])
     text = render(runs)
     try:
-        write_whole(path, lambda file: file.write(text.encode()), durable=False)
+        replace_text(path, text, durable=False)
     except OSError as error:
         raise LauncherError(
             f"the report cannot be written to {path}: {error.strerror}; name another place with "

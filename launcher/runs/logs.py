@@ -1,7 +1,12 @@
-"""The log of one rank in one attempt: whole lines, a size limit, one older part kept."""
+"""The log of one rank in one attempt, written and read back while it grows.
+
+Whole lines, a size limit, one older part kept.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 LIMIT_BYTES = 32 * 1024 * 1024
 
@@ -51,6 +56,40 @@ class RankLog:
         self._open()
 
 
+class LogReader:
+    """Reads the whole lines of one log as it grows, its older part first, across rotations."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._rest = ""
+
+    def lines(self) -> Iterator[str]:
+        """Whole lines that have come since the last call."""
+        older = self._path.with_name(self._path.name + ".1")
+        if self._file is None:
+            if older.exists():
+                yield from older.read_text(errors="replace").splitlines()
+            self._file = _open(self._path)
+        while self._file is not None:
+            yield from self._new_lines(self._file)
+            if not self._rotated(self._file):
+                return
+            yield from self._new_lines(self._file)
+            self._file.close()
+            self._file = _open(self._path)
+
+    def _new_lines(self, file: TextIO) -> Iterator[str]:
+        *lines, self._rest = (self._rest + file.read()).split("\n")
+        yield from lines
+
+    def _rotated(self, file: TextIO) -> bool:
+        try:
+            return Path(f"/proc/self/fd/{file.fileno()}").stat().st_ino != self._path.stat().st_ino
+        except OSError:
+            return False
+
+
 def append_whole(descriptor: int, data: bytes) -> None:
     """Appends all of `data` or nothing: what a full disk took of it is cut off again."""
     before = os.fstat(descriptor).st_size
@@ -62,3 +101,10 @@ def append_whole(descriptor: int, data: bytes) -> None:
         if written:
             os.ftruncate(descriptor, before)
         raise
+
+
+def _open(path: Path) -> TextIO | None:
+    try:
+        return open(path, errors="replace")
+    except OSError:
+        return None

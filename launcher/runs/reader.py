@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UnknownRunError
+from launcher.runs import layout
+from launcher.runs.layout import run_directories
 from launcher.runs.processes import ProcessIdentity
 
 _STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{4}$")  # what RunWriter.create adds to the job's name
@@ -121,17 +123,22 @@ def read_run(directory: Path) -> RunState:
 def launcher_of(directory: Path) -> ProcessIdentity | None:
     """The living launcher of the run, or None when it is gone."""
     with suppress(OSError, ValueError, TypeError):
-        identity = ProcessIdentity(**json.loads((directory / "launcher.json").read_text()))
+        identity = ProcessIdentity(**json.loads((directory / layout.LAUNCHER).read_text()))
         return identity if identity.process() is not None else None
     return None
 
 
 def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
     """Every whole event of a run, oldest first; a line that a crash has cut is left out."""
-    with suppress(OSError), open(directory / "journal.jsonl", errors="replace") as lines:
+    with suppress(OSError), open(directory / layout.JOURNAL, errors="replace") as lines:
         for line in lines:
             with suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+
+def read_spec(directory: Path) -> dict[str, Any]:
+    """The job as it was recorded, without its secrets; empty if it cannot be read."""
+    return read_json(directory / layout.SPEC) or {}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -147,7 +154,7 @@ def find_run(output: Path, name: str | None) -> Path:
 
     Raises UnknownRunError.
     """
-    runs = list_runs(output)
+    runs = run_directories(output)
     if name is None:
         if not runs:
             raise UnknownRunError(f"no runs in {output}; start one: launcher run -np 2 -- COMMAND")
@@ -162,9 +169,3 @@ def find_run(output: Path, name: str | None) -> Path:
     known = ", ".join(run.name for run in runs[-5:]) or "none"
     problem = "more than one run begins" if found else "no run begins"
     raise UnknownRunError(f"{problem} with {name!r} in {output}. The newest: {known}")
-
-
-def list_runs(output: Path) -> list[Path]:
-    """The directories of all runs, oldest first."""
-    found = [path.parent for path in output.absolute().glob("*/spec.json")]
-    return sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime)

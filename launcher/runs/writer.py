@@ -6,15 +6,14 @@ Anyone may read it while the run lives and after any crash; only the run's launc
 import os
 import secrets
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from launcher import strict_json
+from launcher.atomic import replace_json
 from launcher.errors import LauncherError
-from launcher.files import write_whole
+from launcher.runs import layout
 from launcher.runs.events import Event
 from launcher.runs.logs import RankLog, append_whole
 from launcher.runs.processes import ProcessIdentity
@@ -33,7 +32,7 @@ class RunWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.id = directory.name
-        self._reserve = directory / ".reserve"
+        self._reserve = directory / layout.RESERVE
         self._descriptor: int | None = None
         self._journaled: dict[int, float] = {}
         self._phases: dict[int, str] = {}
@@ -48,9 +47,10 @@ class RunWriter:
         directory = spec.output.absolute() / f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
         record = cls(directory)
         try:
-            (directory / "logs").mkdir(parents=True)
-            write_json(directory / "spec.json", without_secrets(spec))
-            write_json(directory / "launcher.json", asdict(ProcessIdentity.of(os.getpid())))
+            layout.logs_directory(directory).mkdir(parents=True)
+            replace_json(directory / layout.SPEC, without_secrets(spec), durable=False)
+            launcher = asdict(ProcessIdentity.of(os.getpid()))
+            replace_json(directory / layout.LAUNCHER, launcher, durable=False)
             record._reserve.write_bytes(bytes(_RESERVE_BYTES))
             record._open()
         except OSError as error:
@@ -67,7 +67,7 @@ class RunWriter:
             self._append(event)
         if event.kind == "done":
             with suppress(OSError):
-                write_json(self.directory / "result.json", event.as_json())
+                replace_json(self.directory / layout.RESULT, event.as_json(), durable=False)
 
     def take_complaints(self) -> list[str]:
         """What could not be written and why, since the last call; each is told once."""
@@ -75,7 +75,7 @@ class RunWriter:
         return complaints
 
     def log_path(self, attempt: int, rank: int | None) -> Path:
-        return log_path(self.directory, attempt, rank)
+        return layout.log_path(self.directory, attempt, rank)
 
     def close(self) -> None:
         for log in self._logs.values():
@@ -88,7 +88,7 @@ class RunWriter:
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(self.directory / "journal.jsonl", flags, 0o644)
+        self._descriptor = os.open(self.directory / layout.JOURNAL, flags, 0o644)
 
     def _append(self, event: Event) -> None:
         line = strict_json.dumps(event.as_json()).encode() + b"\n"
@@ -136,15 +136,3 @@ class RunWriter:
             self._journaled[rank] = event.time
             return True
         return False
-
-
-def log_path(directory: Path, attempt: int, rank: int | None) -> Path:
-    """The log of a rank in an attempt; rank None is the transport's own (ssh, mpirun)."""
-    name = "transport.log" if rank is None else f"rank-{rank}.log"
-    return directory / "logs" / f"attempt-{attempt}" / name
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all. Raises OSError."""
-    text = f"{strict_json.dumps(content, indent=2)}\n".encode()
-    write_whole(path, lambda file: file.write(text), durable=False)

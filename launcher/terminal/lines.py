@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher.runs.events import Event
-from launcher.runs.writer import log_path
+from launcher.runs.layout import log_path
 from launcher.spec import JobSpec
 from launcher.terminal.words import (
     cause_lines,

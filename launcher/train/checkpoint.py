@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from launcher import strict_json
+from launcher.atomic import WriteError, replace_file
 from launcher.errors import UsageError
-from launcher.files import WriteError, write_whole
 
 _META = "meta"
 # RuntimeError: a single bit makes a member of a zip seem encrypted, or compressed in another way.
@@ -84,7 +84,7 @@ class CheckpointStore:
         members[_META] = np.frombuffer(strict_json.dumps(meta).encode(), np.uint8)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: np.savez(file, allow_pickle=False, **members))
+            replace_file(path, lambda file: np.savez(file, allow_pickle=False, **members))
         except OSError as error:
             raise WriteError(path, error) from error
         for old in self.paths()[: -self._keep]:

@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
+from launcher.atomic import replace_json
 from launcher.errors import LauncherError
-from launcher.files import write_whole
 from launcher.train.agreement import broadcast_json, ranks_where
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet
@@ -159,7 +159,7 @@ def leave(
     _log.error("%s", message)
     note = {"rank": rank, "message": message, "micro_batches": micro, "time": time.time()}
     with suppress(OSError):  # a full disk: the peers then see only that this rank ends
-        write_whole(output / NOTE, lambda file: file.write(json.dumps(note).encode()))
+        replace_json(output / NOTE, note)
     print(f"launcher.train: {message}", file=sys.stderr, flush=True)
     time.sleep(_SECONDS_FOR_PEERS)  # A rank that ends takes the others with it before they know.
     os._exit(OutOfMemoryError.exit_code)

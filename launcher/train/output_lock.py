@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import strict_json
+from launcher.atomic import remove_partials
 from launcher.errors import UsageError
-from launcher.files import remove_partials
 from launcher.train.agreement import together
 from launcher.train.environment import is_elastic
 from launcher.train.observers import warn

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from launcher.atomic import WriteError
 from launcher.errors import LauncherError, UsageError
-from launcher.files import WriteError
 from launcher.heartbeat import Heartbeat
 from launcher.runs.logs import RankLog
 from launcher.train import memory, stopping

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from launcher import strict_json
-from launcher.files import WriteError, write_whole
+from launcher.atomic import WriteError, replace_json
+from launcher.runs.layout import SUMMARY
 from launcher.train.config import TrainConfig
 from launcher.train.loop import Trainer
 from launcher.train.position import Outcome
@@ -43,9 +43,8 @@ def write_summary(summary: dict[str, Any], output: Path) -> None:
     Raises:
         WriteError: It cannot be written.
     """
-    text = strict_json.dumps(summary, indent=2) + "\n"
-    path = output / "summary.json"
+    path = output / SUMMARY
     try:
-        write_whole(path, lambda file: file.write(text.encode()))
+        replace_json(path, summary)
     except OSError as error:
         raise WriteError(path, error) from error

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.runs.reader import list_runs, read_journal
+from launcher.runs.layout import run_directories
+from launcher.runs.reader import read_journal
 from tests.jobs import TOKEN, Job, JobResult
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
@@ -75,7 +76,7 @@ class Launch:
     @property
     def run(self) -> Path:
         """The directory of the run. Raises IndexError before there is one."""
-        return list_runs(self.output)[-1]
+        return run_directories(self.output)[-1]
 
     @property
     def pid(self) -> int:

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.atomic import replace_json
 from launcher.heartbeat import Heartbeat
-from launcher.runs.writer import write_json
 
 __all__ = ["signal", "socket", "subprocess"]  # for the faults
 
@@ -46,7 +46,7 @@ def main() -> int:
         if stopping or done % options.save_every == 0:
             heartbeat.beat("saving", done)
             if rank == 0:
-                write_json(shared / "checkpoint.json", {"step": done, "attempt": attempt})
+                replace_json(shared / "checkpoint.json", {"step": done, "attempt": attempt})
                 with open(shared / "saves", "a") as saves:
                     saves.write(f"{attempt}\n")
             heartbeat.beat("training", done)

@@ -6,6 +6,7 @@ import keras
 from rich.console import Console
 
 from launcher.heartbeat import Heartbeat
+from launcher.runs.layout import TRAINING_EVENTS
 from launcher.train.config import TrainConfig
 from launcher.train.observers import HeartbeatObserver, Observers
 from launcher.train.progress import ProgressLines
@@ -37,7 +38,7 @@ def assemble(
     observers.add(Exchange(measures, exporter.page, ranks, weights, observers))
     if ranks.rank == 0:
         about = {"config": config.model_dump(mode="json"), "versions": versions()}
-        journal = output / "metrics.jsonl"
+        journal = output / TRAINING_EVENTS
         observers.add(Journal(journal, about, lambda: measures.gradient_norm, Drifts(model)))
         observers.add(ProgressLines(Console()))
         if config.tensorboard:

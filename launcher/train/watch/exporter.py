@@ -13,7 +13,8 @@ from launcher.metrics import RANK_METRICS, Page
 from launcher.metrics import definitions as m
 from launcher.metrics.push import push
 from launcher.metrics.server import MetricsServer, record_address
-from launcher.metrics.snapshots import snapshot_path, write_snapshot
+from launcher.metrics.snapshots import write_snapshot
+from launcher.runs.layout import snapshot_path
 from launcher.train.config import TrainConfig
 from launcher.train.observers import Observer, RunStarted, StepDone, warn
 from launcher.train.watch.gpu import gpu_gauges

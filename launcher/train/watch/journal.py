@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.files import write_whole
+from launcher.atomic import replace_text
 from launcher.runs.logs import append_whole
 from launcher.train.observers import (
     EpochDone,
@@ -61,7 +61,7 @@ class Journal(Observer):
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_before(line, run)]
             text = "".join(f"{line}\n" for line in kept)
-            write_whole(self._path, lambda file: file.write(text.encode()), durable=False)
+            replace_text(self._path, text, durable=False)
         started = {name: value for name, value in asdict(run).items() if name != "output"}
         attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
         self._write("start", {**started, "attempt": attempt, **self._about})

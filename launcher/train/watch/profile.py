@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from launcher import strict_json
-from launcher.files import write_whole
+from launcher.atomic import replace_json
 from launcher.train.observers import Observer, RunStarted, StepDone, warn
 from launcher.train.watch.measures import Measures
 from syncbn.communicators import Communicator
@@ -92,8 +91,7 @@ class Profile(Observer):
         if self._ranks.rank == 0:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                text = strict_json.dumps(chrome_trace(everything)).encode()
-                write_whole(self._directory / "trace.json", lambda file: file.write(text))
+                replace_json(self._directory / "trace.json", chrome_trace(everything), indent=None)
             except OSError as error:
                 warn(f"the trace cannot be written: {error}")
 

@@ -9,8 +9,9 @@ import pytest
 from launcher.metrics import RANK_METRICS, Page
 from launcher.metrics import definitions as m
 from launcher.metrics.job import JobPage
-from launcher.metrics.snapshots import snapshot_path, write_snapshot
+from launcher.metrics.snapshots import write_snapshot
 from launcher.runs.events import Event
+from launcher.runs.layout import snapshot_path
 from launcher.supervision.causes import CauseClass
 
 PARTS = 'training_step_part_seconds_total{part="compute"}'

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from launcher.atomic import replace_json
 from launcher.errors import LauncherError, UnknownRunError
 from launcher.runs.events import Event
+from launcher.runs.layout import log_path, run_directories
 from launcher.runs.logs import RankLog
 from launcher.runs.processes import ProcessIdentity
-from launcher.runs.reader import find_run, launcher_of, list_runs, read_journal, read_run
-from launcher.runs.writer import RunWriter, log_path, write_json
+from launcher.runs.reader import find_run, launcher_of, read_journal, read_run
+from launcher.runs.writer import RunWriter
 from launcher.spec import JobSpec, build_spec
 from launcher.spec.secrets import is_secret
 
@@ -90,13 +92,13 @@ def test_what_sounds_secret(name: str) -> None:
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     contents = [{"kept": [number] * 20_000} for number in range(2)]
-    write_json(path, contents[0])
+    replace_json(path, contents[0])
     over = threading.Event()
 
     def write() -> None:
         while not over.is_set():
             for content in contents:
-                write_json(path, content)
+                replace_json(path, content)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -107,7 +109,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         over.set()
         writer.join()
     with pytest.raises(TypeError):
-        write_json(path, {"kept": object()})
+        replace_json(path, {"kept": object()})
     assert json.loads(path.read_text()) in contents
     assert [one.name for one in tmp_path.iterdir()] == ["result.json"]
 
@@ -183,7 +185,7 @@ def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> Non
     first = RunWriter.create(spec).directory
     time.sleep(0.02)
     second = RunWriter.create(spec.model_copy(update={"name": "other"})).directory
-    assert list_runs(output) == [first, second]
+    assert run_directories(output) == [first, second]
     assert find_run(output, None) == second
     assert find_run(output, "job") == first
     assert find_run(output, second.name) == second

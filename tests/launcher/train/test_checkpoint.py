@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from launcher.atomic import WriteError
 from launcher.errors import UsageError
-from launcher.files import WriteError
 from launcher.train.checkpoint import Checkpoint, CheckpointStore, check_fits
 
 

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from launcher import strict_json
 from launcher.errors import LauncherError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +30,7 @@ class WriteError(LauncherError):
         super().__init__(text)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
+def replace_file(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Replaces `path` by what `write` puts into the file it is given.
 
     A crash at any moment leaves either the old file or the new one, and a failure nothing else:
@@ -56,6 +57,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool =
             os.fsync(directory)  # The renaming itself must survive a power cut too.
         finally:
             os.close(directory)
+
+
+def replace_text(path: Path, text: str, durable: bool = True) -> None:
+    """The same for text. Raises OSError."""
+    replace_file(path, lambda file: file.write(text.encode()), durable)
+
+
+def replace_json(path: Path, content: Any, indent: int | None = 2, durable: bool = True) -> None:
+    """The same for JSON, in which a number that is not finite becomes null. Raises OSError."""
+    replace_text(path, strict_json.dumps(content, indent=indent) + "\n", durable)
 
 
 def partial(path: Path) -> Path:
