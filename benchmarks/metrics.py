@@ -27,15 +27,15 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from launcher.heartbeat import Heartbeat  # noqa: E402
-from launcher.train.agreement import join  # noqa: E402
+from launcher.train.coordination import join  # noqa: E402
 from launcher.train.data import load_dataset  # noqa: E402
 from launcher.train.models import build_model  # noqa: E402
-from launcher.train.observers import Observer, RunStarted, StepDone  # noqa: E402
+from launcher.train.observers.assemble import assemble  # noqa: E402
+from launcher.train.observers.base import Observer, RunStarted, StepDone  # noqa: E402
+from launcher.train.observers.exporter import Exporter  # noqa: E402
 from launcher.train.optimizers import make_optimizer  # noqa: E402
 from launcher.train.replicas import Replicas  # noqa: E402
 from launcher.train.steps import Steps  # noqa: E402
-from launcher.train.watch.assemble import assemble  # noqa: E402
-from launcher.train.watch.exporter import Exporter  # noqa: E402
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
     """Seconds a step, watched and not, wall and processor time, in turns that alternate."""
     steps = MODELS.get(model_name, 20)
     config = load_config({"model": model_name, "metrics_port": 0})
-    ranks = join(config.backend)
+    communicator = join(config.backend)
     output = Path(tempfile.mkdtemp(prefix="measuring-"))
     os.environ["LAUNCHER_RUN_DIR"] = str(output)
     data = load_dataset(config)
@@ -82,17 +82,17 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
     def stepper() -> tuple[keras.Model, Steps]:
         model, optimizer = build_model(config, data), make_optimizer(config)
         optimizer.build(model.trainable_variables)
-        return model, Steps(config, model, optimizer, ranks, Replicas())
+        return model, Steps(config, model, optimizer, communicator, Replicas())
 
     features, labels = data.train.read(np.arange(config.batch_size))
     _, unwatched = stepper()
     unwatched.train(features, labels, False, len(labels))  # traced before anybody watches
     exporter = Exporter(config)
-    exporter.joined(ranks, output, 0.0)
+    exporter.joined(communicator, output, 0.0)
     model, watching = stepper()
-    heartbeat = Heartbeat(output / f"heartbeat-{ranks.rank}")
-    observers = assemble(config, model, ranks, output, heartbeat, exporter)
-    observers.on_start(_run(config, ranks.rank, ranks.size, output))
+    heartbeat = Heartbeat(output / f"heartbeat-{communicator.rank}")
+    observers = assemble(config, model, communicator, output, heartbeat, exporter)
+    observers.on_start(_run(config, communicator.rank, communicator.size, output))
     watching.train(features, labels, False, len(labels))
 
     count = 0
@@ -125,9 +125,9 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
                 turns.append(seconds)
     return {
         "model": model_name,
-        "rank": ranks.rank,
-        "ranks": ranks.size,
-        "backend": ranks.name,
+        "rank": communicator.rank,
+        "ranks": communicator.size,
+        "backend": communicator.name,
         "plain_wall": [wall for wall, _ in plain],
         "plain_processor": [processor for _, processor in plain],
         "watched_wall": [wall for wall, _ in watched],

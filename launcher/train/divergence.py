@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from launcher.errors import LauncherError
-from launcher.train.agreement import ranks_where
 from launcher.train.config import TrainConfig
-from launcher.train.observers import warn
-from launcher.train.position import Position
+from launcher.train.coordination import ranks_where
+from launcher.train.observers.base import warn
 from launcher.train.steps import Steps
+from launcher.train.train_state import Position
 from syncbn.communicators import Communicator
 from syncbn.non_finite import MOST_SKIPS, gradient_cause
 from syncbn.origins import find_origin, first_non_finite
@@ -43,7 +43,7 @@ class NonFiniteWatch:
         variables: All that is saved. What is not finite at the start (a mask of minus infinity)
             may remain so.
         steps: What computes the steps.
-        ranks: Agree on what they have found.
+        communicator: Agree on what they have found.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class NonFiniteWatch:
         model: keras.Model,
         variables: list[Any],
         steps: Steps,
-        ranks: Communicator,
+        communicator: Communicator,
     ) -> None:
         self._action = config.on_nan
-        self._model, self._steps, self._ranks = model, steps, ranks
+        self._model, self._steps, self._communicator = model, steps, communicator
         self._variables = [v for v in variables if first_non_finite([v]) is None]
 
     def is_sound(
@@ -82,7 +82,7 @@ class NonFiniteWatch:
         if position.skipped_in_a_row >= MOST_SKIPS:
             done = f"; {MOST_SKIPS} updates in a row were not made"
             raise DivergedError(f"step {position.step} is not finite: {cause}{done}", rank)
-        if self._ranks.rank == 0:
+        if self._communicator.rank == 0:
             warn(f"the update of step {position.step} is left out: {cause}")
         return False
 
@@ -95,7 +95,7 @@ class NonFiniteWatch:
         if self._action == "ignore":
             return
         broken = first_non_finite(self._variables)
-        where = ranks_where(broken is not None, self._ranks)
+        where = ranks_where(broken is not None, self._communicator)
         if where:
             name = "a variable" if broken is None else f"the variable {broken.path}"
             many = f"rank{'s' * (len(where) > 1)} {', '.join(map(str, where))}"
@@ -112,20 +112,20 @@ class NonFiniteWatch:
         """
         if self._action == "ignore" or math.isfinite(loss):
             return
-        where = ranks_where(damaged, self._ranks)
+        where = ranks_where(damaged, self._communicator)
         many = f"rank{'s' * (len(where) > 1)} {', '.join(map(str, where))}"
         reason = f"a held-out batch of {many} holds NaN" if where else "the weights are"
         text = f"the held-out loss after step {step} is not finite ({loss}): {reason}"
         if self._action == "stop":
             raise DivergedError(text, where[0] if where else 0)
-        if self._ranks.rank == 0:
+        if self._communicator.rank == 0:
             warn(text)
 
     def _cause(self, loss: float, features: np.ndarray) -> tuple[str, int]:
         """What was not finite first, and its first rank."""
         guard = self._steps.guard
         if guard is None:  # several replicas, whose update was made: the weights say no more
-            damaged = ranks_where(not bool(all_finite([features])), self._ranks)
+            damaged = ranks_where(not bool(all_finite([features])), self._communicator)
             return (
                 "the batch holds NaN or infinite values"
                 if damaged
@@ -133,7 +133,7 @@ class NonFiniteWatch:
             ), 0
         if not len(features):  # of no rows some convolutions of TensorFlow fail
             features = np.zeros((1, *features.shape[1:]), np.float32)
-        origin = find_origin(self._model, features, self._ranks)
+        origin = find_origin(self._model, features, self._communicator)
         if origin is not None:
             return str(origin), origin.ranks[0]
         return (

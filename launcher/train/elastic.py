@@ -13,9 +13,9 @@ import tensorflow as tf
 from horovod.common.elastic import State, run_fn
 from horovod.common.exceptions import HorovodInternalError
 
-from launcher.train.agreement import broadcast_json
+from launcher.train.coordination import broadcast_json
 from launcher.train.loop import Trainer
-from launcher.train.position import Outcome, Position
+from launcher.train.train_state import Outcome, Position
 from syncbn.communicators import Communicator
 from syncbn.communicators.horovod import import_horovod
 
@@ -29,14 +29,18 @@ class KerasState(State):
     Args:
         variables: All that training changes.
         position: Where the run stands; replaced when another rank tells.
-        ranks: Reads rank and size at run time.
+        communicator: Reads rank and size at run time.
     """
 
-    def __init__(self, variables: list[Any], position: Position, ranks: Communicator) -> None:
-        super().__init__(lambda value: broadcast_json(value, ranks), lambda: ranks.rank)
+    def __init__(
+        self, variables: list[Any], position: Position, communicator: Communicator
+    ) -> None:
+        super().__init__(
+            lambda value: broadcast_json(value, communicator), lambda: communicator.rank
+        )
         self.position = position
         self._variables = variables
-        self._bcast = lambda value: broadcast_json(value, ranks)
+        self._bcast = lambda value: broadcast_json(value, communicator)
         self.save()
 
     def save(self) -> None:

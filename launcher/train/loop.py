@@ -10,17 +10,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from launcher.train.agreement import together
 from launcher.train.checkpoint import Checkpoint, CheckpointStore
 from launcher.train.config import TrainConfig
+from launcher.train.coordination import together
 from launcher.train.data import DataSet, batches
 from launcher.train.data.order import next_global_batch, rank_shares
 from launcher.train.divergence import NonFiniteWatch
-from launcher.train.observers import EpochDone, Observer, SaveDone, StepDone
-from launcher.train.position import Outcome, Position, StepTimes
+from launcher.train.observers.base import EpochDone, Observer, SaveDone, StepDone
 from launcher.train.replicas import Replicas
 from launcher.train.schedule import learning_rate
 from launcher.train.steps import Steps
+from launcher.train.train_state import Outcome, Position, StepTimes
 from syncbn.broadcast import broadcast_variables
 from syncbn.communicators import Communicator
 
@@ -33,7 +33,7 @@ class Trainer:
         data: Its data set, the same on every rank.
         model: Built; its variables become equal on all ranks when training starts.
         optimizer: A `syncbn.DistributedOptimizer`, built.
-        ranks: The communicator.
+        communicator: The communicator.
         replicas: Those of this process.
         store: Where rank 0 keeps checkpoints.
         observer: Told of every step and epoch.
@@ -50,7 +50,7 @@ class Trainer:
         data: DataSet,
         model: keras.Model,
         optimizer: Any,
-        ranks: Communicator,
+        communicator: Communicator,
         replicas: Replicas,
         store: CheckpointStore,
         observer: Observer,
@@ -63,21 +63,21 @@ class Trainer:
         self._data = data
         self._model = model
         self._optimizer = optimizer
-        self._ranks = ranks
+        self._communicator = communicator
         self._replicas = replicas
         self._store = store
         self._observer = observer
         self._stop_requested = stop_requested
         self._commit = commit
         self._micro_batches = micro_batches
-        self._steps = Steps(config, model, optimizer, ranks, replicas, micro_batches)
+        self._steps = Steps(config, model, optimizer, communicator, replicas, micro_batches)
         self.times = StepTimes()
         self.position = position or Position()
 
     @property
     def world_size(self) -> int:
         """Replicas over all processes."""
-        return self._ranks.size * self._replicas.count
+        return self._communicator.size * self._replicas.count
 
     @property
     def variables(self) -> list[Any]:
@@ -88,7 +88,7 @@ class Trainer:
         """Trains to the last epoch, or to the step edge at which a rank was asked to stop."""
         broadcast_variables(self.variables)
         self._watch = NonFiniteWatch(
-            self._config, self._model, self.variables, self._steps, self._ranks
+            self._config, self._model, self.variables, self._steps, self._communicator
         )
         position = self.position
         validation, train_loss, stopped = None, None, False
@@ -126,7 +126,8 @@ class Trainer:
             self._commit(True)
         if stopped:
             self._save()
-            self._ranks.barrier()  # A rank that leaves may take the others with it: save first.
+            # A rank that leaves may take the others with it: save first.
+            self._communicator.barrier()
         elif validation is None:
             validation = self._evaluate()  # A run that had ended already still says how good it is.
             self._watch.check_evaluation(position.step, validation[0], self._damaged)
@@ -181,8 +182,10 @@ class Trainer:
 
     def _shares(self, order: np.ndarray, consumed: int) -> Any:
         """This process' rows of each step: those of all its replicas together."""
-        ranks, rows = self._ranks, self._config.batch_size
-        return rank_shares(order, consumed, rows, ranks.rank, ranks.size, self._replicas.count)
+        communicator, rows = self._communicator, self._config.batch_size
+        return rank_shares(
+            order, consumed, rows, communicator.rank, communicator.size, self._replicas.count
+        )
 
     def _fewest_rows(self) -> int:
         """Of any rank in the step that comes, which all ranks must know."""
@@ -208,17 +211,17 @@ class Trainer:
                     sums = self._steps.evaluate(features, labels)
                     self._damaged |= not (np.isfinite(sums[0]) or np.isfinite(features).all())
                     totals += sums
-        loss, right, rows = self._ranks.all_reduce(tf.constant(totals), "evaluation").numpy()
+        loss, right, rows = self._communicator.all_reduce(tf.constant(totals), "evaluation").numpy()
         return float(loss / rows), float(right / rows)
 
     def _save(self) -> None:
         self._watch.check_state(self.position.step)
         self._observer.on_save(self.position.step)
         # The others wait for rank 0 in the next step anyway; so they leave with it if it fails.
-        together(self._ranks, self._write)
+        together(self._communicator, self._write)
 
     def _write(self) -> None:
-        if self._ranks.rank == 0:
+        if self._communicator.rank == 0:
             variables = self.variables
             meta = {
                 "position": asdict(self.position),

@@ -25,8 +25,8 @@ import tensorflow as tf
 
 from launcher.atomic import replace_json
 from launcher.errors import LauncherError
-from launcher.train.agreement import broadcast_json, ranks_where
 from launcher.train.config import TrainConfig
+from launcher.train.coordination import broadcast_json, ranks_where
 from launcher.train.data import DataSet
 from launcher.train.models import build_model
 from launcher.train.optimizers import make_optimizer
@@ -82,7 +82,7 @@ def advise(config: TrainConfig, micro_batches: int) -> str:
 
 
 def fit_micro_batches(
-    config: TrainConfig, data: DataSet, ranks: Communicator, output: Path
+    config: TrainConfig, data: DataSet, communicator: Communicator, output: Path
 ) -> tuple[int, str | None]:
     """Few micro-batches with which training steps fit on every rank.
 
@@ -95,17 +95,17 @@ def fit_micro_batches(
     Raises:
         OutOfMemoryError: Not even single rows fit.
     """
-    micro_batches = max(config.micro_batches, _noted(output, ranks))
+    micro_batches = max(config.micro_batches, _noted(output, communicator))
     shortage: str | None = None
     while True:
         single = micro_batches >= config.batch_size
         rows = config.batch_size if single else math.ceil(_ROOM * config.batch_size)
         failure = _try_step(config, data, micro_batches, rows)
-        failed = ranks_where(failure is not None, ranks)
+        failed = ranks_where(failure is not None, communicator)
         if not failed:
             break
-        mine = failure and describe(failure, ranks.rank, math.ceil(rows / micro_batches))
-        shortage = broadcast_json(mine, ranks, failed[0])
+        mine = failure and describe(failure, communicator.rank, math.ceil(rows / micro_batches))
+        shortage = broadcast_json(mine, communicator, failed[0])
         if single:
             raise OutOfMemoryError(f"{shortage}: {advise(config, micro_batches)}")
         micro_batches = min(2 * micro_batches, config.batch_size)
@@ -141,12 +141,12 @@ def _step_alone(config: TrainConfig, data: DataSet, micro_batches: int, rows: in
     steps.train(features, np.zeros(rows, np.int32), False, rows)
 
 
-def _noted(output: Path, ranks: Communicator) -> int:
+def _noted(output: Path, communicator: Communicator) -> int:
     """Twice the micro-batches with which an earlier attempt ran out of memory, 1 if none did."""
     note: dict[str, Any] | None = None
-    if ranks.rank == 0 and (output / NOTE).exists():
+    if communicator.rank == 0 and (output / NOTE).exists():
         note = json.loads((output / NOTE).read_text())
-    note = broadcast_json(note, ranks)
+    note = broadcast_json(note, communicator)
     return 1 if note is None else 2 * int(note["micro_batches"])
 
 

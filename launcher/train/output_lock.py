@@ -18,9 +18,9 @@ from typing import Any
 from launcher import strict_json
 from launcher.atomic import remove_partials
 from launcher.errors import UsageError
-from launcher.train.agreement import together
+from launcher.train.coordination import together
 from launcher.train.environment import is_elastic
-from launcher.train.observers import warn
+from launcher.train.observers.base import warn
 from syncbn.communicators import Communicator
 
 NAME = ".trainer.lock"
@@ -44,7 +44,7 @@ class OutputLock:
         self._path = output / NAME
         self._descriptor: int | None = None
 
-    def settle(self, ranks: Communicator) -> None:
+    def settle(self, communicator: Communicator) -> None:
         """Holds the lock on rank 0, the writer, and on no other rank. A collective call, but in
         elastic jobs, whose ranks change places.
 
@@ -52,7 +52,7 @@ class OutputLock:
             UsageError: Another trainer holds it; the text says who.
             PeerError: On the other ranks then.
         """
-        together(ranks, self.acquire if ranks.rank == 0 else self.release)
+        together(communicator, self.acquire if communicator.rank == 0 else self.release)
 
     def acquire(self) -> None:
         """Takes the lock. May be called while it is held.

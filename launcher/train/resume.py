@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import UsageError
-from launcher.train.agreement import broadcast_json
 from launcher.train.checkpoint import Checkpoint, CheckpointStore, check_fits
 from launcher.train.config import TrainConfig
+from launcher.train.coordination import broadcast_json
 from launcher.train.environment import is_elastic
 from syncbn.communicators import Communicator
 
@@ -34,7 +34,7 @@ class Resumed:
 
 
 def find_checkpoint(
-    config: TrainConfig, store: CheckpointStore, variables: list[Any], ranks: Communicator
+    config: TrainConfig, store: CheckpointStore, variables: list[Any], communicator: Communicator
 ) -> tuple[Checkpoint, list[str]] | None:
     """The checkpoint to go on from and warnings, on rank 0; None on the others, or to start anew.
 
@@ -42,7 +42,7 @@ def find_checkpoint(
         UsageError: There are checkpoints and nobody asked to resume, or the latest is of another
             model.
     """
-    if ranks.rank != 0 or not store.paths():
+    if communicator.rank != 0 or not store.paths():
         return None
     restarted = int(os.environ.get("LAUNCHER_ATTEMPT") or 0) > 0
     if not (config.resume or restarted):
@@ -61,12 +61,12 @@ def share(
     found: tuple[Checkpoint, list[str]] | None,
     config: TrainConfig,
     world_size: int,
-    ranks: Communicator,
+    communicator: Communicator,
 ) -> Resumed | None:
     """Tells all ranks what rank 0 found (the values follow with the first broadcast)."""
     told: Any = None if found is None else [found[0].meta, str(found[0].path), found[1]]
     if not is_elastic():  # There, ranks learn it when they meet: see `elastic`.
-        told = broadcast_json(told, ranks)
+        told = broadcast_json(told, communicator)
     if told is None:
         return None
     meta, path, warnings = told

@@ -17,7 +17,9 @@ from launcher.errors import LauncherError, UsageError
 from launcher.heartbeat import Heartbeat
 from launcher.runs.logs import RankLog
 from launcher.train import memory, stopping
-from launcher.train.agreement import (
+from launcher.train.checkpoint import CheckpointStore
+from launcher.train.config import TrainConfig
+from launcher.train.coordination import (
     PeerError,
     agree_on_output,
     join,
@@ -25,23 +27,21 @@ from launcher.train.agreement import (
     together,
     weights_digest,
 )
-from launcher.train.checkpoint import CheckpointStore
-from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet, load_dataset
 from launcher.train.data.order import steps_left
 from launcher.train.divergence import DivergedError
 from launcher.train.environment import is_elastic
 from launcher.train.loop import Trainer
 from launcher.train.models import build_model
-from launcher.train.observers import RunStarted
+from launcher.train.observers.assemble import assemble
+from launcher.train.observers.base import RunStarted
+from launcher.train.observers.exporter import Exporter
 from launcher.train.optimizers import make_optimizer
 from launcher.train.output_lock import OutputLock
-from launcher.train.position import Outcome, Position
 from launcher.train.replicas import MirroredReplicas, Replicas
 from launcher.train.resume import Resumed, find_checkpoint, share
 from launcher.train.summary import summarize, write_summary
-from launcher.train.watch.assemble import assemble
-from launcher.train.watch.exporter import Exporter
+from launcher.train.train_state import Outcome, Position
 from syncbn import native
 from syncbn.communicators import Communicator
 from syncbn.non_finite import ADVICE
@@ -57,17 +57,19 @@ def run_session(config: TrainConfig) -> int:
     exporter = Exporter(config)
     began = time.perf_counter()
     try:
-        ranks = join(config.backend)
+        communicator = join(config.backend)
         stop.listen()
         waited = time.perf_counter() - began
-        replicas = make_replicas(config, ranks)  # before TensorFlow has initialised its devices
-        output = agree_on_output(config, ranks)
+        replicas = make_replicas(
+            config, communicator
+        )  # before TensorFlow has initialised its devices
+        output = agree_on_output(config, communicator)
         lock = OutputLock(output)
-        lock.settle(ranks)  # before anything is written there
-        _start_log(output, ranks)
+        lock.settle(communicator)  # before anything is written there
+        _start_log(output, communicator)
         _log.info("statistics by %s", native.status())
-        exporter.joined(ranks, output, waited)
-        session = Session(config, ranks, replicas, output, lock, stop, heartbeat, exporter)
+        exporter.joined(communicator, output, waited)
+        session = Session(config, communicator, replicas, output, lock, stop, heartbeat, exporter)
         return session.run()
     except PeerError:
         heartbeat.beat("leaving")
@@ -80,7 +82,7 @@ class Session:
     def __init__(
         self,
         config: TrainConfig,
-        ranks: Communicator,
+        communicator: Communicator,
         replicas: Replicas,
         output: Path,
         lock: OutputLock,
@@ -88,7 +90,7 @@ class Session:
         heartbeat: Heartbeat,
         exporter: Exporter,
     ) -> None:
-        self._config, self._ranks, self._replicas = config, ranks, replicas
+        self._config, self._communicator, self._replicas = config, communicator, replicas
         self._output, self._lock, self._stop = output, lock, stop
         self._heartbeat, self._exporter = heartbeat, exporter
         self._store = CheckpointStore(output / "checkpoints", config.keep_checkpoints)
@@ -98,11 +100,11 @@ class Session:
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         # Different seeds on purpose: what makes the ranks equal is the broadcast, not luck.
-        keras.utils.set_random_seed(config.seed + ranks.rank)
-        self._data: DataSet = together(ranks, lambda: load_dataset(config))
+        keras.utils.set_random_seed(config.seed + communicator.rank)
+        self._data: DataSet = together(communicator, lambda: load_dataset(config))
         _check_rows(self._data, replicas)
         with replicas.scope():
-            self._model = together(ranks, lambda: build_model(config, self._data))
+            self._model = together(communicator, lambda: build_model(config, self._data))
             self._optimizer = make_optimizer(config)
             self._optimizer.build(self._model.trainable_variables)
         self._micro_batches = self._fit_memory()
@@ -124,7 +126,7 @@ class Session:
         _log.info("weights %s", weights_digest(self._variables))
         summary = self._summarize(outcome, failure)
         try:
-            together(self._ranks, lambda: self._write(summary))
+            together(self._communicator, lambda: self._write(summary))
         except (WriteError, PeerError) as error:
             if is_elastic():
                 raise
@@ -141,7 +143,7 @@ class Session:
             self._trainer,
             outcome,
             self._output,
-            backend=self._ranks.name if self._replicas.count == 1 else "tf",
+            backend=self._communicator.name if self._replicas.count == 1 else "tf",
             resumed_from=None if self._resumed is None else self._resumed.path,
             micro_batches=self._micro_batches,
             notes=self._notes,
@@ -151,7 +153,7 @@ class Session:
         )
 
     def _write(self, summary: dict[str, Any]) -> None:
-        if self._ranks.rank == 0:
+        if self._communicator.rank == 0:
             write_summary(summary, self._output)
 
     def _train(self, position: Position) -> Outcome:
@@ -159,7 +161,7 @@ class Session:
             return self._run_guarded(self._make_trainer(position, lambda epoch_ended: None))
         from launcher.train import elastic
 
-        state = elastic.KerasState(self._variables, position, self._ranks)
+        state = elastic.KerasState(self._variables, position, self._communicator)
         return elastic.run_elastically(self._make_trainer, state, self._config.commit_steps)
 
     def _leave(self, failure: LauncherError) -> int:
@@ -167,7 +169,7 @@ class Session:
 
         Only that one fails for its own reason, to whoever reads the heartbeats of all.
         """
-        rank = self._ranks.rank
+        rank = self._communicator.rank
         saved = self._store.paths()
         last = f"the last checkpoint, {saved[-1]}, is sound" if saved else "no checkpoint was saved"
         message = f"{failure}; {last}"
@@ -181,14 +183,14 @@ class Session:
             print(f"launcher.train: {message}", file=sys.stderr, flush=True)
         else:
             self._heartbeat.beat("leaving")
-        self._ranks.barrier()  # A rank that leaves may take the others with it: tell first.
+        self._communicator.barrier()  # A rank that leaves may take the others with it: tell first.
         return failure.exit_code
 
     def _fit_memory(self) -> int:
         if is_elastic() or self._config.on_oom == "stop":
             return self._config.micro_batches
         pieces, story = memory.fit_micro_batches(
-            self._config, self._data, self._ranks, self._output
+            self._config, self._data, self._communicator, self._output
         )
         if story is not None:
             self._notes.append(story)
@@ -196,9 +198,16 @@ class Session:
 
     def _resume(self) -> Position:
         """The position to start from, with the values of its checkpoint on rank 0."""
-        config, ranks, store, variables = self._config, self._ranks, self._store, self._variables
-        found = together(ranks, lambda: find_checkpoint(config, store, variables, ranks))
-        self._resumed = share(found, config, ranks.size * self._replicas.count, ranks)
+        config, communicator, store, variables = (
+            self._config,
+            self._communicator,
+            self._store,
+            self._variables,
+        )
+        found = together(
+            communicator, lambda: find_checkpoint(config, store, variables, communicator)
+        )
+        self._resumed = share(found, config, communicator.size * self._replicas.count, communicator)
         if self._resumed is None:
             return Position()
         if found is not None:
@@ -209,18 +218,18 @@ class Session:
 
     def _make_trainer(self, position: Position, commit: Callable[[bool], None]) -> Trainer:
         """A trainer, and observers, for the ranks of this moment. No collectives."""
-        config, ranks = self._config, self._ranks
+        config, communicator = self._config, self._communicator
         if is_elastic():  # where the writer may be another rank by now
-            self._lock.settle(ranks)
+            self._lock.settle(communicator)
         self._observer = assemble(
-            config, self._model, ranks, self._output, self._heartbeat, self._exporter
+            config, self._model, communicator, self._output, self._heartbeat, self._exporter
         )
         self._trainer = trainer = Trainer(
             config,
             self._data,
             self._model,
             self._optimizer,
-            ranks,
+            communicator,
             self._replicas,
             self._store,
             self._observer,
@@ -233,15 +242,15 @@ class Session:
         return trainer
 
     def _run_guarded(self, trainer: Trainer) -> Outcome:
-        rank, output = self._ranks.rank, self._output
-        if self._ranks.size > 1:
+        rank, output = self._communicator.rank, self._output
+        if self._communicator.size > 1:
             memory.watch_peers(rank, output)
         try:
             return trainer.run()
         except (DivergedError, WriteError, PeerError):
             raise  # all ranks leave
         except LauncherError as error:
-            leave_alone(error, self._ranks)
+            leave_alone(error, self._communicator)
         except (tf.errors.OpError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -253,9 +262,9 @@ class Session:
             model=config.model,
             dataset=config.dataset,
             parameters=int(self._model.count_params()),
-            rank=self._ranks.rank,
+            rank=self._communicator.rank,
             world_size=trainer.world_size,
-            backend=self._ranks.name,
+            backend=self._communicator.name,
             norm=config.norm,
             epochs=config.epochs,
             epoch=position.epoch,
@@ -278,7 +287,7 @@ def _check_rows(data: DataSet, replicas: Replicas) -> None:
         )
 
 
-def make_replicas(config: TrainConfig, ranks: Communicator) -> Replicas:
+def make_replicas(config: TrainConfig, communicator: Communicator) -> Replicas:
     """The replicas `--replicas` asks for.
 
     Raises:
@@ -286,9 +295,10 @@ def make_replicas(config: TrainConfig, ranks: Communicator) -> Replicas:
     """
     if config.replicas == 1:
         return Replicas()
-    if ranks.size > 1:
+    if communicator.size > 1:
         raise UsageError(
-            f"--replicas is for a single process; this job has {ranks.size} with one replica each. "
+            f"--replicas is for a single process; this job has {communicator.size} with one "
+            "replica each. "
             f"Received: --replicas {config.replicas}"
         )
     if config.backend not in ("auto", "tf"):
@@ -319,11 +329,17 @@ class _LogFile(logging.Handler):
         self._log.write(self.format(record))
 
 
-def _start_log(output: Path, ranks: Communicator) -> None:
-    handler = _LogFile(output / "logs" / f"rank-{ranks.rank}.log")
+def _start_log(output: Path, communicator: Communicator) -> None:
+    handler = _LogFile(output / "logs" / f"rank-{communicator.rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     tf.get_logger().setLevel(logging.WARNING)
-    _log.info("rank %d of %d over %s, process %d", ranks.rank, ranks.size, ranks.name, os.getpid())
+    _log.info(
+        "rank %d of %d over %s, process %d",
+        communicator.rank,
+        communicator.size,
+        communicator.name,
+        os.getpid(),
+    )

@@ -34,7 +34,7 @@ class Steps:
             gradients in half precision, have the size of a mean.
         model: Built.
         optimizer: A `syncbn.DistributedOptimizer`.
-        ranks: Where the ranks meet.
+        communicator: Where the ranks meet.
         replicas: Those of this process.
         micro_batches: Pieces each batch is computed in, one after the other, to save memory. The
             optimizer sees the same global batch; batch normalization sees the pieces.
@@ -49,13 +49,13 @@ class Steps:
         config: TrainConfig,
         model: keras.Model,
         optimizer: Any,
-        ranks: Communicator,
+        communicator: Communicator,
         replicas: Replicas,
         micro_batches: int = 1,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._ranks = ranks
+        self._communicator = communicator
         self._batch_size = config.batch_size
         self._unit = float(config.batch_size)
         self._smoothing = config.label_smoothing
@@ -209,7 +209,7 @@ class Steps:
         self._optimizer.apply_gradients(pairs, rows=rows / self._unit)
 
     def _over_ranks(self, status: tf.Tensor) -> tf.Tensor:
-        status = telemetry.all_reduce(self._ranks, status, "step_status", "other")
+        status = telemetry.all_reduce(self._communicator, status, "step_status", "other")
         left_out = 0.0 if self.guard is None else tf.cast(self.guard.left_out, tf.float32)
         return tf.concat([status, [left_out]], axis=0)
 

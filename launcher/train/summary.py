@@ -7,7 +7,7 @@ from launcher.atomic import WriteError, replace_json
 from launcher.runs.layout import SUMMARY
 from launcher.train.config import TrainConfig
 from launcher.train.loop import Trainer
-from launcher.train.position import Outcome
+from launcher.train.train_state import Outcome
 
 
 def summarize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.train.checkpoint import CheckpointStore
-from launcher.train.position import Position
+from launcher.train.train_state import Position
 from tests.end_to_end.test_train import TRAIN, _digests, _summary
 from tests.jobs import Job
 from tests.processes import THREADS, Launcher

@@ -2,6 +2,6 @@
 
 from launcher.train.data.dataset import DataError, DataSet, Examples
 from launcher.train.data.loader import batches
-from launcher.train.data.sources import load_dataset
+from launcher.train.data.registry import load_dataset
 
 __all__ = ["DataError", "DataSet", "Examples", "batches", "load_dataset"]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from launcher.errors import UsageError
 from launcher.train.config import TrainConfig
 from launcher.train.data.dataset import DataError, DataSet, Examples, check_labels
-from launcher.train.references import load_function
+from launcher.train.import_path import load_function
 
 # A wider shuffle would hold more examples in memory than this.
 _MOST_SHUFFLED = 10_000

@@ -4,7 +4,7 @@ import keras
 
 from launcher.train.config import TrainConfig
 from launcher.train.data import DataSet
-from launcher.train.models.foreign import application, user_model
+from launcher.train.models.external import application, user_model
 from launcher.train.models.networks import BODIES, normalization
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from launcher.metrics.definitions import ALL_REDUCE_BUCKETS, ALL_REDUCE_KINDS
-from launcher.train.observers import EpochDone, RunStarted, SaveDone, StepDone, WindowDone
-from launcher.train.watch.journal import Journal
+from launcher.train.observers.base import EpochDone, RunStarted, SaveDone, StepDone, WindowDone
+from launcher.train.observers.journal import Journal
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import pytest
 
 from launcher.errors import MissingToolError
 from launcher.metrics import RANK_METRICS, Page
-from launcher.train.observers import Observer, Observers, StepDone
-from launcher.train.watch.exporter import local_rank
-from launcher.train.watch.measures import Measures
-from launcher.train.watch.profile import chrome_trace
-from launcher.train.watch.statistics import Drifts, weights_to_compare
-from tests.launcher.metrics.events import run_started, step_done
+from launcher.train.observers.base import Observer, Observers, StepDone
+from launcher.train.observers.exporter import local_rank
+from launcher.train.observers.moving_statistics import MovingStatisticsDrift, weights_to_compare
+from launcher.train.observers.profile import chrome_trace
+from launcher.train.observers.step_timing import StepTiming
+from tests.launcher.train.observers.events import run_started, step_done
 
 
 class _Failing(Observer):
@@ -38,7 +38,7 @@ class _Failing(Observer):
 def test_an_observer_that_fails_is_one_line_and_training_goes_on(
     capsys: pytest.CaptureFixture[str], error: Exception, reason: str
 ) -> None:
-    failing, later = _Failing(error), Measures(Page(RANK_METRICS))
+    failing, later = _Failing(error), StepTiming(Page(RANK_METRICS))
     observers = Observers([failing, later])
     observers.on_start(run_started())
     for step in range(1, 4):
@@ -61,7 +61,7 @@ def test_an_essential_observer_ends_the_job() -> None:
 def test_drift_is_in_standard_deviations() -> None:
     model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")])
     layer = model.layers[0]
-    drifts = Drifts(model)
+    drifts = MovingStatisticsDrift(model)
     assert drifts() == {layer.path: (0.0, 0.0)}
     layer.moving_mean.assign(np.full(4, 3.0))
     layer.moving_variance.assign(np.full(4, 4.0))

@@ -10,12 +10,12 @@ import pytest
 
 from launcher.metrics import RANK_METRICS, Page
 from launcher.metrics import definitions as m
-from launcher.train.observers import Observer, Observers
-from launcher.train.watch.exchange import Exchange, slowest
-from launcher.train.watch.measures import Measures, Sums
+from launcher.train.observers.base import Observer, Observers
+from launcher.train.observers.cross_rank import CrossRankWindows, slowest
+from launcher.train.observers.step_timing import StepTiming, Sums
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.telemetry import Span
-from tests.launcher.metrics.events import epoch_done, run_started, step_done
+from tests.launcher.train.observers.events import epoch_done, run_started, step_done
 
 
 def test_the_parts_of_a_step_add_up() -> None:
@@ -37,12 +37,12 @@ def test_the_parts_of_a_step_add_up() -> None:
 
 def test_the_page_follows_the_steps_to_the_last_one() -> None:
     page = Page(RANK_METRICS)
-    measures = Measures(page)
-    measures.on_start(run_started(step=7))
+    timing = StepTiming(page)
+    timing.on_start(run_started(step=7))
     for step in (8, 9, 10):
-        measures.on_step(step_done(step, loss=math.nan if step == 10 else 0.5))
-    measures.on_epoch(epoch_done(10))
-    measures.on_end({})
+        timing.on_step(step_done(step, loss=math.nan if step == 10 else 0.5))
+    timing.on_epoch(epoch_done(10))
+    timing.on_end({})
     text = page.text().decode()
     for line in (
         "training_steps_total 3.0",
@@ -54,13 +54,13 @@ def test_the_page_follows_the_steps_to_the_last_one() -> None:
         "training_learning_rate 0.01",
     ):
         assert f"\n{line}\n" in text
-    assert len(measures.take_window().steps) == 2, "the compiled first step is in no window"
-    assert measures.take_window().steps == []
+    assert len(timing.take_window().steps) == 2, "the compiled first step is in no window"
+    assert timing.take_window().steps == []
 
 
 def test_windows_close_after_fifty_steps_and_at_the_end_of_epochs(tmp_path: Path) -> None:
     page = Page(RANK_METRICS)
-    measures = Measures(page)
+    timing = StepTiming(page)
     heard: list[tuple[int, int]] = []
 
     class Listener(Observer):
@@ -69,8 +69,8 @@ def test_windows_close_after_fifty_steps_and_at_the_end_of_epochs(tmp_path: Path
 
     variable = keras.Variable(np.ones(3))
     ranks = LocalCommunicator()
-    exchange = Exchange(measures, page, ranks, [variable], Listener())
-    observers = Observers([measures, exchange])
+    exchange = CrossRankWindows(timing, page, ranks, [variable], Listener())
+    observers = Observers([timing, exchange])
     observers.on_start(run_started(epochs=1, steps_per_epoch=70))
     for step in range(1, 71):
         observers.on_step(step_done(step))

@@ -1,6 +1,6 @@
 """Where a run stands, and what early stopping takes note of."""
 
-from launcher.train.position import Position
+from launcher.train.train_state import Position
 
 
 def test_an_equal_loss_is_no_better_one() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from launcher.train.observers import EpochDone, Observer, StepDone
-from launcher.train.watch.journal import thinning
+from launcher.train.observers.base import EpochDone, Observer, StepDone
+from launcher.train.observers.journal import thinning
 
 
 class TensorBoard(Observer):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launcher.train.observers import Observer
+from launcher.train.observers.base import Observer
 
 
 class Report(Observer):

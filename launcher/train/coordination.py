@@ -51,7 +51,7 @@ def join(backend: str) -> Communicator:
         raise UsageError(str(error)) from error
 
 
-def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
+def together(communicator: Communicator, action: Callable[[], Result]) -> Result:
     """Runs `action` on every rank; if it fails on any, all leave and the first that failed tells.
 
     Raises:
@@ -65,13 +65,13 @@ def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
         result = action()
     except LauncherError as error:
         failure = error
-    codes = _of_all_ranks(0 if failure is None else failure.exit_code, ranks)
+    codes = _of_all_ranks(0 if failure is None else failure.exit_code, communicator)
     failed = np.flatnonzero(codes).tolist()
     if not failed:
         return result  # type: ignore[return-value]
-    if failure is not None and failed[0] == ranks.rank:
+    if failure is not None and failed[0] == communicator.rank:
         # Said by one rank, which may not be rank 0.
-        where = "" if len(failed) == ranks.size else f"rank {ranks.rank}: "
+        where = "" if len(failed) == communicator.size else f"rank {communicator.rank}: "
         failure.args = (f"{where}{failure}",)
         raise failure
     peer = PeerError(f"rank {failed[0]} failed")
@@ -79,41 +79,41 @@ def together(ranks: Communicator, action: Callable[[], Result]) -> Result:
     raise peer
 
 
-def ranks_where(condition: bool, ranks: Communicator) -> list[int]:
+def ranks_where(condition: bool, communicator: Communicator) -> list[int]:
     """The ranks on which `condition` holds, known to all."""
-    return np.flatnonzero(_of_all_ranks(float(condition), ranks)).tolist()
+    return np.flatnonzero(_of_all_ranks(float(condition), communicator)).tolist()
 
 
-def _of_all_ranks(number: float, ranks: Communicator) -> np.ndarray:
+def _of_all_ranks(number: float, communicator: Communicator) -> np.ndarray:
     """The number that each rank gives, by rank."""
-    numbers = tf.one_hot(ranks.rank, ranks.size) * float(number)
-    return ranks.all_reduce(numbers, "flags").numpy()
+    numbers = tf.one_hot(communicator.rank, communicator.size) * float(number)
+    return communicator.all_reduce(numbers, "flags").numpy()
 
 
-def leave_alone(error: LauncherError, ranks: Communicator) -> NoReturn:
+def leave_alone(error: LauncherError, communicator: Communicator) -> NoReturn:
     """Ends this rank, and with it the job, over an error that the others do not have.
 
     They wait in a collective for this rank, and an orderly exit would wait for them.
     """
-    if ranks.size == 1:
+    if communicator.size == 1:
         raise error
     _log.error("%s", error)
-    print(f"launcher.train: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+    print(f"launcher.train: rank {communicator.rank}: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
 
-def broadcast_json(value: Any, ranks: Communicator, root: int = 0) -> Any:
+def broadcast_json(value: Any, communicator: Communicator, root: int = 0) -> Any:
     """The value of rank `root`, which must be JSON, on every rank."""
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(ranks.broadcast([tf.constant(len(content), tf.int64)], root)[0])
+    length = int(communicator.broadcast([tf.constant(len(content), tf.int64)], root)[0])
     # Ranks hold buffers of one length, whatever they themselves would have said.
     buffer = np.zeros(length, np.uint8)
-    if ranks.rank == root:
+    if communicator.rank == root:
         buffer[:] = content
-    return json.loads(ranks.broadcast([tf.constant(buffer)], root)[0].numpy().tobytes())
+    return json.loads(communicator.broadcast([tf.constant(buffer)], root)[0].numpy().tobytes())
 
 
-def agree_on_output(config: TrainConfig, ranks: Communicator) -> Path:
+def agree_on_output(config: TrainConfig, communicator: Communicator) -> Path:
     """The output directory, the same on every rank, made."""
     given = config.output or os.environ.get("LAUNCHER_RUN_DIR")
     if is_elastic():
@@ -123,8 +123,8 @@ def agree_on_output(config: TrainConfig, ranks: Communicator) -> Path:
         return _made(Path(given))
     if given is None:
         name = f"runs/train-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        given = broadcast_json(name, ranks)
-    return together(ranks, lambda: _made(Path(given)))
+        given = broadcast_json(name, communicator)
+    return together(communicator, lambda: _made(Path(given)))
 
 
 def _made(output: Path) -> Path:

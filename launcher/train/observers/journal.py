@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.atomic import replace_text
 from launcher.runs.logs import append_whole
-from launcher.train.observers import (
+from launcher.train.observers.base import (
     EpochDone,
     Observer,
     RunStarted,
@@ -25,7 +25,7 @@ from launcher.train.observers import (
     StepDone,
     WindowDone,
 )
-from launcher.train.watch.statistics import Drift
+from launcher.train.observers.moving_statistics import Drift
 
 _ALL_STEPS_UNTIL = 1000
 _SECONDS_BETWEEN_WRITES = 1.0

@@ -13,7 +13,7 @@ Drift = Mapping[str, Sequence[float]]
 _EPSILON = 1e-12
 
 
-class Drifts:
+class MovingStatisticsDrift:
     """Remembers the statistics of `model` as they were at the last call."""
 
     def __init__(self, model: keras.Model) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launcher.train.observers import EpochDone, Observer, RunStarted, StepDone
+from launcher.train.observers.base import EpochDone, Observer, RunStarted, StepDone
 
 
 class ProgressLines(Observer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import MissingToolError
-from launcher.train.observers import EpochDone, Observer, RunStarted
+from launcher.train.observers.base import EpochDone, Observer, RunStarted
 
 
 class MLflow(Observer):

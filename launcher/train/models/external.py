@@ -9,7 +9,7 @@ import keras
 from launcher.errors import UsageError
 from launcher.train.config import MODELS, TrainConfig
 from launcher.train.data import DataSet
-from launcher.train.references import load_function
+from launcher.train.import_path import load_function
 from syncbn.surgery import convert_sync_batchnorm
 
 # Most applications need 32 pixels; the others say so when they are built.

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from launcher.train.watch.journal import Journal, thinning
-from tests.launcher.metrics.events import epoch_done, run_started, step_done
+from launcher.train.observers.journal import Journal, thinning
+from tests.launcher.train.observers.events import epoch_done, run_started, step_done
 
 
 def test_the_journal_is_json_thinned_and_cut_back_on_resume(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from launcher.metrics import Page
 from launcher.metrics import definitions as m
-from launcher.train.observers import EpochDone, Observer, RunStarted, StepDone, WindowDone
-from launcher.train.watch.measures import Measures, Sums
+from launcher.train.observers.base import EpochDone, Observer, RunStarted, StepDone, WindowDone
+from launcher.train.observers.step_timing import StepTiming, Sums
 from syncbn.communicators import Communicator
 
 # A run has about so many windows, each within these bounds.
@@ -27,7 +27,7 @@ COLUMNS = ("seconds", *m.STEP_PARTS, "rows", "resident_memory", "fingerprint")
 _BINS = len(m.ALL_REDUCE_BUCKETS) + 1
 
 
-class Exchange(Observer):
+class CrossRankWindows(Observer):
     """Joins the windows of all ranks, tells a listener on every rank, and shows who is slow.
 
     Its collectives are the same on every rank, whatever fails on one of them.
@@ -37,13 +37,13 @@ class Exchange(Observer):
 
     def __init__(
         self,
-        measures: Measures,
+        timing: StepTiming,
         page: Page,
-        ranks: Communicator,
+        communicator: Communicator,
         weights: Sequence[Any],
         listener: Observer,
     ) -> None:
-        self._measures, self._page, self._ranks = measures, page, ranks
+        self._timing, self._page, self._communicator = timing, page, communicator
         self._weights, self._listener = weights, listener
         self._every = _FEWEST_STEPS
         self._since = 0
@@ -73,10 +73,10 @@ class Exchange(Observer):
 
     def _join(self, fingerprint: float = 0.0) -> np.ndarray:
         """The numbers of all ranks, (ranks, COLUMNS)."""
-        mine = self._measures.take_window()
-        size, width = self._ranks.size, len(COLUMNS)
+        mine = self._timing.take_window()
+        size, width = self._communicator.size, len(COLUMNS)
         table = np.zeros((size, width))
-        table[self._ranks.rank] = [
+        table[self._communicator.rank] = [
             sum(mine.steps),
             *mine.parts.values(),
             mine.rows,
@@ -84,7 +84,7 @@ class Exchange(Observer):
             fingerprint,
         ]
         message = tf.constant(np.concatenate([table.ravel(), _spread(mine)]))
-        total = self._ranks.all_reduce(message, "watch_window").numpy()
+        total = self._communicator.all_reduce(message, "watch_window").numpy()
         table = total[: size * width].reshape(size, width)
         steps, self._since = self._since, 0
         if steps > 0:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from launcher.train.observers import EpochDone, RunStarted, StepDone
+from launcher.train.observers.base import EpochDone, RunStarted, StepDone
 
 
 def run_started(step: int = 0, **changes: Any) -> RunStarted:

@@ -16,8 +16,8 @@ from launcher.metrics.server import MetricsServer, record_address
 from launcher.metrics.snapshots import write_snapshot
 from launcher.runs.layout import snapshot_path
 from launcher.train.config import TrainConfig
-from launcher.train.observers import Observer, RunStarted, StepDone, warn
-from launcher.train.watch.gpu import gpu_gauges
+from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
+from launcher.train.observers.gpu import gpu_gauges
 from launcher.version import versions
 from syncbn.communicators import Communicator
 from syncbn.communicators.environment import cluster_from_tf_config
@@ -47,33 +47,33 @@ class Exporter(Observer):
         self.page[m.RESIDENT_MEMORY].set_function(lambda: memory().rss)
         self.page[m.BUILD_INFO].labels(**versions()).set(1)
 
-    def joined(self, ranks: Communicator, output: Path, seconds: float) -> None:
+    def joined(self, communicator: Communicator, output: Path, seconds: float) -> None:
         """Once the rank has found the others, which took `seconds`."""
         self._waiting = "has not finished a step yet"
         self._run = output.resolve().name
-        self._instance = f"{socket.gethostname()}:rank-{ranks.rank}"
+        self._instance = f"{socket.gethostname()}:rank-{communicator.rank}"
         self.page[m.RENDEZVOUS_DURATION].set(seconds)
-        self.page[m.WORLD_SIZE].set(ranks.size)
+        self.page[m.WORLD_SIZE].set(communicator.size)
         self.page[m.TRAINING_INFO].labels(
             run=self._run,
             page="rank",
-            rank=str(ranks.rank),
+            rank=str(communicator.rank),
             host=socket.gethostname(),
             model=self._config.model,
             dataset=self._config.dataset,
             norm=self._config.norm,
-            backend=ranks.name,
+            backend=communicator.name,
         ).set(1)
-        for gauge, read in gpu_gauges(ranks.local_rank).items():
+        for gauge, read in gpu_gauges(communicator.local_rank).items():
             self.page[gauge].set_function(read)
         if self._server is not None:
-            path = output / "metrics" / "targets" / f"rank-{ranks.rank}.json"
-            labels = {"run": self._run, "rank": str(ranks.rank)}
+            path = output / "metrics" / "targets" / f"rank-{communicator.rank}.json"
+            labels = {"run": self._run, "rank": str(communicator.rank)}
             _try(lambda: record_address(path, self._server, labels))  # type: ignore[arg-type]
         run = os.environ.get("LAUNCHER_RUN_DIR")
         if run:
             attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
-            self._start_snapshots(snapshot_path(Path(run), attempt, ranks.rank))
+            self._start_snapshots(snapshot_path(Path(run), attempt, communicator.rank))
 
     def on_start(self, run: RunStarted) -> None:
         self._waiting = "has not finished a step yet"

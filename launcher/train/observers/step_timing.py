@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.metrics import Page
 from launcher.metrics import definitions as m
-from launcher.train.observers import EpochDone, Observer, RunStarted, SaveDone, StepDone
+from launcher.train.observers.base import EpochDone, Observer, RunStarted, SaveDone, StepDone
 from syncbn import telemetry
 from syncbn.telemetry import Span
 
@@ -58,7 +58,7 @@ class Sums:
             self.bytes[kind] += later.bytes[kind]
 
 
-class Measures(Observer):
+class StepTiming(Observer):
     """Takes the collectives of every step from syncbn and keeps this rank's page up to date.
 
     Attributes:

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from launcher.atomic import replace_json
-from launcher.train.observers import Observer, RunStarted, StepDone, warn
-from launcher.train.watch.measures import Measures
+from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
+from launcher.train.observers.step_timing import StepTiming
 from syncbn.communicators import Communicator
 from syncbn.telemetry import Span
 
@@ -35,12 +35,12 @@ class Profile(Observer):
     essential = True
 
     def __init__(
-        self, first: int, last: int, output: Path, ranks: Communicator, measures: Measures
+        self, first: int, last: int, output: Path, communicator: Communicator, timing: StepTiming
     ) -> None:
         self._first, self._last = first, last
         self._directory = output / "profile"
-        self._ranks = ranks
-        self._measures = measures
+        self._communicator = communicator
+        self._timing = timing
         self._events: list[list[Any]] = []
         self._recording = self._profiling = False
 
@@ -60,10 +60,10 @@ class Profile(Observer):
 
     def _begin(self) -> None:
         self._recording = True
-        self._measures.on_spans = self._record
+        self._timing.on_spans = self._record
         try:
             options = tf.profiler.experimental.ProfilerOptions(python_tracer_level=0)
-            directory = self._directory / f"rank-{self._ranks.rank}"
+            directory = self._directory / f"rank-{self._communicator.rank}"
             tf.profiler.experimental.start(str(directory), options)
             self._profiling = True
         except (tf.errors.OpError, OSError) as error:
@@ -80,15 +80,19 @@ class Profile(Observer):
 
     def _finish(self) -> None:
         self._recording = False
-        self._measures.on_spans = None
+        self._timing.on_spans = None
         if self._profiling:
             try:
                 tf.profiler.experimental.stop()
             except (tf.errors.OpError, OSError) as error:
                 warn(f"TensorFlow's profile is lost: {error}")
-                shutil.rmtree(self._directory / f"rank-{self._ranks.rank}", ignore_errors=True)
-        everything = gather({"host": socket.gethostname(), "events": self._events}, self._ranks)
-        if self._ranks.rank == 0:
+                shutil.rmtree(
+                    self._directory / f"rank-{self._communicator.rank}", ignore_errors=True
+                )
+        everything = gather(
+            {"host": socket.gethostname(), "events": self._events}, self._communicator
+        )
+        if self._communicator.rank == 0:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 replace_json(self._directory / "trace.json", chrome_trace(everything), indent=None)
@@ -96,16 +100,16 @@ class Profile(Observer):
                 warn(f"the trace cannot be written: {error}")
 
 
-def gather(value: Seen, ranks: Communicator) -> list[Seen]:
+def gather(value: Seen, communicator: Communicator) -> list[Seen]:
     """What each rank has said, by rank, on every rank."""
     mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.zeros(ranks.size, np.int64)
-    lengths[ranks.rank] = len(mine)
-    lengths = ranks.all_reduce(tf.constant(lengths), "profile_lengths").numpy()
+    lengths = np.zeros(communicator.size, np.int64)
+    lengths[communicator.rank] = len(mine)
+    lengths = communicator.all_reduce(tf.constant(lengths), "profile_lengths").numpy()
     said = []
     for root, length in enumerate(lengths):
-        buffer = mine if root == ranks.rank else np.zeros(length, np.uint8)
-        received = ranks.broadcast([tf.constant(buffer)], root)[0]
+        buffer = mine if root == communicator.rank else np.zeros(length, np.uint8)
+        received = communicator.broadcast([tf.constant(buffer)], root)[0]
         said.append(json.loads(received.numpy().tobytes()))
     return said
 
