@@ -1,10 +1,13 @@
 """The pure mathematics against the oracle: sums, merge, centering, the input gradient."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from syncbn import moments
 from syncbn.moments import Layout, Moments
@@ -231,3 +234,23 @@ def test_merge_is_the_same_compiled_by_xla() -> None:
     local = tf.function(lambda x: moments.local(x, COLUMNS), jit_compile=True)
     ours = moments.merge(tf.add_n([local(tf.constant(x)) for x in shards]), 16)
     assert relative_error(ours.variance, exact.variance) < 1e-6
+
+
+@given(st.floats(-1e30, 1e30).filter(lambda value: not 0 < abs(value) < 1e-200), st.integers(1, 53))
+def test_sixteen_bits_are_the_nearest(value: float, digits: int) -> None:
+    fraction, exponent = math.frexp(value)
+    rounded = float(moments._sixteen_bits(tf.constant(value, tf.float64)))
+    # Halves go away from zero.
+    kept = math.copysign(math.floor(abs(fraction) * 2**16 + 0.5), fraction)
+    assert rounded == math.ldexp(kept, exponent - 16)
+    unit = float(moments._last_bit(tf.constant(value, tf.float64), digits))
+    assert unit == (math.ldexp(1.0, exponent - digits) if value else 0.0)
+
+
+def test_the_mean_is_subtracted_with_what_float64_rounds_off() -> None:
+    x = tf.constant([[1.0, 1e8 + 2.0]], tf.float64)
+    one, mean, rest = np.ones(1), np.array([0.25, 1e8]), np.array([1e-17, -3e-9])
+    with_rest = moments.Moments(one, tf.constant(mean), tf.ones(2), tf.constant(rest))
+    np.testing.assert_array_equal(moments.center(x, COLUMNS, with_rest), [[0.75, 2.0 + 3e-9]])
+    without = moments.Moments(one, tf.constant(mean), tf.ones(2))
+    np.testing.assert_array_equal(moments.center(x, COLUMNS, without), [[0.75, 2.0]])

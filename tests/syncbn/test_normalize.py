@@ -186,3 +186,40 @@ def test_inside_a_graph_without_known_rows(path: Any) -> None:
         x = np.random.default_rng(rows).normal(size=(rows, 3)).astype("float32")
         exact = oracle.normalize(x, 0 * x, np.ones(3), np.zeros(3), 1, EPSILON)
         assert relative_error(step(x), exact.outputs) < 2e-6
+
+
+def test_a_graph_may_know_its_channels_or_not() -> None:
+    def mean(x: tf.Tensor) -> tf.Tensor:
+        return normalize.batch_moments(x, Layout(2, 1), LocalCommunicator(), "test").mean
+
+    x = np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 0.0]], "float32")
+    for columns in (3, None):
+        graph = tf.function(mean, input_signature=[tf.TensorSpec([None, columns])])
+        np.testing.assert_array_equal(graph(x), [2.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
+def test_what_is_not_finite_stays_visible_at_any_weight_but_none(weight: float) -> None:
+    x = tf.constant([[np.nan, 1.0], [2.0, np.inf], [3.0, 4.0], [5.0, 7.0]])
+    weights = tf.constant([[weight], [weight], [0.0], [1.0]])
+    counted = Moments(tf.ones(1, tf.float64), tf.zeros(2, tf.float64), tf.ones(2, tf.float64))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = normalize.apply_moments(
+            x,
+            counted,
+            tf.ones(2),
+            tf.zeros(2),
+            Layout(2, 1),
+            0.0,
+            LocalCommunicator(),
+            "t",
+            weights,
+        )
+    dx = tape.gradient(y, x, output_gradients=tf.constant([[0.0, 1.0]] * 4))
+    assert np.isnan(y[0, 0])
+    assert np.isinf(y[1, 1])
+    np.testing.assert_array_equal(y[2:], x[2:])
+    # The column of the NaN has it in its sums; what was not finite is not made up for.
+    assert not np.isfinite(dx[0, 0])
+    assert not np.isfinite(dx[1, 1])

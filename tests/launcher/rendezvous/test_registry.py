@@ -1,6 +1,7 @@
 """Who the first container takes in, what it says to the others, and what it does not listen to."""
 
 import socket
+import threading
 import time
 from types import SimpleNamespace
 from unittest import mock
@@ -54,6 +55,79 @@ def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
         assert come("c") == 1, "nobody has heard of a since"
         assert [worker.id for worker in registry.wait(1)] == ["c", "b"]
         assert come("a") is None
+
+
+def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 0.3)
+    with Registry("digits", 2, 1, free_port()) as registry:
+        registry.arrive(Arrival("digits", "a", 1, 1, None), "10.0.0.1")
+        with pytest.raises(LauncherError, match=r"^worker 2 has not come within 0 s$"):
+            registry.wait(0)
+        registry.arrive(Arrival("x", "b", 1, 1, None), "10.0.0.2")
+        time.sleep(0.4)
+        missing = r"worker 1 \(a\), 2 has not come .*; 10\.0\.0\.2 was turned away: this is job"
+        with pytest.raises(LauncherError, match=missing):
+            registry.wait(0)
+        with pytest.raises(LauncherError, match="told to stop"):
+            registry.wait(60, lambda: True)
+    for workers, end in ((8, "7, 8"), (9, "7, 8 and more")):
+        with (
+            Registry("digits", workers, 1, free_port()) as registry,
+            pytest.raises(LauncherError, match=f"worker 1, 2, 3, .* {end} has not come"),
+        ):
+            registry.wait(0)
+
+
+@pytest.mark.parametrize("result", [0, 3])
+def test_the_end_waits_until_everybody_here_knows_of_it(
+    monkeypatch: pytest.MonkeyPatch, result: int
+) -> None:
+    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 60.0)
+    registry, ended = Registry("digits", 3, 1, free_port()), threading.Event()
+
+    def come(id: str) -> int | None:  # noqa: A002
+        return registry.arrive(Arrival("digits", id, 1, 1, None), id).result
+
+    def finish() -> None:
+        registry.finish(result)
+        ended.set()
+
+    with registry:
+        registry.finish(result)  # nobody has come, nobody is waited for
+        registry = Registry("digits", 3, 1, free_port())
+    with registry:
+        assert [come("a"), come("b")] == [None, None]
+        waiting = threading.Thread(target=finish)
+        waiting.start()
+        while registry._result is None:
+            time.sleep(0.01)
+        assert come("a") == result
+        assert not ended.wait(0.5), "b does not know it yet"
+        assert come("b") == result
+        assert ended.wait(30)
+        waiting.join()
+
+
+def test_at_the_end_nobody_waits_for_those_that_are_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 0.1)
+    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 1000.0)
+    with Registry("digits", 2, 1, free_port()) as registry:
+        registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
+        registry.finish(0)  # for longer than the limit of a test only if a were waited for
+    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 1000.0)
+    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 0.2)
+    with Registry("digits", 2, 1, free_port()) as registry:
+        registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
+        registry.finish(0)  # nor for ever for one that does not ask
+
+
+def test_a_port_can_be_listened_on_again_at_once() -> None:
+    port = free_port()
+    for _ in range(2):
+        with Registry("digits", 1, 1, port):
+            assert ask(("127.0.0.1", port), Arrival("digits", "a", 1, 1, None)).answer.index == 1
 
 
 # Some containers know their place (a pod of an indexed Job), the others take any.

@@ -20,6 +20,7 @@ def ended(rank: int = 0, code: int = 1, at: float = 0.0, **known: object) -> Exi
         (ended(code=1), "error"),
         (ended(code=0), "error"),
         (ended(code=-9), "killed"),
+        (ended(code=-1), "killed"),
         (ended(code=-11), "killed"),
         (ended(code=-15), "preempted"),
         (ended(code=143), "preempted"),
@@ -153,6 +154,36 @@ def test_in_any_order_of_exits_the_first_that_failed_by_itself_is_the_cause(
     assert cause.rank is not None
     assert cause.rank >= len(victims)
     assert culprits[cause.rank - len(victims)][1] == first
+
+
+def test_what_is_not_said_of_an_exit_is_not_so() -> None:
+    plain = Exit(0, "h", 0, 0.0)
+    said = (plain.asked, plain.silent, plain.leaving, plain.lingering, plain.ended_by_others)
+    assert said == (False,) * 5
+    assert (plain.out_of_memory, plain.refused, plain.lost, plain.step) == (None,) * 4
+    assert plain.tail == ()
+
+
+def test_the_exit_code_is_that_of_a_shell() -> None:
+    codes = [explain(ended(code=code)).exit_code for code in (0, 1, 255, -1, -9)]
+    assert codes == [0, 1, 255, 129, 137]
+
+
+def test_an_exception_is_quoted_so_far() -> None:
+    said = "ValueError: " + "x" * 300
+    assert explain(ended(tail=("before", said))).summary.endswith(f": {said[:160]}")
+    assert explain(ended(tail=(said, "after"))).summary == "rank 0 on h failed with exit code 1"
+    diverged = "launcher.train: diverged: step 3 " + "x" * 400
+    told = diverged.partition("diverged: ")[2]
+    assert explain(ended(tail=(diverged,))).summary == f"rank 0 on h diverged: {told[:320]}"
+
+
+def test_a_hint_where_there_is_one() -> None:
+    assert explain(ended(tail=("ValueError: x",))).hint is None
+    assert explain(ended(code=-9)).hint is None
+    for known in ({"out_of_memory": "kernel"}, {"out_of_memory": "limit"}):
+        hint = explain(ended(code=-9, **known)).hint
+        assert hint == "give the rank more memory (--memory), or make the batch smaller"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the silence of ranks means: a hang by their heartbeats, or a peer that has left."""
+"""What the silence of ranks means where a peer has left."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from launcher.supervision.departures import (
     left_first,
     left_in_mid_training,
 )
-from launcher.supervision.hang import HangWatch
 from launcher.supervision.member import RankState
 
 
@@ -145,37 +144,3 @@ def test_a_crash_of_the_one_that_left_is_its_own() -> None:
 )
 def test_leaving_in_mid_training(states: Sequence[RankState], early: bool) -> None:
     assert left_in_mid_training(states) is early
-
-
-def hangs(*states: RankState, timeout: float = 300.0, seconds: float = 301.0) -> bool:
-    watch = HangWatch(timeout, 0.0)
-    assert not watch.hangs(states, 0.0)
-    return watch.hangs(states, seconds)
-
-
-def test_a_hang_is_a_training_without_steps() -> None:
-    assert hangs(state(0, "training", 4), state(1, "training", 5))
-    assert hangs(state(0, "training", 4), state(1))
-    assert not hangs(state(0, "training", 4), seconds=299.0)
-    assert not hangs(state(0, "training", 4), timeout=0.0, seconds=1e9), "0 is for never"
-
-
-@pytest.mark.parametrize("phase", ["starting", "evaluating", "saving"])
-def test_work_that_has_no_steps_may_take_any_time(phase: Phase) -> None:
-    assert not hangs(state(0, "training", 4), state(1, phase, 4))
-    assert not hangs(state(0, phase), state(1, phase))
-
-
-def test_ranks_without_heartbeats_are_not_judged() -> None:
-    assert not hangs(state(0), state(1))
-    assert not hangs(left(0, "training"), state(1))
-
-
-def test_any_step_of_any_rank_is_life() -> None:
-    watch = HangWatch(300.0, 0.0)
-    for step in range(5):
-        states = [state(0, "training", 1), state(1, "training", step)]
-        assert not watch.hangs(states, step * 299.0)
-    assert not watch.hangs(states, 4 * 299.0 + 299.0)
-    assert watch.hangs(states, 4 * 299.0 + 301.0)
-    assert watch.cause(states).rank == 0, "the furthest behind"

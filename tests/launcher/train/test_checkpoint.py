@@ -31,7 +31,7 @@ def _checkpoint(step: int) -> Checkpoint:
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
     saved = _checkpoint(12)
     path = store.save(saved)
     loaded, warnings = store.latest()
@@ -156,3 +156,7 @@ def test_another_model_is_refused_by_its_first_difference() -> None:
         check_fits(_checkpoint(1), [*ours[:2], Variable("x", (2,)), ours[3]])
     with pytest.raises(UsageError, match=r"expected 3 variables\. Received: 4"):
         check_fits(_checkpoint(1), ours[:3])
+    torn = _checkpoint(1)
+    torn.meta["variables"].pop()
+    with pytest.raises(ValueError, match="longer"):
+        check_fits(torn, ours)

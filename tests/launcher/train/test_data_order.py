@@ -59,6 +59,25 @@ def test_a_global_batch_does_not_depend_on_the_world_size() -> None:
         np.testing.assert_array_equal(joined, batch)
 
 
+@pytest.mark.parametrize(("count", "consumed"), [(100, 0), (100, 40), (23, 22), (12, 12)])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_replicas_take_what_as_many_ranks_would(count: int, consumed: int, replicas: int) -> None:
+    order, size, batch_size = epoch_order(count, seed=1, epoch=0), 2, 3
+    world = size * replicas
+    alone = [list(rank_shares(order, consumed, batch_size, one, world)) for one in range(world)]
+    for rank in range(size):
+        joined = list(rank_shares(order, consumed, batch_size, rank, size, replicas))
+        assert len(joined) == steps_left(count, consumed, batch_size, world)
+        own = alone[rank * replicas : (rank + 1) * replicas]
+        for share, parts in zip(joined, zip(*own, strict=True), strict=True):
+            np.testing.assert_array_equal(share, np.concatenate(parts))
+
+
+def test_no_step_is_left_of_an_epoch_that_is_over() -> None:
+    assert [steps_left(12, consumed, 4, 3) for consumed in (11, 12, 13, 40)] == [1, 0, 0, 0]
+    assert steps_left(0, 0, 4, 3) == 0
+
+
 def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
     digits = load("digits").train
     with batches(digits, [np.arange(3), np.array([10**6])]) as ready:
