@@ -21,7 +21,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
+.PHONY: help train test test-fast mutants bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -49,6 +49,9 @@ test-threads: setup ## Run the tests of several processes with 2 and with 4 thre
 	    env TF_NUM_INTRAOP_THREADS=$$n OMP_NUM_THREADS=$$n OPENBLAS_NUM_THREADS=$$n \
 	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines and not slow" $(ARGS) || exit 1; \
 	done
+
+mutants: setup .venv/.mutation-tools ## Break the code in many places, see whether tests notice: within an hour
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)
@@ -101,6 +104,10 @@ $(BIN)/python:
 
 .venv/.wheel-tools: .venv/.installed
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[wheel]'
+	@touch $@
+
+.venv/.mutation-tools: .venv/.installed
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[mutants]'
 	@touch $@
 
 # The next two are extras: without one of them the rest works, and set-up goes on. There is a stamp

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("dev", "gpu", "wheel")
+EXTRAS = ("dev", "gpu", "wheel", "mutants")
 HEADER = """\
 # The exact versions that `make` installs, so that tomorrow's release breaks nothing.
 # Written by `make pins` from the extras in pyproject.toml; edit those, not this.

@@ -25,6 +25,7 @@ from launcher.__main__ import VERBS
 from launcher.cli import render
 from launcher.train import __main__ as trainer
 from launcher.train.config import load_config
+from tests.mutants.options import options as mutants_options
 from tests.processes import REPOSITORY
 
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
@@ -181,6 +182,8 @@ def _make(words: list[str], programs: Sequence[str]) -> Outcome:
 def _arguments_of_make(target: str, arguments: list[str]) -> None:
     if target == "train":
         _train(arguments)
+    elif target == "mutants":
+        mutants_options().parse_args(arguments)
     elif not target.startswith("test"):
         raise ValueError(f"make {target} takes no ARGS")
 

@@ -5,7 +5,7 @@ import pytest
 from launcher.heartbeat import Beat, Phase
 from launcher.supervision.hang import HangWatch
 from launcher.supervision.member import RankState
-from tests.launcher.test_departures import left, state
+from tests.launcher.supervision.test_departures import left, state
 
 
 def hangs(*states: RankState, timeout: float = 300.0, seconds: float = 301.0) -> bool:
