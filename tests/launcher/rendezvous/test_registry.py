@@ -58,7 +58,7 @@ def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
 
 
 def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 0.3)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.3)
     with Registry("digits", 2, 1, free_port()) as registry:
         registry.arrive(Arrival("digits", "a", 1, 1, None), "10.0.0.1")
         with pytest.raises(LauncherError, match=r"^worker 2 has not come within 0 s$"):
@@ -82,7 +82,7 @@ def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_end_waits_until_everybody_here_knows_of_it(
     monkeypatch: pytest.MonkeyPatch, result: int
 ) -> None:
-    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 60.0)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 60.0)
     registry, ended = Registry("digits", 3, 1, free_port()), threading.Event()
 
     def come(id: str) -> int | None:  # noqa: A002
@@ -111,13 +111,13 @@ def test_the_end_waits_until_everybody_here_knows_of_it(
 def test_at_the_end_nobody_waits_for_those_that_are_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 0.1)
-    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 1000.0)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.1)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 1000.0)
     with Registry("digits", 2, 1, free_port()) as registry:
         registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
         registry.finish(0)  # for longer than the limit of a test only if a were waited for
-    monkeypatch.setattr(launcher.gang.registry, "_FRESH_SECONDS", 1000.0)
-    monkeypatch.setattr(launcher.gang.registry, "_TOLD_SECONDS", 0.2)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 1000.0)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 0.2)
     with Registry("digits", 2, 1, free_port()) as registry:
         registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
         registry.finish(0)  # nor for ever for one that does not ask
