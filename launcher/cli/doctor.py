@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.cli.run_flags import Output
+from launcher.cli.target_flags import Output
 from launcher.doctor.examination import examine
 from launcher.doctor.finding import Finding
 

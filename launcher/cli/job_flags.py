@@ -11,10 +11,8 @@ import typer
 from launcher.cli.container_flags import container_fields
 from launcher.cli.flag_values import codes_of, hosts_of, words_of
 from launcher.errors import UsageError
-from launcher.placement.backends import choose_backend
 from launcher.spec import JobSpec, build_spec, merge, read_toml
-from launcher.targets import load_target
-from launcher.targets.base import SupervisedTarget, Target
+from launcher.targets import target_for
 
 _WHERE = {"rich_help_panel": "Where"}
 _RANK = {"rich_help_panel": "Each rank"}
@@ -221,24 +219,9 @@ def _completed(fields: dict[str, Any]) -> JobSpec:
     if spec.hosts and "ranks" not in fields:
         chosen["ranks"] = sum(host.slots for host in spec.hosts)
     if backend_is_open:
-        elsewhere = spec.target in {"compose", "kubernetes"}  # what is installed here says nothing
         ranks = chosen.get("ranks", spec.ranks)
-        chosen["backend"] = "horovod" if elsewhere else choose_backend(ranks)
+        chosen["backend"] = target_for(spec).default_backend(ranks)
     return build_spec({**fields, **chosen})
-
-
-def target_of(spec: JobSpec) -> Target:
-    """Where the job runs: what it names, else its hosts, or this machine."""
-    return load_target(spec.target or ("hosts" if spec.hosts else "local"))(spec)
-
-
-def supervised(target: Target) -> SupervisedTarget:
-    """The target, if its ranks are watched from here. Raises UsageError if they are not."""
-    if isinstance(target, SupervisedTarget):
-        return target
-    name = target.spec.target
-    other = "launcher submit --wait" if name == "kubernetes" else "launcher run"
-    raise UsageError(f"--target: not for this verb with {name}; use: {other} --target {name}")
 
 
 def with_job_flags(verb: Callable[..., None]) -> Callable[..., None]:

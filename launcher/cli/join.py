@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from launcher.cli.job_flags import with_job_flags
-from launcher.cli.run import supervise
+from launcher.cli.run import view_of
 from launcher.errors import LauncherError, UsageError
 from launcher.rendezvous.leader import Leader
 from launcher.rendezvous.network import address_to_listen_on
 from launcher.rendezvous.registry import Registry
 from launcher.rendezvous.worker import Worker
 from launcher.spec import JobSpec
+from launcher.supervision.run import supervise
 from launcher.supervision.stop import StopRequests
 
 
@@ -68,7 +69,8 @@ def join(
         here = address_to_listen_on(head)
         with Registry(spec.name, workers, spec.container.slots, port, here) as registry:
             try:
-                result = supervise(Leader(spec, registry, stop), stop, quiet)
+                leader = Leader(spec, registry, stop)
+                result = supervise(leader, stop, lambda: view_of(spec, quiet))
             except LauncherError:
                 if stop.count:
                     raise typer.Exit(stop.exit_code) from None

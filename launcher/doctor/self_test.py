@@ -14,7 +14,7 @@ from launcher.runs.writer import RunWriter
 from launcher.spec import build_spec
 from launcher.supervision.stop import StopRequests
 from launcher.supervision.supervisor import Supervisor
-from launcher.targets.local import LocalTarget
+from launcher.targets.local import LocalJob
 
 _RANKS = 2
 _HANG_SECONDS = 60.0
@@ -49,7 +49,7 @@ def try_all_reduce() -> Iterator[Finding]:
         record = RunWriter.create(spec)
         stop = StopRequests()
         try:
-            result = Supervisor(LocalTarget(spec), record, [listen]).run(stop)
+            result = Supervisor(LocalJob(spec), record, [listen]).run(stop)
         finally:
             record.close()
             stop.close()

@@ -13,7 +13,6 @@ from launcher.spec.messages import complaints
 
 Backend = Literal["horovod", "mpi", "tf", "local"]
 Binding = Literal["auto", "none", "cores", "numa"]
-TargetName = Literal["local", "hosts", "compose", "kubernetes"]
 
 _MOST_RANKS = 100_000
 _MOST_CORES = 4096
@@ -101,7 +100,7 @@ class JobSpec(Data):
     output: Directory = Path("runs")
     directory: Directory = Field(default_factory=Path.cwd)
     metrics: Metrics | None = None
-    target: TargetName | None = None
+    target: Text | None = None
     container: Container = Container()
     kubernetes: Kubernetes = Kubernetes()
 

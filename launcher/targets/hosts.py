@@ -11,9 +11,10 @@ from launcher.agent.plan import Plan, ProcessPlan
 from launcher.placement import backends
 from launcher.placement.process_specs import mpirun_process, rank_process
 from launcher.placement.slots import Slot, assign_slots
-from launcher.targets.base import SupervisedTarget
-from launcher.targets.local import render_processes
+from launcher.spec import JobSpec
+from launcher.targets.commands import render_processes
 from launcher.targets.preflight import HostFacts, examine, ssh_command
+from launcher.targets.supervised import SupervisedTarget
 
 # Settings of the engines that a user makes in the shell are meant for all ranks.
 _FORWARDED = (
@@ -23,12 +24,26 @@ _FORWARDED = (
 
 
 class HostsTarget(SupervisedTarget):
+    """The hosts that the job names."""
+
+    name = "hosts"
+
+    def job(self, spec: JobSpec) -> "HostsJob":
+        return HostsJob(spec)
+
+    def render(self, spec: JobSpec) -> str:
+        return self.job(spec).render()
+
+
+class HostsJob:
     """Ranks on the hosts of the job, each started by ssh with its environment on a pipe.
 
     (horovodrun would put the whole environment, secrets included, on ssh's command line.)
     """
 
-    _facts: Sequence[HostFacts] = ()
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self._facts: Sequence[HostFacts] = ()
 
     def check(self) -> None:
         backends.require(self.spec.backend)
@@ -39,9 +54,8 @@ class HostsTarget(SupervisedTarget):
     def render(self) -> str:
         self._facts = [_unknown(host.name, host.slots) for host in self.spec.hosts]
         plan = self._plan({}, 0 if self.spec.backend == "mpi" else backends.CHOSEN_AT_START)
-        processes = [planned.process for planned in plan.processes]
         head = f"# by ssh; on every host: cd {shlex.quote(str(self.spec.directory))}"
-        return render_processes(head, processes, self._slots())
+        return render_processes(head, plan, self._slots())
 
     @contextmanager
     def attempt(self, environment: Mapping[str, str]) -> Iterator[Plan]:

@@ -7,31 +7,43 @@ from contextlib import ExitStack, contextmanager
 
 from launcher.agent.command import own_agent
 from launcher.agent.plan import Plan, ProcessPlan
-from launcher.agent.process_spec import PROCESS_SPEC_VARIABLE, ProcessSpec
 from launcher.placement import backends, loopback
 from launcher.placement.process_specs import mpirun_process, rank_process
 from launcher.placement.slots import Slot, assign_slots, numa_nodes, require_cores
 from launcher.runs.processes import marked
-from launcher.spec import Host
-from launcher.targets.base import Command, SupervisedTarget
+from launcher.spec import Host, JobSpec
+from launcher.targets.commands import render_processes
+from launcher.targets.supervised import SupervisedTarget
 
 _HERE = "localhost"
 
 
 class LocalTarget(SupervisedTarget):
+    """This machine."""
+
+    name = "local"
+
+    def job(self, spec: JobSpec) -> "LocalJob":
+        return LocalJob(spec)
+
+    def render(self, spec: JobSpec) -> str:
+        return self.job(spec).render()
+
+
+class LocalJob:
     """Ranks on this machine; what they open to each other stays on loopback."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
 
     def check(self) -> None:
         require_cores(self.spec)
         backends.require(self.spec.backend)
 
     def render(self) -> str:
-        processes = [
-            planned.process for planned in self._plan({}, [backends.CHOSEN_AT_START]).processes
-        ]
-        return render_processes(
-            f"cd {shlex.quote(str(self.spec.directory))}", processes, self._slots()
-        )
+        plan = self._plan({}, [backends.CHOSEN_AT_START])
+        head = f"cd {shlex.quote(str(self.spec.directory))}"
+        return render_processes(head, plan, self._slots())
 
     @contextmanager
     def attempt(self, environment: Mapping[str, str]) -> Iterator[Plan]:
@@ -75,25 +87,3 @@ class LocalTarget(SupervisedTarget):
             workers = [f"{backends.LOOPBACK}:{port}" for port in chosen]
             return backends.tf_environment(slot.rank, workers)
         return {}
-
-
-def render_processes(head: str, processes: Sequence[ProcessSpec], slots: Sequence[Slot]) -> str:
-    """The commands behind the processes, without the agents: what one would type oneself."""
-    commands = []
-    for process in processes:
-        if process.raw:
-            inner = ProcessSpec.decode(process.environment[PROCESS_SPEC_VARIABLE])
-            argv = [*_without_agent(process.argv), *inner.argv]
-            environment = inner.environment | inner.by_local_rank[0]
-            commands.append(Command(tuple(argv), environment, f"{len(slots)} ranks"))
-        else:
-            comment = f"rank {process.rank} on {slots[process.rank].hostname}"
-            commands.append(Command(tuple(process.argv), process.environment, comment))
-    return "\n\n".join([head, *map(str, commands)])
-
-
-def _without_agent(mpirun: Sequence[str]) -> Sequence[str]:
-    end = len(mpirun) - len(own_agent()) - 1
-    words = list(mpirun[:end])
-    exported = words.index(PROCESS_SPEC_VARIABLE)
-    return words[: exported - 1] + words[exported + 1 :]

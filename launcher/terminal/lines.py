@@ -92,7 +92,9 @@ class Lines:
             self._release(None)
             self.say(end_line(details))
             if not self._quiet:
-                for command in next_commands(self._id, str(self._spec.output), running=False):
+                output = str(self._spec.output)
+                flags = "" if output == "runs" else f" --output {output}"
+                for command in next_commands(self._id, flags, running=False):
                     self.print(f"  {command}", sys.stderr)
 
     def _failed(self, event: Event) -> None:

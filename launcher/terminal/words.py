@@ -33,19 +33,18 @@ def end_line(event: Mapping[str, Any]) -> str:
     return f"{event['result']} {took}"
 
 
-def next_commands(run: str, output: str, running: bool) -> list[str]:
-    """The three commands one wants next."""
-    where = "" if output == "runs" else f" --output {output}"
+def next_commands(name: str, flags: str, running: bool) -> list[str]:
+    """The three commands one wants next, with the flags that find the job."""
     if running:
         return [
-            f"launcher status {run} --watch{where}",
-            f"launcher logs {run} --follow{where}",
-            f"launcher cancel {run}{where}",
+            f"launcher status {name} --watch{flags}",
+            f"launcher logs {name} --follow{flags}",
+            f"launcher cancel {name}{flags}",
         ]
     return [
-        f"launcher status {run}{where}",
-        f"launcher logs {run}{where}",
-        f"launcher list{where}",
+        f"launcher status {name}{flags}",
+        f"launcher logs {name}{flags}",
+        f"launcher list{flags}",
     ]
 
 

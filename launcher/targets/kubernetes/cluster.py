@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from launcher.errors import LauncherError, MissingToolError, UsageError
-from launcher.targets.kubernetes.kinds import EVENT, POD, JobKind, Resource
+from launcher.targets.kubernetes.kinds import ACCESS_REVIEW, POD, JobKind, Resource
 from launcher.targets.kubernetes.manifests import Manifest
 from launcher.targets.kubernetes.refusals import GoneError, explain, unreachable
 
 try:
     import urllib3
-    from kubernetes import client, config, watch
+    from kubernetes import client, config, dynamic, watch
     from kubernetes.config.config_exception import ConfigException
 except ImportError:
     raise MissingToolError(
@@ -36,9 +36,8 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.namespace = namespace
         self.host = str(api.configuration.host)
-        self._core = client.CoreV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
-        self._review = client.AuthorizationV1Api(api)
+        # The kinds are known: nobody has to ask the server for all that it has.
+        self._client = dynamic.DynamicClient(api, discoverer=_NothingToDiscover)
 
     @classmethod
     def connect(cls, context: str | None, namespace: str | None) -> Self:
@@ -70,10 +69,8 @@ class Cluster:
         self.list(kind.resource, limit=1)
         wanted = {"namespace": self.namespace, "verb": "create", "group": kind.resource.group}
         wanted["resource"] = kind.resource.plural
-        review = {"spec": {"resourceAttributes": wanted}}
-        with self._explained(kind.resource):
-            answer = self._review.create_self_subject_access_review(review, **_TIMES)
-        if not answer.status.allowed:
+        answer = self.create(ACCESS_REVIEW, {"spec": {"resourceAttributes": wanted}})
+        if not answer["status"]["allowed"]:
             raise UsageError(
                 f"no permission to create {kind.resource.plural} in namespace "
                 f"{self.namespace!r}; ask for the rights in k8s/base/rbac.yaml"
@@ -81,13 +78,8 @@ class Cluster:
 
     def create(self, resource: Resource, manifest: Manifest) -> Manifest:
         """The object as the server has it. Raises ConflictError if one of that name is there."""
-        with self._explained(resource):
-            if resource.group:
-                place = self._place(resource)
-                made = self._custom.create_namespaced_custom_object(*place, manifest, **_RAW)
-            else:
-                made = self._core.create_namespaced_service(self.namespace, manifest, **_RAW)
-            return _decoded(made)
+        named = {"apiVersion": resource.api_version, "kind": resource.kind, **manifest}
+        return self._call(resource, "create", body=named)
 
     def get(self, resource: Resource, name: str) -> Manifest | None:
         """The object, or None if there is none of that name."""
@@ -102,11 +94,9 @@ class Cluster:
         limit: int | None = None,
     ) -> tuple[list[Manifest], str]:
         """The objects, and the version of the whole list, from which to watch on."""
-        with self._explained(resource):
-            answer = self._listing(resource)(
-                label_selector=labels, field_selector=field_selector, limit=limit, **_RAW
-            )
-            content = _decoded(answer)
+        content = self._call(
+            resource, "get", label_selector=labels, field_selector=field_selector, limit=limit
+        )
         # In lists the API server leaves the kind out of the objects of its own kinds.
         items = [{"kind": resource.kind, **item} for item in content["items"]]
         return items, str(content["metadata"].get("resourceVersion", ""))
@@ -120,11 +110,13 @@ class Cluster:
         """
         with self._explained(resource):
             stream = watch.Watch(return_type="object").stream(
-                self._listing(resource),
+                self._resource(resource).get,
+                namespace=self.namespace,
                 label_selector=labels,
                 field_selector=fields,
                 resource_version=version,
                 timeout_seconds=seconds,
+                serialize=False,
                 _request_timeout=(_CONNECT_SECONDS, seconds + _CONNECT_SECONDS),
             )
             try:
@@ -135,37 +127,20 @@ class Cluster:
 
     def patch(self, resource: Resource, name: str, change: Manifest) -> None:
         """Merges the change into the object."""
-        with self._explained(resource):
-            if resource.group:
-                self._custom.patch_namespaced_custom_object(
-                    *self._place(resource), name, change, _content_type=_MERGE, **_TIMES
-                )
-            else:
-                self._core.patch_namespaced_service(
-                    name, self.namespace, change, _content_type=_MERGE, **_TIMES
-                )
+        content_type = "application/merge-patch+json"
+        self._call(resource, "patch", name=name, body=change, content_type=content_type)
 
     def delete(self, resource: Resource, name: str) -> bool:
         """Deletes the object and, in the background, what it owns; False if it was not there."""
-        options = {"propagationPolicy": "Background"}
         try:
-            with self._explained(resource):
-                if resource.group:
-                    self._custom.delete_namespaced_custom_object(
-                        *self._place(resource), name, body=options, **_RAW
-                    )
-                else:
-                    self._core.delete_namespaced_service(name, self.namespace, body=options, **_RAW)
+            self._call(resource, "delete", name=name, body={"propagationPolicy": "Background"})
         except GoneError:
             return False
         return True
 
     def kill_pods(self, labels: str) -> None:
         """Deletes pods without the time to save."""
-        with self._explained(POD):
-            self._core.delete_collection_namespaced_pod(
-                self.namespace, label_selector=labels, grace_period_seconds=0, **_RAW
-            )
+        self._call(POD, "delete", label_selector=labels, grace_period_seconds=0)
 
     @contextmanager
     def log(self, pod: str, container: str, follow: bool, seconds: int | None) -> Iterator[Any]:
@@ -173,39 +148,48 @@ class Cluster:
 
         Each line begins with the time it was written.
         """
+        wanted: list[tuple[str, Any]] = [("container", container), ("timestamps", "true")]
+        wanted += [("follow", "true")] if follow else []
+        wanted += [] if seconds is None else [("sinceSeconds", seconds)]
         with self._explained(POD):
-            response = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                follow=follow,
-                since_seconds=seconds,
-                timestamps=True,
-                _preload_content=False,
+            response = self._client.request(
+                "get",
+                self._resource(POD).path(name=pod, namespace=self.namespace) + "/log",
+                query_params=wanted,
+                header_params={"Accept": "*/*"},
+                serialize=False,
                 _request_timeout=(_CONNECT_SECONDS, _QUIET_SECONDS if follow else _ANSWER_SECONDS),
             )
-            if not 200 <= response.status < 300:
-                raise client.ApiException(http_resp=response)
         try:
             yield response
         finally:
             response.close()
             response.release_conn()
 
-    def _listing(self, resource: Resource) -> Any:
-        if resource.group:
-            place = self._place(resource)
+    def _call(self, resource: Resource, method: str, **options: Any) -> Manifest:
+        """What the server answers to a method of the dynamic client."""
+        with self._explained(resource):
+            response = getattr(self._resource(resource), method)(
+                namespace=self.namespace if resource.namespaced else None,
+                serialize=False,
+                _request_timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+                **options,
+            )
+            content = json.loads(response.data)
+        if not isinstance(content, dict):
+            raise LauncherError(f"expected an object from the API server. Received: {content!r}")
+        return content
 
-            return lambda **options: self._custom.list_namespaced_custom_object(*place, **options)
-        call = {
-            "Service": self._core.list_namespaced_service,
-            POD.kind: self._core.list_namespaced_pod,
-            EVENT.kind: self._core.list_namespaced_event,
-        }[resource.kind]
-        return lambda **options: call(self.namespace, **options)
-
-    def _place(self, resource: Resource) -> tuple[str, str, str, str]:
-        return resource.group, resource.version, self.namespace, resource.plural
+    def _resource(self, resource: Resource) -> Any:
+        return dynamic.Resource(
+            prefix="apis" if resource.group else "api",
+            group=resource.group,
+            api_version=resource.version,
+            kind=resource.kind,
+            name=resource.plural,
+            namespaced=resource.namespaced,
+            client=self._client,
+        )
 
     @contextmanager
     def _explained(self, resource: Resource) -> Iterator[None]:
@@ -217,16 +201,11 @@ class Cluster:
             raise unreachable(self.host, error) from None
 
 
-_MERGE = "application/merge-patch+json"
-_TIMES: dict[str, Any] = {"_request_timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)}
-_RAW: dict[str, Any] = {**_TIMES, "_preload_content": False}
+class _NothingToDiscover:
+    """Stands where the dynamic client would ask the server for all its kinds."""
 
-
-def _decoded(response: Any) -> Manifest:
-    content = json.loads(response.data)
-    if not isinstance(content, dict):
-        raise LauncherError(f"expected an object from the API server. Received: {content!r}")
-    return content
+    def __init__(self, client: Any, cache_file: str | None) -> None:
+        """Takes what the dynamic client gives."""
 
 
 def _context_namespace(file: str | None, context: str | None) -> str:

@@ -16,6 +16,11 @@ class Resource:
     group: str
     version: str
     plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,14 @@ POD = Resource("Pod", "", "v1", "pods")
 EVENT = Resource("Event", "", "v1", "events")
 BUDGET = Resource("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets")
 RUNTIME = Resource("TrainingRuntime", "trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
+
+ACCESS_REVIEW = Resource(
+    "SelfSubjectAccessReview",
+    "authorization.k8s.io",
+    "v1",
+    "selfsubjectaccessreviews",
+    namespaced=False,
+)
 
 _ALL = (*(kind.resource for kind in KINDS.values()), SERVICE, BUDGET, RUNTIME)
 RESOURCES = {resource.kind: resource for resource in _ALL}

@@ -1,31 +1,117 @@
-"""The target behind `--target kubernetes`: renders a job, submits it, and knows where it went."""
+"""The target behind `--target kubernetes`: renders jobs, sends them to a cluster, follows them."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import yaml
 
+from launcher.errors import LauncherError, UsageError
 from launcher.spec import JobSpec
-from launcher.targets.base import Target
+from launcher.targets.base import JobStatus, LogQuery, Target, is_of_rank
 from launcher.targets.kubernetes import manifests
-from launcher.targets.kubernetes.kinds import KINDS
+from launcher.targets.kubernetes.kinds import KINDS, JobKind
 from launcher.targets.kubernetes.manifests import Manifest
+
+if TYPE_CHECKING:
+    from launcher.targets.kubernetes.cluster import Cluster
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class KubernetesTarget(Target):
-    """A job for a cluster. Everything the job says is checked before the cluster hears of it."""
+    """One namespace of a cluster. What a job says is checked before the cluster hears of it."""
 
-    def __init__(self, spec: JobSpec) -> None:
-        super().__init__(spec)
-        manifests.check(spec)
-        self.kind = KINDS[spec.kubernetes.kind]
+    name = "kubernetes"
 
-    def check(self) -> None:
+    def flags(self) -> str:
+        return super().flags() + self.where.flags("namespace", "context")
+
+    def check(self, spec: JobSpec) -> None:
+        kind = _kind(spec)
+        self._connect().check(kind)
+
+    def render(self, spec: JobSpec) -> str:
+        return yaml.safe_dump_all(objects(spec), sort_keys=False, width=100).rstrip("\n")
+
+    def submit(self, spec: JobSpec) -> tuple[str, str]:
+        from launcher.targets.kubernetes.submit import submit
+
+        wanted, kind = objects(spec), _kind(spec)
+        cluster = self._connect()
+        cluster.check(kind)
+        new = submit(cluster, wanted)
+        place = f"{kind.resource.kind} {spec.name} in namespace {cluster.namespace}"
+        return spec.name, f"{place}: {'submitted' if new else 'was there already, the very same'}"
+
+    def describe(self, name: str | None) -> JobStatus:
+        from launcher.targets.kubernetes import watch
+
+        cluster = self._connect()
+        return watch.look(cluster, *watch.find(cluster, name or self._newest(cluster)))
+
+    def follow(self, name: str | None) -> Iterator[JobStatus]:
+        from launcher.targets.kubernetes import watch
+
+        cluster = self._connect()
+        name = name or self._newest(cluster)
+        kind, _ = watch.find(cluster, name)
+        return watch.follow(cluster, kind, name)
+
+    def logs(self, name: str | None, query: LogQuery) -> Iterator[str]:
+        """The log of the pod that leads, in which all ranks are, or of one worker's pod."""
+        from launcher.targets.kubernetes import logs, watch
+
+        query.refuse("attempt", "a pod has one log for all attempts; expected none")
+        cluster = self._connect()
+        name = name or self._newest(cluster)
+        kind, job = watch.find(cluster, name)
+        while (pod := logs.leading_pod(cluster, kind, name, query.worker)) is None:
+            found = watch.look(cluster, kind, job)
+            if not query.follow or found.ended:
+                raise LauncherError(f"job {name!r} has no such pod: it is {found.state}")
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            kind, job = watch.find(cluster, name)
+        for line in logs.lines(cluster, pod, kind.container, query.follow):
+            if query.rank is None or is_of_rank(line, query.rank):
+                yield line
+
+    def cancel(self, name: str | None, now: bool) -> str:
+        """Deletes the job and all that was made for it."""
+        from launcher.targets.kubernetes.submit import cancel
+
+        if name is None:
+            raise UsageError(f"expected the name of the job; see: launcher list{self.flags()}")
+        cancel(self._connect(), name, now)
+        return f"{name}: cancelled; its pods {'are killed' if now else 'save and end'}"
+
+    def list(self) -> list[JobStatus]:
+        from launcher.targets.kubernetes import watch
+
+        return [*watch.jobs(self._connect())]
+
+    def nothing(self) -> str:
+        return f"no jobs of the launcher in namespace {self._connect().namespace!r}"
+
+    def _connect(self) -> "Cluster":
         from launcher.targets.kubernetes.cluster import Cluster
 
-        place = self.spec.kubernetes
-        Cluster.connect(place.context, place.namespace).check(self.kind)
+        return Cluster.connect(self.where.context, self.where.namespace)
 
-    def manifests(self) -> list[Manifest]:
-        """The objects to create, in this order; the job itself comes last."""
-        return self.kind.manifests(self.spec)
+    def _newest(self, cluster: "Cluster") -> str:
+        from launcher.targets.kubernetes import watch
 
-    def render(self) -> str:
-        return yaml.safe_dump_all(self.manifests(), sort_keys=False, width=100).rstrip("\n")
+        found = watch.jobs(cluster)
+        if not found:
+            raise UsageError(self.nothing())
+        return found[-1].name
+
+
+def objects(spec: JobSpec) -> list[Manifest]:
+    """The objects to create, in this order; the job itself comes last. Raises SpecError."""
+    return _kind(spec).manifests(spec)
+
+
+def _kind(spec: JobSpec) -> JobKind:
+    manifests.check(spec)
+    return KINDS[spec.kubernetes.kind]

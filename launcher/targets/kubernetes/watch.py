@@ -1,23 +1,29 @@
-"""Where a job on a cluster stands, and how that changes until it has ended.
+"""The state of a job on a cluster, and how it changes until the job has ended.
 
-A watch is only the bell: what counts is read anew each time it rings, so that a watch which was
-dropped, too old (410) or merged several changes into one costs nothing but a moment.
+A watch only says when to look: the state is read anew each time, so that a watch which was dropped,
+was too old (410) or merged several changes into one costs nothing but a moment.
 """
 
+import dataclasses
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from rich.console import RenderableType
+from rich.text import Text
 
 from launcher.errors import LauncherError, UnknownRunError, UsageError
 from launcher.supervision.causes import Cause
+from launcher.targets.base import JobStatus
 from launcher.targets.kubernetes import causes
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import EVENT, KINDS, POD, JobKind
 from launcher.targets.kubernetes.manifests import INSTANCE, MANAGED_BY, OURS, Manifest
 from launcher.targets.kubernetes.refusals import GoneError
+from launcher.terminal.words import cause_lines
 
 State = Literal["queued", "pending", "running", "succeeded", "failed"]
 
@@ -28,7 +34,7 @@ _UNREACHABLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class JobStatus:
+class ClusterJob(JobStatus):
     """One look at a job; `pods` counts its pods by phase, `cause` says why it failed or waits."""
 
     name: str
@@ -44,10 +50,34 @@ class JobStatus:
 
     @property
     def exit_code(self) -> int:
-        """As `launcher run` would end: 0, 1, or 2 when trying again changes nothing."""
         if self.state != "failed":
             return 0
         return 2 if self.cause is not None and self.cause.kind == "bad config" else 1
+
+    def summary(self) -> str:
+        return f"{self.name}: {self.state}, pods: {self._counts()}"
+
+    def picture(self) -> RenderableType:
+        lines = [] if self.cause is None else cause_lines(self.cause.as_json(), None)
+        return Text("\n".join([self.summary(), *(f"  {line}" for line in lines)]))
+
+    def as_json(self) -> dict[str, Any]:
+        cause = self.cause.as_json() if self.cause else None
+        return {**dataclasses.asdict(self), "cause": cause}
+
+    def row(self) -> Mapping[str, str]:
+        return {
+            "job": self.name,
+            "kind": self.kind,
+            "state": self.state,
+            "submitted": self.created,
+            "pods": self._counts(),
+            "cause": self.cause.kind if self.cause else "",
+        }
+
+    def _counts(self) -> str:
+        counts = (f"{count} {phase.lower()}" for phase, count in sorted(self.pods.items()))
+        return ", ".join(counts) or "none"
 
 
 def find(cluster: Cluster, name: str) -> tuple[JobKind, Manifest]:
@@ -61,7 +91,7 @@ def find(cluster: Cluster, name: str) -> tuple[JobKind, Manifest]:
     )
 
 
-def jobs(cluster: Cluster) -> list[JobStatus]:
+def jobs(cluster: Cluster) -> list[ClusterJob]:
     """Every job that was submitted here, the oldest first."""
     found = [
         look(cluster, kind, job)
@@ -71,7 +101,7 @@ def jobs(cluster: Cluster) -> list[JobStatus]:
     return sorted(found, key=lambda job: job.created)
 
 
-def look(cluster: Cluster, kind: JobKind, job: Manifest) -> JobStatus:
+def look(cluster: Cluster, kind: JobKind, job: Manifest) -> ClusterJob:
     """Reads the pods, and the events if something seems to be in the way."""
     name = job["metadata"]["name"]
     pods, _ = cluster.list(POD, labels=f"{kind.pods}={name}")
@@ -95,16 +125,16 @@ def look(cluster: Cluster, kind: JobKind, job: Manifest) -> JobStatus:
         if not phases["Running"]:
             cause = causes.obstacle(pods, _warnings(cluster, name)) or cause
     created = str(job["metadata"].get("creationTimestamp", ""))
-    return JobStatus(name, job["kind"], state, dict(phases), cause, created)
+    return ClusterJob(name, job["kind"], state, dict(phases), cause, created)
 
 
-def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[JobStatus]:
+def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[ClusterJob]:
     """Each state of the job that differs from the one before, until it has ended.
 
     Bears a server that is away for two minutes. Raises LauncherError when it stays away, or when
     the job is deleted meanwhile.
     """
-    last: JobStatus | None = None
+    last: ClusterJob | None = None
     heard = time.monotonic()
     for number in itertools.count():
         try:
@@ -130,7 +160,7 @@ def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[JobStatus]:
 
 
 def _await_change(
-    cluster: Cluster, kind: JobKind, job: Manifest, status: JobStatus, version: str
+    cluster: Cluster, kind: JobKind, job: Manifest, status: ClusterJob, version: str
 ) -> None:
     name = job["metadata"]["name"]
     if status.pods and set(status.pods) <= {"Succeeded", "Failed"}:

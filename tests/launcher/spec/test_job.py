@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from launcher.cli.container_flags import container_fields
-from launcher.cli.job_flags import spec_from_flags, target_of
+from launcher.cli.job_flags import spec_from_flags
 from launcher.errors import SpecError, UsageError
 from launcher.spec import JobSpec, Metrics, build_spec, merge, parse_hosts, read_hostfile, read_toml
 from launcher.spec.fields import parse_bytes
 from launcher.spec.messages import example, toml
+from launcher.targets import target_for
 
 COMMAND = {"command": ["python", "train.py"]}
 NO_CONTAINERS = dict.fromkeys(inspect.signature(container_fields).parameters)
@@ -189,7 +190,7 @@ def said_of(file: Path) -> str:
     """What is said of the job in the file, which can be rendered and sent on if it is right."""
     try:
         spec = spec_from_flags(config=file, **NO_CONTAINERS)
-        target_of(spec).render()
+        target_for(spec).render(spec)
     except UsageError as error:
         return str(error)
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec

@@ -15,7 +15,6 @@ from launcher.supervision.causes import Cause
 from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
 from launcher.supervision.supervisor import Supervisor
-from launcher.targets.base import SupervisedTarget
 
 
 def test_waits_double_up_to_the_limit() -> None:
@@ -51,20 +50,17 @@ def test_what_is_worth_a_restart(cause: Cause, codes: tuple[int, ...] | None, wo
     assert [worth_a_restart(policy, cause, done) for done in range(5)] == [worth] * 3 + [False] * 2
 
 
-class Unreachable(SupervisedTarget):
+class Unreachable:
     """Hosts that are found when looked at and lost when started on; the third look fails too."""
 
     def __init__(self, spec: JobSpec) -> None:
-        super().__init__(spec)
+        self.spec = spec
         self.asked: list[str] = []
 
     def check(self) -> None:
         self.asked.append("check")
         if self.asked.count("check") == 3:
             raise HostError("h1 cannot be reached")
-
-    def render(self) -> str:
-        return ""
 
     def attempt(self, environment: Mapping[str, str]) -> AbstractContextManager[Plan]:
         self.asked.append(f"attempt {environment['LAUNCHER_ATTEMPT']}")

@@ -9,7 +9,8 @@ import yaml
 
 from launcher.errors import LauncherError, MissingToolError, SpecError
 from launcher.spec import build_spec
-from launcher.targets.compose import ComposeTarget
+from launcher.targets import Location
+from launcher.targets.compose.target import ComposeTarget
 
 JOB: dict[str, Any] = {
     "name": "digits",
@@ -25,7 +26,8 @@ JOB: dict[str, Any] = {
 
 
 def services(**changes: Any) -> dict[str, Any]:
-    return dict(yaml.safe_load(ComposeTarget(build_spec({**JOB, **changes})).render())["services"])
+    text = ComposeTarget(Location()).render(build_spec({**JOB, **changes}))
+    return dict(yaml.safe_load(text)["services"])
 
 
 def test_one_container_leads_and_the_others_join_it() -> None:
@@ -72,19 +74,19 @@ def test_bad_input_is_refused_by_the_name_of_its_field(change: dict[str, Any], s
 def test_what_is_missing_is_named_with_what_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = ComposeTarget(build_spec(JOB))
+    target, spec = ComposeTarget(Location()), build_spec(JOB)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingToolError, match=r"apt-get install docker\.io"):
-        target.check()
+        target.check(spec)
     _program(tmp_path / "docker", "exit 1")
     with pytest.raises(MissingToolError, match="no Docker Compose"):
-        target.check()
+        target.check(spec)
     _program(tmp_path / "docker-compose", "exit 0")
     with pytest.raises(LauncherError, match="the Docker engine does not answer"):
-        target.check()
+        target.check(spec)
     _program(tmp_path / "docker", 'test "$1" = info')
     with pytest.raises(LauncherError, match=r"has no 'syncbn:cpu'; make ours: docker build"):
-        target.check()
+        target.check(spec)
 
 
 def _program(path: Path, script: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.cli.job_flags import target_of
 from launcher.errors import SpecError
 from launcher.spec import build_spec, read_toml
+from launcher.targets import Location, target_for
 from launcher.targets.kubernetes.target import KubernetesTarget
 from tests.launcher.targets.jobs import FULL, KINDS, PLAIN, job
 from tests.launcher.targets.schemas import pod_specs, validate
@@ -26,14 +26,14 @@ EXAMPLE = REPOSITORY / "k8s" / "example.toml"
 
 
 def rendered(fields: dict[str, Any], kind: str, **kubernetes: Any) -> list[dict[str, Any]]:
-    target = KubernetesTarget(job(fields, kind=kind, **kubernetes))
-    return list(yaml.safe_load_all(target.render()))
+    text = KubernetesTarget(Location()).render(job(fields, kind=kind, **kubernetes))
+    return list(yaml.safe_load_all(text))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
 def test_the_manifests_are_what_they_were(fields: dict[str, Any], kind: str) -> None:
-    text = KubernetesTarget(job(fields, kind=kind)).render() + "\n"
+    text = KubernetesTarget(Location()).render(job(fields, kind=kind)) + "\n"
     golden = GOLDEN / f"{fields['name']}-{kind}.yaml"
     if os.environ.get("REWRITE_GOLDEN"):
         golden.write_text(text)
@@ -91,10 +91,12 @@ def test_pods_get_the_time_to_save_and_the_values_of_secrets_are_not_written(kin
 def test_the_manifests_in_k8s_are_those_of_the_example(kind: str) -> None:
     fields = read_toml(EXAMPLE)
     fields["kubernetes"]["kind"] = kind
+    spec = build_spec(fields)
+    text = target_for(spec).render(spec) + "\n"
     path = REPOSITORY / "k8s" / (f"{kind}.yaml" if kind in CUSTOM else "base/job.yaml")
     if os.environ.get("REWRITE_GOLDEN"):
-        path.write_text(target_of(build_spec(fields)).render() + "\n")
-    assert path.read_text() == target_of(build_spec(fields)).render() + "\n"
+        path.write_text(text)
+    assert path.read_text() == text
 
 
 @pytest.mark.parametrize("name", ["base", "overlays/gpu"])
@@ -230,4 +232,4 @@ def test_a_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
 )
 def test_bad_input_is_refused_by_the_name_of_its_field(change: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
-        KubernetesTarget(build_spec({**PLAIN, **change})).render()
+        KubernetesTarget(Location()).render(build_spec({**PLAIN, **change}))

@@ -20,7 +20,7 @@ from kubernetes import client
 
 from launcher.spec import JobSpec
 from launcher.targets.kubernetes.cluster import Cluster
-from launcher.targets.kubernetes.target import KubernetesTarget
+from launcher.targets.kubernetes.target import objects
 from tests.launcher.targets.cluster.api_server import LAUNCHER_TOKEN, TOKEN, ApiServer
 from tests.launcher.targets.jobs import PLAIN, job
 from tests.processes import REPOSITORY
@@ -187,7 +187,7 @@ def launcher(place: Place) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def manifests(spec: JobSpec, **changes: object) -> list[dict]:
     """The objects of the job, with these fields changed."""
-    return KubernetesTarget(spec.model_copy(update=changes)).manifests()
+    return objects(spec.model_copy(update=changes))
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -11,7 +11,7 @@ from launcher.targets.kubernetes import watch
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import KINDS
 from launcher.targets.kubernetes.submit import cancel, submit
-from launcher.targets.kubernetes.target import KubernetesTarget
+from launcher.targets.kubernetes.target import objects
 from tests.launcher.targets.cluster.api_server import ApiServer, Fault
 from tests.launcher.targets.cluster.conftest import REAL, Actor, Place, manifests, until
 from tests.launcher.targets.jobs import PLAIN, job
@@ -86,7 +86,7 @@ def test_custom_kinds_are_submitted_found_and_cancelled(
 ) -> None:
     spec = job(PLAIN, namespace=place.namespace, kind=kind)
     try:
-        submit(cluster, KubernetesTarget(spec).manifests())
+        submit(cluster, objects(spec))
     except MissingToolError:
         assert REAL
         pytest.skip(f"the cluster has no {kind}")
@@ -104,7 +104,7 @@ def test_a_missing_kind_says_what_to_install(
     api_server.kinds.discard(("jobset.x-k8s.io", "jobsets"))
     spec = job(PLAIN, namespace=place.namespace, kind="jobset")
     with pytest.raises(MissingToolError, match=r"knows no JobSet.*install the JobSet controller"):
-        submit(cluster, KubernetesTarget(spec).manifests())
+        submit(cluster, objects(spec))
     assert watch.jobs(cluster) == []
 
 

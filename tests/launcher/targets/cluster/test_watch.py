@@ -16,7 +16,7 @@ from tests.launcher.targets.cluster.conftest import Actor, manifests, until
 JOB = KINDS["job"]
 
 
-def state(cluster: Cluster, name: str = "plain") -> watch.JobStatus:
+def state(cluster: Cluster, name: str = "plain") -> watch.ClusterJob:
     return watch.look(cluster, *watch.find(cluster, name))
 
 
@@ -26,7 +26,7 @@ def test_a_job_goes_from_pending_to_running_to_succeeded(
     submit(cluster, manifests(spec))
     assert state(cluster).state == "pending"
     actor.make_pods("plain", 2)
-    seen: list[watch.JobStatus] = []
+    seen: list[watch.ClusterJob] = []
     thread = threading.Thread(target=lambda: seen.extend(watch.follow(cluster, JOB, "plain")))
     thread.start()
     for name in ("plain-0", "plain-1"):
@@ -48,7 +48,7 @@ def test_following_survives_dropped_watches_and_forgotten_versions(
     submit(cluster, manifests(spec))
     actor.make_pods("plain", 2)
     api_server.watch_events = 0
-    seen: list[watch.JobStatus] = []
+    seen: list[watch.ClusterJob] = []
     thread = threading.Thread(target=lambda: seen.extend(watch.follow(cluster, JOB, "plain")))
     thread.start()
     actor.set_pod("plain-0", phase="Running")
