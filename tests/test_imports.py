@@ -14,7 +14,7 @@ from tests.processes import REPOSITORY
 
 # Each line may import from the lines above it, and from its own line.
 LAUNCHER = (
-    ("errors", "heartbeat", "strict_json", "version"),
+    ("errors", "heartbeat", "options", "strict_json", "version"),
     ("atomic",),
     ("horovod_build",),
     ("spec",),

@@ -1,27 +1,30 @@
 """`launcher join`: what each container of a job runs; they find each other and train together.
 
-launcher join --backend horovod --workers 1 -- python -m launcher.train     the first container
-launcher join --backend horovod --head FIRST -- python -m launcher.train    every other one
+launcher join --job '{"backend": "horovod"}' --workers 1 -- python train.py     the first container
+launcher join --job '{"backend": "horovod"}' --head FIRST -- python train.py    every other one
 """
 
+import os
 from typing import Annotated
 
 import typer
 
-from launcher.cli.job_flags import with_job_flags
 from launcher.cli.run import view_of
 from launcher.errors import LauncherError, UsageError
 from launcher.rendezvous.leader import Leader
 from launcher.rendezvous.network import address_to_listen_on
 from launcher.rendezvous.registry import Registry
 from launcher.rendezvous.worker import Worker
-from launcher.spec import JobSpec
+from launcher.spec import JobSpec, build_spec, read_json
 from launcher.supervision.run import supervise
 from launcher.supervision.stop import StopRequests
 
 
-def join(
-    spec: JobSpec,
+def command(
+    program: Annotated[
+        list[str], typer.Argument(metavar="COMMAND", help="The program of a rank, after `--`.")
+    ],
+    job: Annotated[str, typer.Option(help="The fields of the job, as JSON.")] = "{}",
     workers: Annotated[
         int, typer.Option(min=0, help="Containers beside the first, which leads them.")
     ] = 0,
@@ -36,12 +39,6 @@ def join(
             help="This container's place; 0 is the first. Without it, one with --head takes any.",
         ),
     ] = None,
-    join_port: Annotated[
-        int | None, typer.Option(min=1024, max=65000, help="Of the first container.")
-    ] = None,
-    join_timeout: Annotated[
-        float | None, typer.Option(min=1.0, help="Seconds to wait for the others.")
-    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Failures and the end only.")
     ] = False,
@@ -50,34 +47,36 @@ def join(
 
     The first container waits for the others, leads, restarts all together, and ends them.
     """
-    given = {"port": join_port, "join_timeout": join_timeout}
-    changes = {name: value for name, value in given.items() if value is not None}
-    spec = spec.model_copy(update={"container": spec.container.model_copy(update=changes)})
-    size = (workers + 1) * spec.container.slots
-    if spec.backend not in {"horovod", "tf"} and size > 1:
-        raise UsageError(
-            f"--backend: expected horovod or tf between containers. Received: {spec.backend}"
-        )
+    spec = _spec(job, program, workers)
     if index not in {None, 0} and head is None:
         raise UsageError("--head: expected the name of the first container")
-    port = spec.container.port
     stop = StopRequests()
     with stop.listening():
         if head is not None and index != 0:
-            raise typer.Exit(Worker(spec, (head, port), index).run(stop))
-        spec = spec.model_copy(update={"ranks": size})
-        here = address_to_listen_on(head)
-        with Registry(spec.name, workers, spec.container.slots, port, here) as registry:
-            try:
-                leader = Leader(spec, registry, stop)
-                result = supervise(leader, stop, lambda: view_of(spec, quiet))
-            except LauncherError:
-                if stop.count:
-                    raise typer.Exit(stop.exit_code) from None
-                raise
-            if result.outcome != "stopped":  # else another first container may take over
-                registry.finish(result.exit_code)
-    raise typer.Exit(result.exit_code)
+            raise typer.Exit(Worker(spec, (head, spec.container.port), index).run(stop))
+        raise typer.Exit(_lead(spec, workers, address_to_listen_on(head), stop, quiet))
 
 
-command = with_job_flags(join)
+def _spec(job: str, program: list[str], workers: int) -> JobSpec:
+    fields = {"output": os.environ.get("LAUNCHER_OUTPUT", "runs"), **read_json(job)}
+    spec = build_spec({**fields, "command": program})
+    size = (workers + 1) * spec.container.slots
+    if spec.backend not in {"horovod", "tf"} and size > 1:
+        raise UsageError(
+            f"backend: expected horovod or tf between containers. Received: {spec.backend}"
+        )
+    return spec.model_copy(update={"ranks": size})
+
+
+def _lead(spec: JobSpec, workers: int, address: str, stop: StopRequests, quiet: bool) -> int:
+    slots, port = spec.container.slots, spec.container.port
+    with Registry(spec.name, workers, slots, port, address) as registry:
+        try:
+            result = supervise(Leader(spec, registry, stop), stop, lambda: view_of(spec, quiet))
+        except LauncherError:
+            if stop.count:
+                return stop.exit_code
+            raise
+        if result.outcome != "stopped":  # else another first container may take over
+            registry.finish(result.exit_code)
+    return result.exit_code

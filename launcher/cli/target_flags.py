@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launcher import options
 from launcher.targets import Location, load_target
 
 JobName = Annotated[
@@ -50,10 +51,4 @@ def with_target_flags(verb: Callable[..., None]) -> Callable[..., None]:
         where = Location(**{flag: values.pop(flag) for flag in ("output", "namespace", "context")})
         verb(target=load_target(name, where), **values)
 
-    parameters = [*own.values(), *shared.values()]
-    command.__doc__ = verb.__doc__
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-    )
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
+    return options.with_parameters(command, [*own.values(), *shared.values()], verb.__doc__)

@@ -1,7 +1,8 @@
 """What a job is: plain data, checked before anything starts.
 
 job.py is the whole of it, containers.py its tables for containers and clusters, fields.py the kinds
-of values, messages.py what is said of a wrong one, secrets.py what is never recorded.
+of values, flag_values.py what a flag
+means, messages.py what is said of a wrong one, secrets.py what is never recorded.
 """
 
 from launcher.spec.containers import Container, Kubernetes
@@ -14,8 +15,7 @@ from launcher.spec.job import (
     RestartPolicy,
     build_spec,
     merge,
-    parse_hosts,
-    read_hostfile,
+    read_json,
     read_toml,
 )
 
@@ -30,7 +30,6 @@ __all__ = [
     "RestartPolicy",
     "build_spec",
     "merge",
-    "parse_hosts",
-    "read_hostfile",
+    "read_json",
     "read_toml",
 ]

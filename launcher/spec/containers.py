@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from launcher.options import option
+from launcher.spec import flag_values
 from launcher.spec.fields import Data, Seconds, Text, VariableName, Whole
 
 Kind = Literal["job", "jobset", "mpijob", "trainjob"]
+
+_PANEL = "Containers and Kubernetes"
 
 # Names as the API server takes them (RFC 1123 labels and subdomains), amounts as its quantities.
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -47,8 +51,8 @@ class Container(Data):
     one that our Dockerfile makes.
     """
 
-    image: Image | None = None
-    slots: Annotated[Whole, Field(ge=1, le=64)] = 1
+    image: Image | None = option(None, "The image.", _PANEL, shown="that of our Dockerfile")
+    slots: Annotated[Whole, Field(ge=1, le=64)] = option(1, "Ranks per container.", _PANEL)
     port: Annotated[Whole, Field(ge=1024, le=65000)] = 29400
     join_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
     shared_memory: Quantity = "1Gi"
@@ -101,24 +105,49 @@ class Kubernetes(Data):
     `managed_by` names another controller than the built-in one.
     """
 
-    kind: Kind = "job"
-    namespace: Label | None = None
-    context: Text | None = None
+    kind: Kind = option("job", "job, jobset, mpijob or trainjob.", _PANEL)
+    namespace: Label | None = option(None, "Of the cluster.", _PANEL, shown="the context's")
+    context: Text | None = option(None, "Of the kubeconfig.", _PANEL, shown="the current one")
     cpu: Quantity | None = None
     memory: Quantity | None = None
     gpu_resource: LabelKey = "nvidia.com/gpu"
-    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = option(
+        {},
+        "LABEL=VALUE. Repeatable.",
+        _PANEL,
+        parse=flag_values.labels,
+        repeated=True,
+        metavar="label",
+    )
     tolerations: tuple[Toleration, ...] = ()
-    service_account: Subdomain | None = None
-    pull_secrets: tuple[Subdomain, ...] = ()
+    service_account: Subdomain | None = option(None, "The pods' own.", _PANEL)
+    pull_secrets: tuple[Subdomain, ...] = option(
+        (), "For the image. Repeatable.", _PANEL, "--pull-secret", repeated=True
+    )
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    secrets: tuple[Subdomain, ...] = ()
+    secrets: tuple[Subdomain, ...] = option(
+        (),
+        "A Secret whose keys become environment. Repeatable.",
+        _PANEL,
+        "--env-secret",
+        repeated=True,
+    )
     config_maps: tuple[Subdomain, ...] = ()
     secret_environment: dict[VariableName, SecretKey] = Field(default_factory=dict)
-    volumes: tuple[Volume, ...] = ()
-    priority_class: Subdomain | None = None
-    queue: Label | None = None
-    time_limit: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None
+    volumes: tuple[Volume, ...] = option(
+        (),
+        "CLAIM:/PATH or CLAIM:/PATH:ro. Repeatable.",
+        _PANEL,
+        "--volume",
+        parse=flag_values.volumes,
+        repeated=True,
+        metavar="volume",
+    )
+    priority_class: Subdomain | None = option(None, "Of the pods.", _PANEL)
+    queue: Label | None = option(None, "The Kueue queue that admits the job.", _PANEL)
+    time_limit: Annotated[Whole, Field(ge=1, lt=2**31)] | None = option(
+        None, "Seconds the job may take.", _PANEL, shown="no limit"
+    )
     keep: Annotated[Whole, Field(ge=0, lt=2**31)] = 86400
     disruption_budget: Annotated[bool, Field(strict=True)] = True
     user: Annotated[Whole, Field(ge=1, lt=2**31)] = 1000

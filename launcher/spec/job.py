@@ -1,5 +1,6 @@
 """What a job is: plain data, checked before anything starts, from flags or from a TOML file."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,15 +8,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from launcher.errors import SpecError
+from launcher.options import option
+from launcher.spec import flag_values
 from launcher.spec.containers import Container, Kubernetes
 from launcher.spec.fields import Bytes, Data, Directory, Seconds, Share, Text, VariableName, Whole
 from launcher.spec.messages import complaints
+from launcher.spec.targets import TARGETS
 
 Backend = Literal["horovod", "mpi", "tf", "local"]
 Binding = Literal["auto", "none", "cores", "numa"]
 
 _MOST_RANKS = 100_000
 _MOST_CORES = 4096
+
+# The panels of the help.
+_WHERE, _RANK, _FAILURE = "Where", "Each rank", "When it fails"
+_METRICS = "Metrics"
 
 
 class Host(Data):
@@ -32,11 +40,19 @@ class Resources(Data):
     ranks to cores: `auto` binds by NUMA node where there is more than one.
     """
 
-    cpus: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = None
-    memory: Bytes | None = None
-    gpus: Annotated[Whole, Field(ge=0, le=1024)] | None = None
-    threads: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = None
-    binding: Binding = "auto"
+    cpus: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = option(
+        None, "Cores per rank, bound.", _RANK, shown="not bound"
+    )
+    memory: Bytes | None = option(
+        None, "Memory limit, e.g. 8GiB.", _RANK, shown="none", metavar="size"
+    )
+    gpus: Annotated[Whole, Field(ge=0, le=1024)] | None = option(
+        None, "GPUs each rank sees.", _RANK, shown="all"
+    )
+    threads: Annotated[Whole, Field(ge=1, le=_MOST_CORES)] | None = option(
+        None, "Threads per rank.", _RANK, shown="cores / ranks"
+    )
+    binding: Binding = option("auto", "auto, none, cores or numa.", _RANK)
 
 
 class RestartPolicy(Data):
@@ -47,11 +63,19 @@ class RestartPolicy(Data):
     signal ends counts as 128 plus the signal's number.
     """
 
-    max_restarts: Annotated[Whole, Field(ge=0, le=1_000_000)] = 3
-    backoff: Seconds = 1.0
+    max_restarts: Annotated[Whole, Field(ge=0, le=1_000_000)] = option(3, "0 for never.", _FAILURE)
+    backoff: Seconds = option(1.0, "Seconds before the first restart, then doubled.", _FAILURE)
     backoff_limit: Seconds = 60.0
     jitter: Share = 0.25
-    exit_codes: tuple[Annotated[Whole, Field(ge=1, le=255)], ...] | None = None
+    exit_codes: tuple[Annotated[Whole, Field(ge=1, le=255)], ...] | None = option(
+        None,
+        "Exit codes worth a restart: 1,137.",
+        _FAILURE,
+        "--restart-codes",
+        shown="all but 2, 126, 127",
+        parse=flag_values.codes,
+        metavar="codes",
+    )
 
 
 class Metrics(Data):
@@ -62,10 +86,23 @@ class Metrics(Data):
     keeps the ranks apart. `push` is a Pushgateway (HOST:PORT) that gets the page at the end.
     """
 
-    port: Annotated[Whole, Field(ge=0, le=65000)] | None = None
-    address: Text = "127.0.0.1"
-    rank_labels: Annotated[bool, Field(strict=True)] = False
-    push: Text | None = None
+    port: Annotated[Whole, Field(ge=0, le=65000)] | None = option(
+        None,
+        "Serve metrics of the job here, of ranks on the ports after it; 0: free ones.",
+        _METRICS,
+        "--metrics-port",
+    )
+    address: Text = option("127.0.0.1", "Address to serve them on.", _METRICS, "--metrics-host")
+    rank_labels: Annotated[bool, Field(strict=True)] = option(
+        False, "Keep ranks apart on the job's page.", _METRICS, "--metrics-rank-labels"
+    )
+    push: Text | None = option(
+        None,
+        "A Pushgateway that gets them at the end.",
+        _METRICS,
+        "--metrics-push",
+        metavar="host:port",
+    )
 
 
 class JobSpec(Data):
@@ -81,28 +118,70 @@ class JobSpec(Data):
     """
 
     command: tuple[Text, ...]
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "job"
-    ranks: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = 1
-    oversubscribe: Annotated[bool, Field(strict=True)] = False
-    hosts: tuple[Host, ...] = ()
-    ssh: tuple[Text, ...] = ("ssh",)
-    backend: Backend = "local"
-    rendezvous_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = option(
+        "job", "Begins the run's id.", None
+    )
+    ranks: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = option(
+        1, "World size.", None, "-np", "--ranks", shown="1 or slots"
+    )
+    oversubscribe: Annotated[bool, Field(strict=True)] = option(
+        False, "Start more ranks than eight a core all the same.", _WHERE
+    )
+    hosts: tuple[Host, ...] = option(
+        (), "Hosts and their slots: h1:4,h2:4.", _WHERE, parse=flag_values.hosts, metavar="hosts"
+    )
+    ssh: tuple[Text, ...] = option(
+        ("ssh",),
+        'The ssh to use, e.g. "ssh -p 2222".',
+        _WHERE,
+        shown="ssh",
+        parse=flag_values.words,
+        metavar="command",
+    )
+    backend: Backend = option(
+        "local", "horovod, mpi, tf or local.", _WHERE, shown="the first installed"
+    )
+    rendezvous_port: Annotated[Whole, Field(ge=0, le=65535)] = option(
+        0, "A fixed port.", _WHERE, shown="a free one"
+    )
     environment: dict[VariableName, Text] = Field(default_factory=dict)
     pass_environment: tuple[VariableName, ...] = ()
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
-    hang_timeout: Seconds = 300.0
-    exit_timeout: Seconds = 30.0
-    silence_timeout: Annotated[Seconds, Field(ge=2)] = 10.0
-    grace: Seconds = 4.0
-    save_timeout: Seconds = 30.0
-    output: Directory = Path("runs")
+    hang_timeout: Seconds = option(300.0, "Seconds without a finished step; 0 for never.", _FAILURE)
+    exit_timeout: Seconds = option(
+        30.0, "Seconds without a word once a rank has ended with 0; 0 for ever.", _FAILURE
+    )
+    silence_timeout: Annotated[Seconds, Field(ge=2)] = option(
+        10.0, "Seconds without a word from a host.", _FAILURE
+    )
+    grace: Seconds = option(4.0, "Seconds from SIGTERM to SIGKILL.", _FAILURE)
+    save_timeout: Seconds = option(30.0, "Seconds to save when told to stop.", _FAILURE)
+    output: Directory = option(
+        Path("runs"),
+        "Holds one directory per run.",
+        None,
+        "--output",
+        "-o",
+        variable="LAUNCHER_OUTPUT",
+    )
     directory: Directory = Field(default_factory=Path.cwd)
     metrics: Metrics | None = None
-    target: Text | None = None
+    target: Text | None = option(
+        None,
+        f"{', '.join(TARGETS)}.",
+        _WHERE,
+        shown="hosts where there are any, else local",
+    )
     container: Container = Container()
     kubernetes: Kubernetes = Kubernetes()
+
+    @field_validator("target")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in TARGETS:
+            raise ValueError(f"expected one of {', '.join(TARGETS)}")
+        return name
 
     @field_validator("command", "ssh")
     @classmethod
@@ -142,6 +221,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path} is no TOML of a job: too many brackets in brackets") from None
 
 
+def read_json(text: str) -> dict[str, Any]:
+    """The fields in a JSON object, unchecked. Raises SpecError if it is none."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"--job: expected JSON ({error}): {text!r}") from None
+    if not isinstance(fields, dict):
+        raise SpecError(f"--job: expected a JSON object. Received: {text!r}")
+    return fields
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the fields of `over` laid on top, tables field by field."""
     merged = dict(base)
@@ -150,42 +240,3 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(below, dict) and isinstance(value, dict)
         merged[name] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def parse_hosts(text: str) -> list[dict[str, Any]]:
-    """`h1:4,h2` as fields of hosts; a host without a number has one slot. Raises SpecError."""
-    hosts = []
-    for entry in text.split(","):
-        name, colon, slots = entry.strip().rpartition(":")
-        if not colon:
-            name, slots = entry.strip(), "1"
-        if not name or not _is_count(slots):
-            raise SpecError(f"hosts: expected NAME:SLOTS,NAME:SLOTS. Received: {text!r}")
-        hosts.append({"name": name, "slots": int(slots)})
-    return hosts
-
-
-def read_hostfile(path: Path) -> list[dict[str, Any]]:
-    """Lines of `NAME slots=N`, as mpirun and horovodrun read them. Raises SpecError."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise SpecError(f"hostfile {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SpecError(
-            f"hostfile {path}: expected lines of NAME slots=N, and not binary data"
-        ) from None
-    hosts = []
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        slots = words[1].removeprefix("slots=") if len(words) == 2 else "1"
-        if len(words) > 2 or not _is_count(slots):
-            raise SpecError(f"hostfile {path}, line {number}: expected NAME slots=N: {line!r}")
-        hosts.append({"name": words[0], "slots": int(slots)})
-    return hosts
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10

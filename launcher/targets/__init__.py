@@ -1,29 +1,21 @@
-"""The places where a job can run, one file each behind base.py."""
+"""The places where a job can run, one module each behind base.py."""
 
 import importlib
 
-from launcher.errors import SpecError
+from launcher.errors import UsageError
 from launcher.spec import JobSpec
+from launcher.spec.targets import TARGETS
 from launcher.targets.base import Location, LogQuery, Target
 
-__all__ = ["TARGETS", "Location", "LogQuery", "Target", "load_target", "target_for"]
-
-# A new target is a file, and a line here.
-TARGETS = {
-    "local": "launcher.targets.local:LocalTarget",
-    "hosts": "launcher.targets.hosts:HostsTarget",
-    "compose": "launcher.targets.compose.target:ComposeTarget",
-    "kubernetes": "launcher.targets.kubernetes.target:KubernetesTarget",
-}
+__all__ = ["Location", "LogQuery", "Target", "load_target", "target_for"]
 
 
 def load_target(name: str | None, where: Location) -> Target:
     """The target of this name, imported only when it is wanted; without a name, this machine."""
-    try:
-        module, _, kind = TARGETS[name or "local"].partition(":")
-    except KeyError:
-        known = ", ".join(TARGETS)
-        raise SpecError(f"target: expected one of {known}. Received: {name!r}") from None
+    name = name or "local"
+    if name not in TARGETS:
+        raise UsageError(f"--target: expected one of {', '.join(TARGETS)}. Received: {name!r}")
+    module, _, kind = TARGETS[name].partition(":")
     target: type[Target] = getattr(importlib.import_module(module), kind)
     return target(where)
 

@@ -6,14 +6,17 @@ python -m launcher.train --help
 """
 
 import inspect
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
+from launcher import options
 from launcher.errors import LauncherError
 from launcher.train.config import TrainConfig, load_config
 from launcher.train.environment import load_tensorflow
@@ -23,13 +26,14 @@ from launcher.version import VersionFlag
 _COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, and exits: 0 done, 1 failed, 2 wrong usage, 143 stopped by SIGTERM after saving."""
     app = typer.Typer(add_completion=False)
-    app.command(help="Trains a model on the ranks it is started on.")(_command(train))
+    app.command(help="Train a model on the ranks it is started on.")(_command(train))
     command = typer.main.get_command(app)
+    name = "python -m launcher.train"
     try:
-        sys.exit(command.main(prog_name="python -m launcher.train", standalone_mode=False))
+        sys.exit(command.main(args=arguments, prog_name=name, standalone_mode=False))
     except _COMMAND_LINE_ERROR as error:
         _fail(error.format_message(), 2)
     except LauncherError as error:
@@ -48,52 +52,18 @@ def train(flags: dict[str, Any], config_file: Path | None) -> int:
 
 
 def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[..., int]:
-    """A Typer command with an option for each field of TrainConfig: none is named twice."""
+    """A Typer command with an option for each field of TrainConfig."""
 
     def command(**arguments: Any) -> int:
-        file = arguments.pop("config")
-        del arguments["version"]
-        return action(arguments, file)
+        return action(options.given(TrainConfig, arguments), arguments["config"])
 
-    parameters = [
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None, typer.Option("--config", help="TOML file of these options; flags win.")
-            ],
-        ),
-        inspect.Parameter(
-            "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VersionFlag
-        ),
+    file = typer.Option("--config", help="TOML file of these options; flags win.")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [
+        inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, file]),
+        inspect.Parameter("version", keyword, default=False, annotation=VersionFlag),
     ]
-    for name, field in TrainConfig.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        switch = field.annotation is bool
-        shown = f"{'' if field.default else 'no-'}{flag[2:]}" if switch else field.default
-        default = "" if shown is None else f" \\[default: {shown}]"  # a plain [ begins a style
-        option = typer.Option(
-            f"{flag}/--no-{flag[2:]}" if switch else flag,
-            help=f"{field.description}{default}",
-            metavar=None if switch else _kind_of_value(field.annotation),
-        )
-        # Values stay strings for pydantic, which reads those of the config file too.
-        annotation = Annotated[bool | None, option] if switch else Annotated[str | None, option]
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return command
-
-
-def _kind_of_value(annotation: Any) -> str:
-    candidates = [annotation, *get_args(annotation)]
-    return next(
-        (kind.__name__.lower() for kind in (int, float, Path) if kind in candidates), "name"
-    )
+    return options.with_parameters(command, [*own, *options.parameters(TrainConfig)], None)
 
 
 def _fail(message: str, code: int) -> None:
@@ -107,9 +77,13 @@ def _fail(message: str, code: int) -> None:
 
 
 def _rank() -> int:
+    """The rank by what has started this process; TensorFlow is not loaded yet."""
     for variable in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
         if variable in os.environ:
             return int(os.environ[variable])
+    with suppress(ValueError, TypeError, AttributeError):
+        task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
+        return int(task.get("index", 0))
     return 0
 
 

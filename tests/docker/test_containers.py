@@ -20,7 +20,7 @@ _UNHURRIED = (
     *("--volume", f"{REPOSITORY}/tests/unhurried.py:/models/unhurried.py:ro"),
     *("--env", "PYTHONPATH=/models", "--env", "HOROVOD_CYCLE_TIME=5"),
 )
-_QUICK = ("--grace", "2", "--silence-timeout", "6", "--backoff", "0.5")
+_QUICK = {"grace": 2, "silence_timeout": 6, "restart": {"backoff": 0.5}}
 
 
 def train(*more: str) -> list[str]:
@@ -28,8 +28,9 @@ def train(*more: str) -> list[str]:
     return ["--", *command, "--resume", *more]
 
 
-def join(*flags: str, backend: str = "horovod") -> list[str]:
-    return ["join", "--name", "digits", "--backend", backend, *_QUICK, *flags]
+def join(*flags: str, **fields: object) -> list[str]:
+    job = {"name": "digits", "backend": "horovod", **_QUICK, **fields}
+    return ["join", "--job", json.dumps(job), *flags]
 
 
 def test_two_containers_train_with_tensorflows_own_engine_and_end_with_equal_weights(
@@ -64,7 +65,7 @@ def test_two_containers_train_with_tensorflows_own_engine_and_end_with_equal_wei
 def test_a_killed_container_is_named_and_taken_in_again_and_one_told_to_stop_lets_all_save(
     engine: Engine,
 ) -> None:
-    head, worker = _pair(engine, "--max-restarts", "1", "--join-timeout", "90")
+    head, worker = _pair(engine, restart={"max_restarts": 1}, container={"join_timeout": 90})
     engine("kill", worker)
     killed = time.monotonic()
     engine.says(head, "launcher: lost host: rank 1 on worker-1@worker was lost", 60)
@@ -81,9 +82,8 @@ def test_a_killed_container_is_named_and_taken_in_again_and_one_told_to_stop_let
 def test_a_container_cut_from_the_network_ends_its_ranks_and_the_job_names_it(
     engine: Engine,
 ) -> None:
-    flags = ("--join-timeout", "20", "--max-restarts", "0")
-    head, worker = _pair(engine, *flags)
-    words = join("--head", "head", "--join-timeout", "4", "--name", "other")
+    head, worker = _pair(engine, restart={"max_restarts": 0}, container={"join_timeout": 20})
+    words = join("--head", "head", name="other", container={"join_timeout": 4})
     stranger = engine.start("stranger", *words, *train())
     assert engine.wait(stranger, 60) == 1
     assert "this is job 'digits', not 'other'" in engine.log(stranger)
@@ -97,12 +97,12 @@ def test_a_container_cut_from_the_network_ends_its_ranks_and_the_job_names_it(
     assert "lost host: head:29400" in engine.log(worker)
 
 
-def _pair(engine: Engine, *flags: str) -> tuple[str, str]:
+def _pair(engine: Engine, **fields: object) -> tuple[str, str]:
     """Two containers in the middle of a long training, with a checkpoint behind them."""
     options = ("--volume", f"{engine.volume()}:/runs", *_UNHURRIED)
-    words = [*join("--workers", "1", *flags), *train(*_LONG)]
+    words = [*join("--workers", "1", **fields), *train(*_LONG)]
     head = engine.start("head", *words, options=options)
-    words = [*join("--head", "head", *flags), *train(*_LONG)]
+    words = [*join("--head", "head", **fields), *train(*_LONG)]
     worker = engine.start("worker", *words, options=options)
     engine.says(head, "epoch   1", 150)
     return head, worker

@@ -6,7 +6,7 @@ The workers run the image's `mpi` target, an ssh server without root; the launch
 
 from launcher.errors import SpecError
 from launcher.spec import JobSpec
-from launcher.targets.join_command import job_arguments
+from launcher.targets.join_command import job_json
 from launcher.targets.kubernetes.manifests import (
     Manifest,
     disruption_budget,
@@ -64,8 +64,8 @@ def manifests(spec: JobSpec) -> list[Manifest]:
 
 
 def _launcher(spec: JobSpec) -> Manifest:
-    words = ["run", "--name", spec.name, "-np", str(spec.ranks), "--backend", spec.backend]
-    words += ["--hostfile", "/etc/mpi/hostfile", *job_arguments(spec)]
+    words = ["run", "--job", job_json(spec), "-np", str(spec.ranks)]
+    words += ["--hostfile", "/etc/mpi/hostfile"]
     names = {*spec.environment, *spec.kubernetes.secret_environment}
     for name in sorted(names):
         words += ["--env", name]  # over ssh by name; the values stay off every command line

@@ -8,13 +8,20 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from launcher.spec import merge
 from tests.jobs import TOKEN, Job
 from tests.launcher.launches import PROGRAM
 
-QUICK = ["--backend", "horovod", "--grace", "1", "--silence-timeout", "3", "--backoff", "0.2"]
+QUICK = {
+    "backend": "horovod",
+    "grace": 1.0,
+    "silence_timeout": 3.0,
+    "restart": {"backoff": 0.2},
+}
 
 
 class Group:
@@ -28,18 +35,19 @@ class Group:
         self.members: list[Job] = []
 
     def join(
-        self, *flags: str, program: tuple[str, ...] = (), name: str = "job", leads: bool = False
+        self, *flags: str, program: tuple[str, ...] = (), leads: bool = False, **fields: Any
     ) -> Job:
         """Starts one more member. The first leads, as does another that comes in its place."""
         number = len(self.members)
-        words = ["join", "--name", name, "--join-port", str(self.port), *QUICK, *flags]
+        directory = self.directory / f"member-{number}"
+        place = {"container": {"port": self.port}, "output": str(directory)}
+        words = ["join", "--job", json.dumps(merge(merge(QUICK, place), fields)), *flags]
         words += [] if leads or number == 0 else ["--head", "127.0.0.1"]
         command = ["python", str(PROGRAM), "--shared", str(self.shared), *program]
-        directory = self.directory / f"member-{number}"
         directory.mkdir()
         with (directory / "launcher").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launcher", *words, "-o", str(directory), "--", *command],
+                [sys.executable, "-m", "launcher", *words, "--", *command],
                 cwd=directory,
                 env={**os.environ, TOKEN: self.token},
                 stdin=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.rendezvous.registry import Registry
 from tests.jobs import Job
-from tests.launcher.rendezvous.members import QUICK, Group
+from tests.launcher.rendezvous.members import Group
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(90)]
 
@@ -33,9 +33,10 @@ def test_each_member_carries_its_slots_and_an_index_decides_its_place(
     group: Group,
 ) -> None:
     show = ("--steps", "1")
-    group.join("--workers", "2", "--slots", "2", program=show)
-    group.join("--slots", "2", "--index", "2", program=show)
-    group.join("--slots", "2", "--index", "1", program=show)
+    two = {"slots": 2}
+    group.join("--workers", "2", program=show, container=two)
+    group.join("--index", "2", program=show, container=two)
+    group.join("--index", "1", program=show, container=two)
     assert group.end(0) == 0, group.log(0)
     for rank in range(6):
         assert f"[{rank}] step 1" in group.log(0)
@@ -83,7 +84,7 @@ def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_anothe
     group: Group,
 ) -> None:
     group.join("--workers", "1", program=("--steps", "60"))
-    group.join("--join-timeout", "20", program=("--steps", "60"))
+    group.join(program=("--steps", "60"), container={"join_timeout": 20})
     group.says(0, "[1] step 6")
     group.members[0].processes[0].kill()
     limit = time.monotonic() + 8
@@ -98,8 +99,8 @@ def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_anothe
 
 
 def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> None:
-    group.join("--workers", "2", "--join-timeout", "3")
-    group.join("--index", "2", "--join-timeout", "3")
+    group.join("--workers", "2", container={"join_timeout": 3})
+    group.join("--index", "2", container={"join_timeout": 3})
     assert group.end(0, 20) == 1
     assert "launcher: worker 1 has not come within 3 s" in group.log(0)
     assert group.end(1, 20) == 1
@@ -108,7 +109,7 @@ def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> Non
 
 def test_told_to_stop_all_save_and_the_exit_code_is_143(group: Group) -> None:
     group.join("--workers", "1", program=("--steps", "500"))
-    group.join("--join-timeout", "3", program=("--steps", "500"))
+    group.join(program=("--steps", "500"), container={"join_timeout": 3})
     group.says(0, "[1] step 6")
     group.members[0].send_signal(signal.SIGTERM)
     assert group.end(0) == 143, group.log(0)
@@ -129,7 +130,7 @@ def test_a_first_member_that_still_waits_can_be_stopped(group: Group) -> None:
 def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(
     group: Group,
 ) -> None:
-    group.join("--workers", "1", "--max-restarts", "0", program=("--steps", "500"))
+    group.join("--workers", "1", program=("--steps", "500"), restart={"max_restarts": 0})
     group.join(program=("--steps", "500"))
     group.says(0, "[1] step 6")
     group.members[1].send_signal(signal.SIGTERM)
@@ -140,11 +141,12 @@ def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(
 
 
 def test_wrong_flags_are_refused_at_once(group: Group) -> None:
-    group.join("--workers", "1", "--backend", "mpi")
+    group.join("--workers", "1", backend="mpi")
     assert group.end(0) == 2
-    assert "--backend: expected horovod or tf between containers. Received: mpi" in group.log(0)
+    said = "launcher: backend: expected horovod or tf between containers. Received: mpi"
+    assert said in group.log(0)
     alone = subprocess.run(
-        [sys.executable, "-m", "launcher", "join", "--index", "1", *QUICK, "--", "true"],
+        [sys.executable, "-m", "launcher", "join", "--index", "1", "--", "true"],
         capture_output=True,
         text=True,
         timeout=30,
@@ -152,6 +154,28 @@ def test_wrong_flags_are_refused_at_once(group: Group) -> None:
     )
     assert alone.returncode == 2
     assert "--head: expected the name of the first container" in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ("{", "--job: expected JSON"),
+        ("[]", "--job: expected a JSON object"),
+        ('{"grade": 1}', "grade: no such field of a job; did you mean grace?"),
+        ('{"container": {"slots": "two"}}', "container.slots: expected a whole number"),
+    ],
+)
+def test_a_wrong_job_is_refused_by_the_name_of_its_field(job: str, said: str) -> None:
+    words = ["join", "--job", job, "--", "true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"launcher: {said}")
 
 
 def test_a_worker_runs_nothing_but_its_own_command(group: Group, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a job may be, and what is said of one that may not."""
 
-import inspect
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from launcher.cli.container_flags import container_fields
 from launcher.cli.job_flags import spec_from_flags
 from launcher.errors import SpecError, UsageError
-from launcher.spec import JobSpec, Metrics, build_spec, merge, parse_hosts, read_hostfile, read_toml
+from launcher.spec import JobSpec, Metrics, build_spec, merge, read_toml
 from launcher.spec.fields import parse_bytes
+from launcher.spec.flag_values import hosts as parse_hosts
+from launcher.spec.flag_values import read_hostfile
 from launcher.spec.messages import example, toml
 from launcher.targets import target_for
 
 COMMAND = {"command": ["python", "train.py"]}
-NO_CONTAINERS = dict.fromkeys(inspect.signature(container_fields).parameters)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def test_any_value_of_any_field_is_a_job_or_one_clear_line(values: dict[Any, Any
 def said_of(file: Path) -> str:
     """What is said of the job in the file, which can be rendered and sent on if it is right."""
     try:
-        spec = spec_from_flags(config=file, **NO_CONTAINERS)
+        spec = spec_from_flags(config=file)
         target_for(spec).render(spec)
     except UsageError as error:
         return str(error)

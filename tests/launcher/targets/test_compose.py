@@ -1,5 +1,6 @@
 """What `--target compose` renders and refuses; tests/docker runs it in an engine."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ def services(**changes: Any) -> dict[str, Any]:
 def test_one_container_leads_and_the_others_join_it() -> None:
     rendered = services()
     head, worker = rendered["head"]["command"], rendered["worker"]["command"]
-    assert head[:7] == ["join", "--name", "digits", "--backend", "horovod", "--workers", "2"]
-    assert worker[:7] == ["join", "--name", "digits", "--backend", "horovod", "--head", "head"]
+    assert (head[:2], head[3:5]) == (["join", "--job"], ["--workers", "2"])
+    assert (worker[:2], worker[3:5]) == (["join", "--job"], ["--head", "head"])
+    assert head[2] == worker[2]
+    assert json.loads(head[2]) == {
+        "name": "digits",
+        "backend": "horovod",
+        "resources": {"threads": 2, "memory": 2 * 2**30},
+        "container": {"slots": 2},
+    }
     assert rendered["worker"]["scale"] == 2
     assert "worker" not in services(ranks=2)
 

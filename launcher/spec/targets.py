@@ -1,0 +1,9 @@
+"""The places where a job can run, and the class behind each."""
+
+# A new target is a module in launcher/targets, and a line here.
+TARGETS = {
+    "local": "launcher.targets.local:LocalTarget",
+    "hosts": "launcher.targets.hosts:HostsTarget",
+    "compose": "launcher.targets.compose.target:ComposeTarget",
+    "kubernetes": "launcher.targets.kubernetes.target:KubernetesTarget",
+}
