@@ -3,7 +3,6 @@
 python -m tests.public_api    # after a change that is meant; write it into CHANGELOG.md too
 """
 
-import importlib
 import inspect
 import re
 import types
@@ -11,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import syncbn
 from launcher import heartbeat
-from launcher.__main__ import VERBS
+from launcher.cli.app import VERBS, load
 from launcher.train.config import TrainConfig
 from syncbn import callbacks, errors, legacy, native
 
@@ -32,8 +29,7 @@ def describe() -> str:
         *_module("syncbn.native", native, ["Status", "status"]),
         *_module("launcher.heartbeat", heartbeat, ["Beat", "Heartbeat", "read"]),
     ]
-    for verb, (module, _) in sorted(VERBS.items()):
-        lines += [f"launcher {verb}{option}" for option in _options(module)]
+    lines += _verbs()
     for name, field in sorted(TrainConfig.model_fields.items()):
         lines.append(f"launcher.train --{name.replace('_', '-')} = {field.default!r}")
     return "\n".join(lines) + "\n"
@@ -76,14 +72,17 @@ def _signature(value: Any) -> str:
     return re.sub(r" object at 0x[0-9a-f]+", "", str(inspect.Signature(parameters)))
 
 
-def _options(module: str) -> list[str]:
-    app = typer.Typer(add_completion=False)
-    app.command()(importlib.import_module(module).command)
-    names = [
-        "/".join(parameter.opts) if parameter.opts[0].startswith("-") else f"[{parameter.name}]"
-        for parameter in typer.main.get_command(app).params
-    ]
-    return [""] + [f" {name}" for name in sorted(names)]
+def _verbs() -> Iterator[str]:
+    """The verbs, then every option once, with all verbs that take it."""
+    verbs: dict[str, list[str]] = {}
+    for verb in VERBS:
+        yield f"launcher {verb}"
+        for parameter in load(verb).params:
+            names = [*parameter.opts, *parameter.secondary_opts]
+            name = "/".join(names) if names[0].startswith("-") else f"[{parameter.name}]"
+            verbs.setdefault(name, []).append(verb)
+    for name, takers in sorted(verbs.items()):
+        yield f"launcher {'|'.join(takers)} {name}"
 
 
 if __name__ == "__main__":

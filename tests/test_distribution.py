@@ -44,9 +44,8 @@ def test_both_distributions_are_complete_and_the_wheel_works(
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, launcher, syncbn, importlib.metadata as m\n"
-        "from launcher.__main__ import VERBS\n"
-        "import importlib\n"
-        "[importlib.import_module(module) for module, _ in VERBS.values()]\n"
+        "from launcher.cli.app import VERBS, load\n"
+        "[load(verb) for verb in VERBS]\n"
         "print(syncbn.__file__, launcher.__file__, m.version('syncbn'))\n"
     )
     environment = {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}

@@ -5,19 +5,19 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli.target_flags import Output
 from launcher.runs.reader import find_run
 
 Runs = Annotated[
     list[str], typer.Argument(help="A run's directory, its name, or a beginning of it; or two.")
 ]
-Target = Annotated[
+File = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="The file.", show_default="report.html in the run"),
+    typer.Option("--file", "-f", help="The page.", show_default="report.html in the run"),
 ]
-Directory = Annotated[Path, typer.Option("--runs", help="Where runs are looked for by name.")]
 
 
-def command(run: Runs, output: Target = None, runs: Directory = Path("runs")) -> None:
+def command(run: Runs, file: File = None, output: Output = Path("runs")) -> None:
     """Write a page with figures and plain conclusions that needs no network.
 
     With two runs, their numbers and curves stand side by side.
@@ -27,5 +27,5 @@ def command(run: Runs, output: Target = None, runs: Directory = Path("runs")) ->
 
     if len(run) > 2:
         raise UsageError(f"expected one run or two. Received: {len(run)}")
-    found = [Path(name) if Path(name).is_dir() else find_run(runs, name) for name in run]
-    print(write_report(found, output))
+    found = [Path(name) if Path(name).is_dir() else find_run(output, name) for name in run]
+    print(write_report(found, file))

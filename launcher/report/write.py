@@ -26,6 +26,6 @@ def write_report(directories: Sequence[Path], target: Path | None = None) -> Pat
     except OSError as error:
         raise LauncherError(
             f"the report cannot be written to {path}: {error.strerror}; name another place with "
-            "--output"
+            "--file"
         ) from error
     return path

@@ -5,7 +5,6 @@ returns None when that is all that is to be done, a `Program` that the page itse
 then run, or `NotRun` with the reason.
 """
 
-import importlib
 import io
 import itertools
 import os
@@ -21,8 +20,8 @@ from unittest.mock import patch
 
 import typer
 
-from launcher.__main__ import VERBS
 from launcher.cli import render
+from launcher.cli.app import load
 from launcher.train import __main__ as trainer
 from launcher.train.config import load_config
 from tests.mutants.options import options as mutants_options
@@ -163,8 +162,7 @@ def _launcher(words: list[str], programs: Sequence[str]) -> Outcome:
             return NotRun("needs a cluster, other hosts or a Docker engine; its manifests do not")
         return asked if verb == "run" else None
     if "--help" not in arguments:
-        verb_of = _command(importlib.import_module(VERBS[verb][0]).command, interspersed=True)
-        verb_of.make_context(verb, [*arguments])
+        load(verb).make_context(verb, [*arguments])
     about_ours = all(word.startswith(("-", "runs/")) or word.isdigit() for word in arguments)
     return Program(verb) if verb in _OF_A_RUN and about_ours else None
 
@@ -205,11 +203,8 @@ def _kubectl(words: list[str], programs: Sequence[str]) -> Outcome:
 
 
 def _invoke(function: Any, words: list[str]) -> None:
-    with redirect_stdout(io.StringIO()):
-        _command(function).main(args=list(words), prog_name="command", standalone_mode=False)
-
-
-def _command(function: Any, interspersed: bool = False) -> Any:
     app = typer.Typer(add_completion=False)
-    app.command(context_settings={"allow_interspersed_args": interspersed})(function)
-    return typer.main.get_command(app)
+    app.command(context_settings={"allow_interspersed_args": False})(function)
+    command = typer.main.get_command(app)
+    with redirect_stdout(io.StringIO()):
+        command.main(args=list(words), prog_name="command", standalone_mode=False)

@@ -83,12 +83,13 @@ def test_the_help_of_the_trainer_shows_every_default() -> None:
         if field.annotation is bool:
             assert shown[flag] == (flag if field.default else f"no-{flag}")
         elif field.default is not None:
-            assert shown[flag] == str(field.default)
+            value = field.default
+            assert shown[flag] == (f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
     done = launcher("run", "--help", COLUMNS="200")
-    shown = dict(re.findall(r"--([a-z-]+) .*\[default: \((.*?)\)\]", done.stdout))
+    shown = dict(re.findall(r"--([a-z-]+) .*\[default: (.*?)\]", done.stdout))
     spec = JobSpec(command=("a",))
     fields = {**dict(spec), **dict(spec.restart), **dict(spec.resources)}
     fields |= {
@@ -121,7 +122,7 @@ def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
         (["run", "-np", "0", "--", "true"], "ranks: expected at least 1, as in ranks = 2"),
         (["run", "-np", "1000", "--", "true"], "all the same: --oversubscribe"),
         (["run", "--hosts", "a", "--ssh", "'", "--", "true"], "--ssh: expected a command such as"),
-        (["run", "-np", "two", "--", "true"], "valid integer"),
+        (["run", "-np", "two", "--", "true"], "ranks: expected a whole number"),
         (["run", "--backend", "smoke", "--", "true"], "backend: "),
         (["run", "--quiet", "--json", "--", "true"], "expected --quiet or --json"),
         (["run", "--hosts", "a", "--hostfile", "b", "--", "true"], "--hosts or --hostfile"),

@@ -80,7 +80,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--runs", "EMPTY", "nothing"], "no run"),
+        (["--output", "EMPTY", "nothing"], "no run"),
         (["EMPTY"], "holds no run"),
         (["a", "b", "c"], "expected one run or two"),
     ],
@@ -96,7 +96,7 @@ def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], words: 
 
 def test_the_command_prints_where_the_page_is(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Story(epochs=2))
-    done = _launcher("report", str(run), "--output", str(tmp_path / "page.html"))
+    done = _launcher("report", str(run), "--file", str(tmp_path / "page.html"))
     assert (done.returncode, done.stderr) == (0, "")
     assert Path(done.stdout.strip()).read_text().startswith("<!DOCTYPE html>")
 
