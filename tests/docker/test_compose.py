@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -163,24 +163,68 @@ def test_launcher_run_drives_the_same_and_takes_the_job_away(
     name = f"test{engine.token}"
     words = ["run", "--target", "compose", "-np", "2", "--name", name, "--threads", "1"]
     words += ["--image", engine.image, "--", *TRAIN.split(), "--epochs", "1"]
-    directory = compose_plugin() if shutil.which("docker-compose") is None else None
-    variables = {"DOCKER_CONFIG": str(directory)} if directory else {}
-    path = f"{Path(engine.docker).parent}:{os.environ['PATH']}"
     try:
-        done = subprocess.run(
+        done = _launcher(engine, tmp_path)(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 ranks over horovod" in done.stdout
+        assert engine("ps", "--all", "--quiet", "--filter", f"name={name}") == ""
+    finally:
+        engine("volume", "rm", "--force", f"{name}_runs", check=False)
+
+
+def test_a_submitted_job_is_found_followed_and_cancelled(engine: Engine, tmp_path: Path) -> None:
+    name = f"test{uuid.uuid4().hex[:8]}"
+    run = _launcher(engine, tmp_path)
+    words = ["submit", "--target", "compose", "-np", "2", "--name", name, "--threads", "1"]
+    words += ["--image", engine.image, "--", *TRAIN.split(), "--epochs", "500"]
+    try:
+        submitted = run(*words)
+        assert submitted.returncode == 0, submitted.stderr
+        assert f"{name} is running in 2 containers" in submitted.stdout
+        assert f"launcher logs {name} --follow --target compose\n" in submitted.stdout
+        again = run(*words)
+        assert again.returncode == 2
+        assert f"launcher cancel {name} --target compose" in again.stderr
+        status = run("status", name, "--target", "compose")
+        assert (status.returncode, status.stdout) == (
+            0,
+            f"{name}: running, containers: 2 running\n",
+        )
+        listed = json.loads(run("list", "--target", "compose", "--json").stdout.splitlines()[-1])
+        assert (listed["name"], listed["state"], len(listed["containers"])) == (name, "running", 2)
+        engine.until(lambda: "epoch" in run("logs", name, "--target", "compose").stdout, 120)
+        of_one = run("logs", name, "--target", "compose", "--rank", "1").stdout.splitlines()
+        assert all(line.startswith("[1]") for line in of_one)
+        worker = run("logs", name, "--target", "compose", "--worker", "1").stdout
+        assert f"worker 1 of {name}, led by head" in worker
+        cancelled = run("cancel", name, "--target", "compose")
+        assert cancelled.stdout == f"{name}: its ranks have saved; its containers are gone\n"
+        gone = run("status", name, "--target", "compose")
+        assert gone.returncode == 2
+        assert f"no containers of a job {name!r}" in gone.stderr
+    finally:
+        run("cancel", name, "--now", "--target", "compose")
+        engine("volume", "rm", "--force", f"{name}_runs", check=False)
+
+
+def _launcher(engine: Engine, directory: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line with the programs of this engine."""
+    plugin = compose_plugin() if shutil.which("docker-compose") is None else None
+    variables = {"DOCKER_CONFIG": str(plugin)} if plugin else {}
+    path = f"{Path(engine.docker).parent}:{os.environ['PATH']}"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-m", "launcher", *words],
-            cwd=tmp_path,
+            cwd=directory,
             env={**os.environ, **variables, "PATH": path},
             capture_output=True,
             text=True,
             timeout=240,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "2 ranks over horovod" in done.stdout
-        assert engine("ps", "--all", "--quiet", "--filter", f"name={name}") == ""
-    finally:
-        engine("volume", "rm", "--force", f"{name}_runs", check=False)
+
+    return run
 
 
 def _up(port: int) -> dict[str, int]:
