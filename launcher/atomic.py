@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, synced to disk, renamed."""
+"""Atomic replacement of files: written under another name, synced to disk, renamed."""
 
 import errno
 import os

@@ -16,7 +16,7 @@ from collections.abc import Callable
 class LauncherError(Exception):
     """Root of the launcher's errors.
 
-    The text is for the user: what, expected, received, and the command that mends it.
+    The text is for the user: what, expected, received, and the command that fixes it.
     """
 
     exit_code = 1

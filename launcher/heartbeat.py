@@ -1,4 +1,4 @@
-"""How a rank tells its supervisor where it is: one small record per rank, rewritten in place.
+"""How a rank reports its progress to the supervisor: one small record, rewritten in place.
 
 The rank calls `Heartbeat.from_environment()` once and `beat(...)` every step; the supervisor, or a
 liveness probe, calls `read(path)`.

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: NaN and infinities, which it has no words for, become null."""
+"""JSON by the standard, which has no NaN and no infinities: they become null."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def dumps(content: Any, **options: Any) -> str:
-    """`json.dumps` whose text every reader of JSON takes."""
+    """`json.dumps` whose text every JSON parser accepts."""
     return json.dumps(finite(content), allow_nan=False, **options)
 
 

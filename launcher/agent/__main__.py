@@ -1,4 +1,4 @@
-"""`python -m launcher.agent`: runs one command and answers for its whole process tree.
+"""`python -m launcher.agent`: runs one command and ends its whole process tree.
 
 Reads a process spec, then commands, from standard input: `end SECONDS`, `kill`, `stacks`, `tick`.
 Writes frames to standard output. When standard input closes, the launcher is dead, and the agent
@@ -21,11 +21,11 @@ from launcher.agent.process_spec import ProcessSpec
 
 _STDIN, _STDOUT = 0, 1
 _TURN_SECONDS = 0.2
-_ORPHAN_GRACE = 3.5  # the launcher was killed: all is over within five seconds
+_ORPHAN_GRACE = 3.5  # the launcher was killed: everything ends within five seconds
 _ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
-_LEFTOVER_GRACE = 0.5  # the rank has ended; what it left behind has no work to save
+_LEFTOVER_GRACE = 0.5  # the rank has ended; the processes it left have nothing to save
 _READER_SECONDS = 60.0  # a launcher on this machine may be busy, or paused by Ctrl-Z
-_UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not even take SIGKILL
+_UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not end on SIGKILL
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ASKING = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -153,12 +153,12 @@ class Agent:
             return
         self._asked, self._deadline = True, deadline
         if self._spec.raw:
-            # mpirun passes it on and stays awake; on SIGTERM it would sleep instead of listening.
+            # mpirun passes it on and still answers; on SIGTERM it would sleep instead.
             tree.send([self._child.pid], signal.SIGUSR2)
             return
         below = tree.descendants(os.getpid())
-        # Who handles SIGTERM looks after its own children, which a save may still need; a shell
-        # that does not would die and leave the program inside it without a word.
+        # A process that handles SIGTERM ends its own children, which a save may still need; a shell
+        # that does not handle it would die and not pass the signal on.
         if tree.catches(self._child.pid, signal.SIGTERM):
             self._only_child_asked = True
             below = [self._child.pid]
@@ -260,7 +260,7 @@ def _listen_to(keepalive: list[tuple[str, int]]) -> bool:
 def main() -> None:
     if "--mpi" in sys.argv[1:]:
         spec = ProcessSpec.from_mpi()
-        # The supervisor hears of a failure from us; mpirun would end the peers without patience.
+        # The agent reports a failure to the supervisor; mpirun itself would end the peers at once.
         Agent(spec, commanded=_listen_to(spec.keepalive)).run()
         exit_code = 0
     else:

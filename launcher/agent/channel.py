@@ -1,4 +1,4 @@
-"""The agent's way out: lines of the rank and reports as frames, never waiting for a reader."""
+"""The output of the agent: lines of the rank and reports as frames, never blocked by a reader."""
 
 import os
 import select
@@ -30,7 +30,7 @@ class Channel:
         return len(self._unsent) >= _MOST_UNSENT_BYTES
 
     def pass_on(self, descriptor: int, pipes: dict[int, str]) -> None:
-        """Reads what a pipe has, and passes its whole lines on; an ended pipe leaves `pipes`."""
+        """Reads a pipe and passes its whole lines on; removes an ended pipe from `pipes`."""
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:
@@ -51,7 +51,7 @@ class Channel:
         self._unsent += encode_report(self._rank, **report)
 
     def write(self) -> bool:
-        """Writes what standard output takes at once; whether that was anything."""
+        """Writes what standard output takes without blocking; returns whether it took anything."""
         before = len(self._unsent)
         try:
             while self._unsent:
@@ -63,7 +63,7 @@ class Channel:
         return len(self._unsent) < before
 
     def flush(self, seconds: float) -> None:
-        """Writes all, however slow the reader is; waits no longer than that for it to go on."""
+        """Writes everything; gives up once the reader has taken nothing for so many seconds."""
         limit = time.monotonic() + seconds
         while self._unsent and time.monotonic() < limit:
             if self.write():

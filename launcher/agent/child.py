@@ -1,4 +1,4 @@
-"""Starts the one process an agent is there for: its environment, session, cores and heartbeat."""
+"""Starts the one process of an agent: its environment, session, cores and heartbeat."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ _OVER = "LAUNCHER_OVER"  # the file in which startup/sitecustomize.py says that 
 
 
 class Child:
-    """The process, the pipes it writes to, and the files it beats into and says its end in.
+    """The process, its pipes, and the files in which it reports heartbeats and the program's end.
 
     Raises OSError if the command cannot be started; `errno` says why.
     """
@@ -60,7 +60,7 @@ class Child:
     def over(self) -> tuple[float, int] | None:
         """When the program of the rank ended, and its exit code; None while it runs.
 
-        Its process may stay: MPI_Finalize waits for the peers. Only Python programs tell.
+        Its process may stay: MPI_Finalize waits for the peers. Known of Python programs only.
         """
         try:
             at, code = self._over.read_text().split()
@@ -83,7 +83,7 @@ def _environment(spec: ProcessSpec, beats: Path, over: Path) -> dict[str, str]:
     own = os.path.dirname(sys.executable)
     environment["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
     if spec.raw:
-        # An mpirun that had to be killed could not tidy up.
+        # An mpirun that had to be killed could not remove its files.
         environment["TMPDIR"] = str(beats.parent)
     else:
         environment[heartbeat.VARIABLE] = str(beats)

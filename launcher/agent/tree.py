@@ -1,4 +1,4 @@
-"""The processes below this one, as /proc tells them. Linux only, standard library only."""
+"""The processes below this one, read from /proc. Linux only, standard library only."""
 
 import ctypes
 import os
@@ -54,7 +54,7 @@ def send(pids: list[int], number: signal.Signals) -> None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process deals with the signal itself: by a handler, or by waiting for it."""
+    """Whether the process handles the signal itself: by a handler, or by waiting for it."""
     masks = _signal_mask(pid, "SigCgt") | _signal_mask(pid, "SigBlk")
     return bool(masks >> (number - 1) & 1)
 
@@ -70,7 +70,7 @@ def resident_bytes(pids: list[int]) -> int:
 
 
 def kernel_oom_kills() -> int:
-    """How many processes the kernel has killed on this machine for want of memory."""
+    """How many processes the kernel has killed on this machine because memory ran out."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -79,7 +79,7 @@ def kernel_oom_kills() -> int:
 
 
 def started_at(pid: int) -> float:
-    """Start of the process in seconds since boot: with the id, it names a process for good."""
+    """Start of the process in seconds since boot: with the id, it identifies a process for ever."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""`launcher doctor`: is this machine fit for a job, and if not, what mends it."""
+"""`launcher doctor`: whether this machine can run a job, and if not, how to fix it."""
 
 import json
 from dataclasses import asdict
@@ -23,7 +23,7 @@ def command(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Check all a job stands on; each line is ok, a warning, or broken, with what mends it.
+    """Check what a job needs; each line is ok, a warning, or broken, with how to fix it.
 
     Exits with 1 when something needed is broken.
     """
@@ -41,5 +41,5 @@ def command(
 def _show(console: Console, finding: Finding) -> None:
     state = (f"{finding.state:<8}", _COLOURS[finding.state])
     console.print(Text.assemble(state, f"{finding.name:<14} {finding.text}"))
-    if finding.mend:
-        console.print(Text(f"{'':22} mend: {finding.mend}", style="bold"))
+    if finding.fix:
+        console.print(Text(f"{'':22} fix: {finding.fix}", style="bold"))

@@ -1,1 +1,1 @@
-"""`launcher doctor`: looks at everything a job stands on, and says what mends what is broken."""
+"""`launcher doctor`: checks everything that a job needs, and says how to fix what is broken."""

@@ -8,9 +8,9 @@ State = Literal["ok", "warning", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and for anything but `ok` the command that mends it."""
+    """What was checked, its state, and for any state but `ok` the command that fixes it."""
 
     name: str
     state: State
     text: str
-    mend: str = ""
+    fix: str = ""

@@ -41,21 +41,21 @@ def look_at_memory() -> Iterator[Finding]:
     except OSError:
         yield Finding("shared memory", "warning", "no /dev/shm", "mount -t tmpfs tmpfs /dev/shm")
         return
-    mend = "mount -o remount,size=1g /dev/shm  (docker run --shm-size=1g)"
-    yield _at_least("shared memory", size, _SHARED_MEMORY_BYTES, _bytes(size), mend)
+    fix = "mount -o remount,size=1g /dev/shm  (docker run --shm-size=1g)"
+    yield _at_least("shared memory", size, _SHARED_MEMORY_BYTES, _bytes(size), fix)
 
 
 def look_at_limits() -> Iterator[Finding]:
     """Open files, of which each rank keeps several per peer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536
-    mend = f"ulimit -n {min(hard, wanted) if hard >= _OPEN_FILES else wanted}"
+    fix = f"ulimit -n {min(hard, wanted) if hard >= _OPEN_FILES else wanted}"
     if 0 <= hard < _OPEN_FILES and not _may_raise_limits():
-        mend = (
+        fix = (
             f"echo '* - nofile {wanted}' >> /etc/security/limits.conf as root, then log in again "
             f"(docker run --ulimit nofile={wanted})"
         )
-    yield _at_least("open files", soft if soft >= 0 else 1 << 30, _OPEN_FILES, str(soft), mend)
+    yield _at_least("open files", soft if soft >= 0 else 1 << 30, _OPEN_FILES, str(soft), fix)
 
 
 def _may_raise_limits() -> bool:
@@ -97,19 +97,19 @@ def look_at_ports() -> Iterator[Finding]:
     first, last = _port_range()
     count = last - first + 1
     text = f"{count} free to choose ({first} to {last})"
-    mend = "sysctl -w net.ipv4.ip_local_port_range='32768 60999'"
-    yield _at_least("ports", count, _FEW_EPHEMERAL_PORTS, text, mend)
+    fix = "sysctl -w net.ipv4.ip_local_port_range='32768 60999'"
+    yield _at_least("ports", count, _FEW_EPHEMERAL_PORTS, text, fix)
     try:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         text = f"{socket.gethostname()} does not resolve; some engines look themselves up"
-        mend = f"echo 127.0.1.1 {socket.gethostname()} >> /etc/hosts"
-        yield Finding("host name", "warning", text, mend)
+        fix = f"echo 127.0.1.1 {socket.gethostname()} >> /etc/hosts"
+        yield Finding("host name", "warning", text, fix)
 
 
-def _at_least(name: str, value: int, wanted: int, text: str, mend: str) -> Finding:
+def _at_least(name: str, value: int, wanted: int, text: str, fix: str) -> Finding:
     state: State = "ok" if value >= wanted else "warning"
-    return Finding(name, state, text, "" if state == "ok" else mend)
+    return Finding(name, state, text, "" if state == "ok" else fix)
 
 
 def _quota() -> float | None:

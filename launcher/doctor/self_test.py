@@ -24,8 +24,8 @@ def try_all_reduce() -> Iterator[Finding]:
     """An all-reduce of two ranks over the backend a job would get, and its median latency."""
     backend = choose_backend(_RANKS)
     if backend == "local":
-        mend = "python -m launcher install-horovod"
-        yield Finding("self-test", "broken", "no backend for two ranks is installed", mend)
+        fix = "python -m launcher install-horovod"
+        yield Finding("self-test", "broken", "no backend for two ranks is installed", fix)
         return
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as directory:
         spec = build_spec(

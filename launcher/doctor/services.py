@@ -24,8 +24,8 @@ def look_at_docker() -> Iterator[Finding]:
 def look_at_kubernetes() -> Iterator[Finding]:
     """kubectl, and the cluster of its current context."""
     if shutil.which("kubectl") is None:
-        mend = "install kubectl: https://kubernetes.io/docs/tasks/tools/"
-        yield Finding("kubernetes", "warning", "no kubectl", mend)
+        fix = "install kubectl: https://kubernetes.io/docs/tasks/tools/"
+        yield Finding("kubernetes", "warning", "no kubectl", fix)
         return
     context = _answer(["kubectl", "config", "current-context"])
     if context is None:

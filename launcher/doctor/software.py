@@ -65,14 +65,14 @@ def judge_kernels(status: dict[str, str | None]) -> Finding:
     text, reason = str(status["text"]), status["reason"] or ""
     if status["path"] == "native" or "GPU" in reason or "SYNCBN_NATIVE" in reason:
         return Finding("kernels", "ok", text)
-    mend = "unset SYNCBN_MARCH" if "SYNCBN_MARCH" in reason else "python -m syncbn.native.build"
-    return Finding("kernels", "warning", text, mend)
+    fix = "unset SYNCBN_MARCH" if "SYNCBN_MARCH" in reason else "python -m syncbn.native.build"
+    return Finding("kernels", "warning", text, fix)
 
 
 def look_at_horovod() -> Iterator[Finding]:
     """Horovod: built for this TensorFlow, with Gloo and MPI, and with NCCL where it would serve."""
     gpu = _driver() is not None
-    mend = f"python -m launcher install-horovod{' --gpu' * gpu}"
+    fix = f"python -m launcher install-horovod{' --gpu' * gpu}"
     try:
         fault = fault_of_installed(find_recipe(gpu))
     except LauncherError as error:
@@ -85,9 +85,9 @@ def look_at_horovod() -> Iterator[Finding]:
         yield Finding("Horovod", "ok", text)
     elif installed_version() is None:
         # Not needed where MPI or tf.distribute carry the job.
-        yield Finding("Horovod", "warning", f"not installed: {why_missing(gpu)}", mend)
+        yield Finding("Horovod", "warning", f"not installed: {why_missing(gpu)}", fix)
     else:
-        yield Finding("Horovod", "broken", fault, mend)
+        yield Finding("Horovod", "broken", fault, fix)
 
 
 def look_at_mpi() -> Iterator[Finding]:
@@ -121,8 +121,8 @@ def _gpus(names: list[str], cuda: str | None) -> Finding:
         text = f"driver {driver}, but this TensorFlow is built for the CPU"
         return Finding("GPUs", "warning", text, "pip install 'syncbn[gpu]'")
     text = f"driver {driver}, but TensorFlow with CUDA {cuda} sees no GPU"
-    mend = "pip install --force-reinstall 'syncbn[gpu]'; check CUDA_VISIBLE_DEVICES"
-    return Finding("GPUs", "broken", text, mend)
+    fix = "pip install --force-reinstall 'syncbn[gpu]'; check CUDA_VISIBLE_DEVICES"
+    return Finding("GPUs", "broken", text, fix)
 
 
 def _driver() -> str | None:

@@ -1,4 +1,4 @@
-"""Hands the last page of a short job to a Pushgateway, which Prometheus scrapes in its place."""
+"""Pushes the last metrics of a short job to a Pushgateway, which Prometheus scrapes instead."""
 
 from urllib.parse import urlsplit
 

@@ -1,4 +1,4 @@
-"""Offers the page of a job while the launcher runs it, and hands it on at the end."""
+"""Serves the metrics of a job while the launcher runs it, and pushes them at the end."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from launcher.spec import JobSpec
 def job_metrics(spec: JobSpec, run: Path) -> Iterator[list[Observer]]:
     """The observers that keep the metrics of a run, none unless the job asks for metrics.
 
-    What goes wrong here is one line on stderr; the job does not notice.
+    A failure here is one line on stderr and does not affect the job.
     """
     metrics = spec.metrics
     if metrics is None or (metrics.port is None and metrics.push is None):

@@ -1,7 +1,7 @@
-"""The pages of ranks as files, which outlive the ranks, and their sum over ranks and attempts.
+"""The metrics of ranks as files, which outlive the ranks, and their sum over ranks and attempts.
 
 Each rank under a launcher rewrites RUN/metrics/attempt-K/rank-N.json every few seconds; the
-launcher reads them when its own page is asked for. No port and no peer has to answer for that.
+launcher reads them when its own page is requested; neither ports nor peers are needed for that.
 """
 
 import json

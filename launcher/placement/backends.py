@@ -23,7 +23,7 @@ CHOSEN_AT_START = "CHOSEN_AT_START"
 
 
 def require(backend: str) -> None:
-    """Raises MissingToolError if the backend's engine is not installed."""
+    """Raises MissingToolError if the backend is not installed."""
     if backend == "horovod" and find_spec("horovod") is None:
         raise MissingToolError(
             "Horovod is not installed for this Python; build it: python -m launcher install-horovod"
@@ -75,7 +75,7 @@ def rendezvous(slots: Sequence[Slot], address: str, port: int) -> Iterator[int]:
 
 
 def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) -> dict[str, str]:
-    """What Horovod needs to know, without horovodrun above it."""
+    """What Horovod needs to know where no horovodrun has started it."""
     return {
         "HOROVOD_RANK": str(slot.rank),
         "HOROVOD_SIZE": str(slot.size),
@@ -89,7 +89,7 @@ def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) 
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_GLOO_IFACE": interface,
-        # The launcher sees a peer that dies; a slow start is no reason to give up after 30 s.
+        # The launcher detects a peer that dies; a slow start must not fail after 30 s.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "300"),
     }
 
@@ -98,7 +98,7 @@ def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) 
 def held_ports(count: int) -> Iterator[list[int]]:
     """Free ports on loopback that stay ours until the context is left.
 
-    We hold them bound but silent; TensorFlow binds beside us (TF_GRPC_REUSE_PORT), nobody else can.
+    They are bound here; TensorFlow binds them too (TF_GRPC_REUSE_PORT), other programs cannot.
     """
     held = []
     try:
@@ -146,7 +146,7 @@ def mpirun_command(spec: JobSpec, agent: Sequence[str], hosts: Sequence[str]) ->
 
 
 def mpi_environment() -> dict[str, str]:
-    """What mpirun itself needs: leave to run as root, which a container often is."""
+    """What mpirun itself needs: permission to run as root, as which containers often run."""
     allowed = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
     return dict.fromkeys(allowed, "1") if os.geteuid() == 0 else {}
 

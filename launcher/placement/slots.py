@@ -8,7 +8,7 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.spec import Host, JobSpec
 
-_MOST_RANKS_A_CORE = 8  # a slip of the pen, such as 1000 for 10, must not drown the machine
+_MOST_RANKS_A_CORE = 8  # a typing error, such as 1000 for 10, must not exhaust the machine
 
 # Read by TensorFlow, OpenMP (oneDNN, scikit-learn), OpenBLAS and MKL.
 _THREAD_VARIABLES = (
@@ -69,7 +69,7 @@ def require_cores(spec: JobSpec) -> None:
 
 
 def threads_of(spec: JobSpec, cores: int, local_size: int) -> int:
-    """Threads for one rank: what was asked for, else its share of the cores, at least one."""
+    """Threads for one rank: as many as requested, else its share of the cores, at least one."""
     asked = spec.resources.threads or spec.resources.cpus
     return asked or max(1, cores // local_size)
 
@@ -99,8 +99,8 @@ def cores_of_ranks(
 ) -> list[list[int]]:
     """The cores each local rank is bound to; empty for no binding.
 
-    `nodes` holds the usable cores of each NUMA node. By node, ranks are dealt to the nodes in turn
-    and share the cores of theirs; by cores, each gets its own share of all of them.
+    `nodes` holds the usable cores of each NUMA node. By node, consecutive ranks go to the same
+    node and share its cores; by cores, each rank gets its own share of all cores.
     """
     binding, cpus = spec.resources.binding, spec.resources.cpus
     if binding == "auto":
@@ -112,7 +112,7 @@ def cores_of_ranks(
     cores = [core for node in nodes for core in node]
     share = cpus or len(cores) // local_size
     if share == 0 or share * local_size > len(cores):
-        return []  # more ranks than cores: tying two to one core would only slow them
+        return []  # more ranks than cores: binding two to one core would only slow them
     return [cores[rank * share : (rank + 1) * share] for rank in range(local_size)]
 
 

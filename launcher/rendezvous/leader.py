@@ -1,4 +1,4 @@
-"""The first container of a job, which leads the others: its own ranks here, theirs over TCP."""
+"""The first container of a job, which leads the others: it runs its own ranks, theirs over TCP."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -68,7 +68,7 @@ class Leader:
                 plan = ProcessPlan(slot.hostname, (slot.rank,), own_agent(), process)
             else:
                 worker = workers[slot.rank // size - 1]
-                # The worker fills in the rest itself: its command is its own.
+                # The worker adds the rest itself: it runs its own command.
                 process = ProcessSpec([], "", world, slot.rank, slot.local_rank)
                 argv = (*_RELAY, worker.address, str(worker.port))
                 plan = ProcessPlan(slot.hostname, (slot.rank,), argv, process, remote=True)

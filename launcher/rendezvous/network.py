@@ -1,4 +1,4 @@
-"""Which of this machine's addresses and interfaces lead to another container."""
+"""The addresses and interfaces of this machine that lead to another container."""
 
 import ipaddress
 import socket
@@ -20,7 +20,7 @@ def address_to_listen_on(head: str | None) -> str:
 
 
 def own_address_toward(other: str) -> str:
-    """Our address as the machine at `other` sees it. Raises OSError without a way there."""
+    """Our address as the machine at `other` sees it. Raises OSError if there is no route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((other, 9))  # nothing is sent
         return str(probe.getsockname()[0])

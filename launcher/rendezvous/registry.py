@@ -27,7 +27,7 @@ class Worker:
 
 
 class Registry:
-    """Listens on `port` while open and gives each worker a place, the one it asks for if it may.
+    """Listens on `port` while open and gives each worker an index, the requested one if possible.
 
     With an `address` it listens there only.
     """
@@ -55,7 +55,7 @@ class Registry:
         self._server.server_close()
 
     def arrive(self, arrival: Arrival, address: str) -> Answer:
-        """Takes a worker's word for being here."""
+        """Records that a worker is here, and answers it."""
         with self._lock:
             now = time.monotonic()
             refusal = self._refusal(arrival)
@@ -70,7 +70,7 @@ class Registry:
             return Answer(index=index, result=self._result)
 
     def wait(self, seconds: float, stopped: Callable[[], bool] = lambda: False) -> list[Worker]:
-        """All workers in order, each heard of just now.
+        """All workers in order, each of which has reported within the last seconds.
 
         Raises LauncherError naming the missing, or at once when `stopped`.
         """
@@ -88,7 +88,7 @@ class Registry:
             time.sleep(_LOOK_SECONDS)
 
     def finish(self, result: int) -> None:
-        """Lets every worker that still asks know how the job ended."""
+        """Tells every worker that still asks how the job ended."""
         with self._lock:
             self._result = result
         limit = time.monotonic() + _TOLD_SECONDS
@@ -148,6 +148,6 @@ def _handler(registry: Registry) -> type[socketserver.BaseRequestHandler]:
                 answer = registry.arrive(arrival_from(self.request), self.client_address[0])
                 send(self.request, asdict(answer))
             except (OSError, WireError):
-                self.request.close()  # it will come again, or is none of ours
+                self.request.close()  # it will ask again, or belongs to another program
 
     return Handler

@@ -1,7 +1,7 @@
-"""What the containers of a job say to each other: one line of JSON there, one back, over TCP.
+"""The protocol between the containers of a job: a line of JSON as request, one as answer, over TCP.
 
-Only who is here and how it ended is said, never a command to run: each container runs its own, so a
-stranger on the job's network could end a job at worst. Nothing here is secret or encrypted.
+It carries who is here and how the job ended, never a command: each container runs its own, so that
+a stranger on the job's network could at worst end a job. Nothing is secret or encrypted.
 """
 
 import json
@@ -16,13 +16,16 @@ _SECONDS = 5.0
 
 
 class WireError(LauncherError):
-    """What came over the network is not of this protocol."""
+    """What was received does not follow this protocol."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A worker says that it is here, again every second. `id` is its host name, `index` its place
-    among the workers (1, 2, ...) where it knows one, `port` where it listens."""
+    """A worker's report that it is here, sent every second.
+
+    `id` is its host name, `index` its number among the workers (1, 2, ...) where it knows one,
+    `port` where it listens.
+    """
 
     job: str
     id: str
@@ -33,7 +36,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Answer:
-    """The place of the worker, or why it has none; `result` is the job's exit code, once ended."""
+    """The index of the worker, or why it has none; `result` is the job's exit code, once ended."""
 
     index: int | None = None
     refused: str | None = None
@@ -42,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Contact:
-    """One question and its answer, with the addresses of both sides."""
+    """One answer, with the addresses of both sides."""
 
     answer: Answer
     own_address: str
@@ -50,7 +53,7 @@ class Contact:
 
 
 def ask(address: tuple[str, int], arrival: Arrival) -> Contact:
-    """Says it to the first container. Raises OSError, or WireError for an answer that is none."""
+    """Sends it to the leader. Raises OSError, or WireError for an invalid answer."""
     with socket.create_connection(address, _SECONDS) as connection:
         send(connection, asdict(arrival))
         answer = _built(Answer, receive(connection))
@@ -67,7 +70,7 @@ def send(connection: socket.socket, content: dict[str, Any]) -> None:
 
 
 def receive(connection: socket.socket) -> dict[str, Any]:
-    """One line and nothing of what may follow it. Raises OSError or WireError."""
+    """Reads one line, and nothing that may follow it. Raises OSError or WireError."""
     connection.settimeout(_SECONDS)
     line = b""
     while not line.endswith(b"\n"):

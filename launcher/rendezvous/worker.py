@@ -42,7 +42,7 @@ _TAKEN = {*_ENGINE, "LAUNCHER_ATTEMPT", "LAUNCHER_WORLD_SIZE"}
 
 
 class Worker:
-    """Runs until the job has ended; `head` is the name and port of the first container."""
+    """Runs until the job has ended; `head` is the name and port of the leader."""
 
     def __init__(self, spec: JobSpec, head: tuple[str, int], index: int | None) -> None:
         self._spec, self._head, self._index = spec, head, index
@@ -54,7 +54,7 @@ class Worker:
     def run(self, stop: StopRequests) -> int:
         """Returns the job's exit code, or 143 when told to stop.
 
-        Raises LauncherError when the first container has not been heard of for `join_timeout`.
+        Raises LauncherError when the leader has not answered for `join_timeout` seconds.
         """
         try:
             return self._stay(stop)
@@ -83,7 +83,7 @@ class Worker:
                 where = f"{self._head[0]}:{self._head[1]}"
                 raise LauncherError(f"lost host: {where} for {patience:g} s: {trouble}")
             select.select([stop.descriptor], [], [], _SECONDS_BETWEEN_WORDS)
-        # The ranks save together: one that is told to stop tells the others.
+        # The ranks save together: one that is told to stop informs the others.
         for agent in self._living():
             with suppress(psutil.Error):
                 for rank in psutil.Process(agent.pid).children():
@@ -92,10 +92,10 @@ class Worker:
         return stop.exit_code
 
     def serve(self, connection: socket.socket, address: str) -> None:
-        """Runs one rank for whoever leads the job, and carries its words there."""
+        """Runs one rank for the leader, and passes its output and reports on."""
         contact = self._contact
         if contact is None or address != contact.head_address:
-            return  # a stranger, or a leader that this worker has not been told of yet
+            return  # a stranger, or a leader that this worker does not know yet
         process = self._process(receive(connection), contact)
         with self._lock:
             earlier = self._agents.get(process.rank)
@@ -118,7 +118,7 @@ class Worker:
 
     def _arrival(self) -> Arrival:
         if self._server is None:
-            # Only once the first container can be found: its own network is the one to listen on.
+            # Only once the leader's name resolves: the network that leads there is the one to use.
             self._server = _Server((own_address_toward(self._head[0]), 0), _handler(self))
             serve = self._server.serve_forever
             threading.Thread(target=serve, args=(0.1,), daemon=True).start()
@@ -168,7 +168,7 @@ class Worker:
 
 
 def _carry(connection: socket.socket, agent: subprocess.Popen[bytes]) -> None:
-    """Commands from the connection to the agent until either ends; the agent writes back itself."""
+    """Passes commands on to the agent until it or the connection ends; the agent answers itself."""
     assert agent.stdin is not None
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
@@ -180,7 +180,7 @@ def _carry(connection: socket.socket, agent: subprocess.Popen[bytes]) -> None:
                         return
                     agent.stdin.write(data)
                 except BlockingIOError:
-                    continue  # the agent has made its end, and so ours, non-blocking
+                    continue  # the agent has made the shared pipe non-blocking
                 except (OSError, ValueError):  # ValueError: the agent is being ended meanwhile
                     return
 

@@ -1,5 +1,5 @@
 """A run on one page that needs no network: `launcher report RUN [RUN2]`.
 
-`run` reads what a run left, `findings` says in words what that means, `figures` draws it, `page`
-puts it together.
+run.py reads what a run left, findings.py draws conclusions, own_figures.py and shared_figures.py
+draw one run or two, page.py puts it together, write.py writes the file.
 """

@@ -42,7 +42,7 @@ def _end(run: Run) -> Iterator[Finding]:
         cause = (done[-1].get("cause") if done else None) or {}
         failure = run.summary.get("failure") or {}
         text = cause.get("summary") or failure.get("message") or "see journal.jsonl"
-        hint = f" To mend it: {cause['hint']}." if cause.get("hint") else ""
+        hint = f" To fix it: {cause['hint']}." if cause.get("hint") else ""
         yield Finding("bad", "The job failed", f"{_sentence(text)}{hint}")
     elif run.status == "unfinished":
         yield Finding("note", "Not finished", "The run goes on, or was killed without a last word.")

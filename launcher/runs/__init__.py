@@ -1,1 +1,1 @@
-"""What is kept of every run, in a directory of its own: who writes it, and who reads it back."""
+"""The record of a run, in a directory of its own: written by its launcher, read by everybody."""

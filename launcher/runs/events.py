@@ -1,6 +1,6 @@
-"""What happens in a job, as plain data. Whoever wants to know is a function of one event.
+"""What happens in a job, as plain data. An observer is a function of one event.
 
-The journal, the terminal and the metrics are such observers; the supervisor knows none of them.
+The writer of the run, the terminal and the metrics are observers, unknown to the supervisor.
 """
 
 import time
@@ -15,7 +15,7 @@ Kind = Literal[
     "output",  # one line of a rank or of the transport: stream, text
     "beat",  # phase, step, numbers
     "checkpoint",  # step
-    "rank_ended",  # exit_code, by (what ended it), peer (only the noise of another's failure)
+    "rank_ended",  # exit_code, asked (whether the launcher ended it)
     "failed",  # the cause of an attempt's failure
     "restarting",  # attempt that comes, seconds to wait
     "stopping",  # the user or the system asked: signal

@@ -1,4 +1,4 @@
-"""The directory of a run: nobody else knows the names of its files.
+"""The directory of a run: the only module that knows the names of its files.
 
     OUTPUT/ID/spec.json         the job
     OUTPUT/ID/launcher.json     the process of its launcher
@@ -10,7 +10,7 @@
     OUTPUT/ID/metrics.jsonl     what launcher.train has measured; summary.json beside it
     OUTPUT/ID/report.html       figures of that
 
-Under OUTPUT/targets stands where the metrics of a living run are served, for Prometheus.
+OUTPUT/targets holds the addresses where metrics of living runs are served, for Prometheus.
 """
 
 from collections.abc import Iterable, Iterator
@@ -71,7 +71,7 @@ def snapshots(run: Path) -> Iterator[tuple[int, int, Path]]:
 
 
 def metrics_address(run: Path) -> Path:
-    """Says where the metrics of the whole job are served, as long as they are."""
+    """The address where the metrics of the job are served, while they are."""
     return run.parent / "targets" / f"{run.name}.json"
 
 

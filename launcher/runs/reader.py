@@ -1,6 +1,6 @@
-"""Reads runs back: from the journal alone, so that it works from anywhere and after any crash.
+"""Reads runs back, from their journals alone: from any process, and after any crash.
 
-The live table folds the very same events while they happen.
+The live table applies the same events while they happen.
 """
 
 import json
@@ -23,7 +23,7 @@ _ENDED = {"succeeded", "failed", "stopped", "lost"}
 
 @dataclass
 class RankRow:
-    """What the events have told of one rank in the newest attempt."""
+    """One rank in the newest attempt, by the events so far."""
 
     host: str = ""
     state: str = "starting"
@@ -35,7 +35,7 @@ class RankRow:
 
 @dataclass
 class RunState:
-    """A run as its events tell it. `state` is starting, running, restarting, stopping, or an end:
+    """A run by its events. `state` is starting, running, restarting, stopping, or an end:
     succeeded, failed, stopped, lost (its launcher was killed before it could say how it ended)."""
 
     id: str = ""
@@ -57,13 +57,13 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """How long it has run up to now, or did run up to its last event."""
+        """How long it has run: up to now, or up to its last event."""
         if not self.began:
             return 0.0
         return (self.latest if self.ended else time.time()) - self.began
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Takes one event of the journal; unknown ones are passed over."""
+        """Applies one event of the journal; unknown ones are ignored."""
         self.latest = event["time"]
         take = getattr(self, f"_on_{event['event']}", None)
         if take is not None:

@@ -1,6 +1,6 @@
-"""What is kept of every run: `OUTPUT/ID/` with the job, a journal of events, logs and the result.
+"""Writes the directory of a run: the job, a journal of events, logs and the result.
 
-Anyone may read it while the run lives and after any crash; only the run's launcher writes it.
+Any process may read it, during the run and after a crash; only the launcher of the run writes it.
 """
 
 import os
@@ -21,13 +21,13 @@ from launcher.spec import JobSpec
 from launcher.spec.secrets import without_secrets
 
 _SECONDS_BETWEEN_STEPS = 1.0  # the journal keeps at most one step a second of each rank
-# How a run has ended must be known on a full disk too: room for that is kept from the start.
+# The end of a run must be recorded on a full disk too: space for it is reserved from the start.
 _LAST_WORDS = {"failed", "done"}
 _RESERVE_BYTES = 64 * 1024
 
 
 class RunWriter:
-    """The directory of one run, for its writer: an observer of events."""
+    """The directory of one run: an observer of events that records them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -70,7 +70,7 @@ class RunWriter:
                 replace_json(self.directory / layout.RESULT, event.as_json(), durable=False)
 
     def take_complaints(self) -> list[str]:
-        """What could not be written and why, since the last call; each is told once."""
+        """What could not be written and why, since the last call; each problem once."""
         complaints, self._complaints = self._complaints, []
         return complaints
 
@@ -123,7 +123,7 @@ class RunWriter:
 
     def _complain(self, what: str, error: OSError) -> None:
         text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job goes on"
-        # Once a run: to tell of it is an event, which cannot be written either.
+        # Once a run: the warning is an event too, which cannot be written either.
         if text not in self._complained:
             self._complained.add(text)
             self._complaints.append(text)

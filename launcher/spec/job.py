@@ -150,10 +150,12 @@ class JobSpec(Data):
     restart: RestartPolicy = RestartPolicy()
     hang_timeout: Seconds = option(300.0, "Seconds without a finished step; 0 for never.", _FAILURE)
     exit_timeout: Seconds = option(
-        30.0, "Seconds without a word once a rank has ended with 0; 0 for ever.", _FAILURE
+        30.0,
+        "Seconds without output or heartbeat once a rank has ended with 0; 0 for ever.",
+        _FAILURE,
     )
     silence_timeout: Annotated[Seconds, Field(ge=2)] = option(
-        10.0, "Seconds without a word from a host.", _FAILURE
+        10.0, "Seconds without a report from a host.", _FAILURE
     )
     grace: Seconds = option(4.0, "Seconds from SIGTERM to SIGKILL.", _FAILURE)
     save_timeout: Seconds = option(30.0, "Seconds to save when told to stop.", _FAILURE)

@@ -1,1 +1,1 @@
-"""Starts the ranks of one job, watches them, ends them, and says why they ended."""
+"""Starts the ranks of one job, watches them, ends them, and names the cause of a failure."""

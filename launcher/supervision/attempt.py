@@ -1,4 +1,4 @@
-"""One attempt at a job: all its processes, from the first start to the last one's end."""
+"""One attempt at a job: all its processes, from the start of the first to the end of the last."""
 
 import re
 import selectors
@@ -20,7 +20,7 @@ _UNREACHABLE = re.compile(
     "No route to host|Connection timed out|Could not resolve hostname|Network is unreachable"
 )
 _TICK_SECONDS = 1.0
-_CONNECT_SECONDS = 15.0  # ssh may take its time before the first word
+_CONNECT_SECONDS = 15.0  # ssh may be slow to connect
 _CLOSING_SECONDS = 1.5  # what an agent needs after the last of its processes is gone
 
 
@@ -55,7 +55,7 @@ class Attempt:
 
     @property
     def last_heard(self) -> float:
-        """Monotonic time of the last word from a host that was lost, else minus infinity."""
+        """Monotonic time of the last report from a host that was lost, else minus infinity."""
         return max((lost.heard for lost in self._lost), default=float("-inf"))
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Attempt:
         self._selector.register(descriptor, selectors.EVENT_READ, None)
 
     def turn(self, seconds: float) -> None:
-        """Waits for news at most so long, and takes all there is."""
+        """Waits at most so long for reports, and processes all that have come."""
         for key, _ in self._selector.select(seconds):
             if key.data is not None:
                 self._read(key.data)
@@ -99,7 +99,7 @@ class Attempt:
             member.tell("stacks")
 
     def close(self) -> None:
-        """Ends whatever still runs, at once, and lets go of every descriptor."""
+        """Ends all that still runs, at once, and closes every descriptor."""
         if not self.over:
             self.end(0.0)
         while not self.over:
@@ -187,7 +187,7 @@ class Attempt:
                 self._record_lost(silent, f"was lost: {line.strip()}")
                 return
         for rank in silent:
-            # Nobody said how the rank ended: its agent was killed, or mpirun gave up.
+            # No report of how the rank ended: its agent was killed, or mpirun gave up.
             tail = tuple(self.states[rank].tail) or tuple(member.transport_tail)
             self._exit(self.states[rank], code or 1, time.time(), tail=tail, silent=True)
 
@@ -201,7 +201,7 @@ class Attempt:
         self._record_lost(member.plan.ranks, words)
 
     def _lost_by_mpirun(self, member: Member, host: str) -> None:
-        """mpirun says so and then waits, often for ever: its ranks there count as lost at once."""
+        """mpirun reports a loss, then often waits for ever: the ranks there are lost at once."""
         self._lost.append(member)
         gone = [rank for rank in member.plan.ranks if self.states[rank].host == host]
         self._record_lost(gone or member.plan.ranks, "was lost: mpirun has no connection to it")

@@ -18,7 +18,7 @@ CauseClass = Literal[
     "diverged",
 ]
 
-# What a healthy rank says when another one has gone: its engine's words, not the cause.
+# What the backend of a healthy rank prints when another rank has gone: not the cause.
 _PEER_NOISE = re.compile(
     r"HorovodInternalError|Horovod has been shut down|Connection (?:reset|closed) by peer"
     r"|Socket closed|Broken pipe|gloo::|\[gloo|Collective ops is aborted|coordination service"
@@ -30,13 +30,13 @@ _OUT_OF_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|MemoryError|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY"
     r"|out of memory|Cannot allocate memory"
 )
-# Said by launcher.train, by syncbn.callbacks.NonFiniteGuard in a `fit` of the user's, and by what
-# `syncbn.init` compares in every program.
+# Printed by launcher.train, by syncbn.callbacks.NonFiniteGuard in a user's `fit`, and by the
+# comparison of ranks that `syncbn.init` sets up in every program.
 _DIVERGED = re.compile(
     r"launcher\.train: (?:rank \d+: )?diverged: (?P<told>.+?)(?:\. The usual .*)?$"
     r"|(?:NonFinite|Divergence)Error: (?P<raised>.+?)(?:\. The usual .*)?$"
 )
-# An error, and not a warning of what goes on without the file.
+# An error, not a warning of a program that continues without the file.
 _DISK_FULL = re.compile(
     r"launcher\.train: (?:rank \d+: )?(?P<told>disk full: .+)"
     r"|(?P<raised>[\w.]*(?:Error|Exception): .*(?:No space left on device|Disk quota exceeded).*)"
@@ -46,7 +46,7 @@ _LONGEST_QUOTE = 160
 _USAGE_CODE = 2
 _USAGE_CODES = {_USAGE_CODE, 126, 127}
 
-# A sign in the last lines, and what the user can do about it.
+# A pattern in the last lines, and what the user can do about it.
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"No space left on device|ENOSPC|Disk quota exceeded"),
@@ -74,10 +74,10 @@ class Exit:
     """How one rank ended, as its agent saw it.
 
     `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
-    since the epoch. `refused` says why the command could not be started at all, `lost` that its
-    host was, `silent` that nobody could say how it ended, `leaving` that the rank had said itself
+    since the epoch. `refused` says why the command could not be started at all, `lost` how its host
+    was lost. `silent` means that no agent reported the end, `leaving` that the rank had announced
     that it ends because of another. With `lingering` the program has ended, with 0 or by an
-    exception, and its process has stayed.
+    exception, but its process has not.
     """
 
     rank: int
@@ -101,7 +101,7 @@ class Exit:
 
     @property
     def ended_by_others(self) -> bool:
-        """Whether the launcher, or mpirun without a word of the agent, ended the process."""
+        """Whether the launcher ended the process, or mpirun without a report of the agent."""
         return self.asked or self.silent
 
 
@@ -132,8 +132,11 @@ class Cause:
 
 
 def is_peer_noise(ended: Exit) -> bool:
-    """Whether another rank can say better why: this one failed because of it, by its own word or by
-    its last lines, or has refused without a word the input that one rank refuses for all."""
+    """Whether another rank explains the failure.
+
+    This one ended because of another, as it announced or as its last lines show, or refused
+    silently the input that one rank refuses for all.
+    """
     if ended.code == _USAGE_CODE and ended.refused is None and not ended.tail:
         return True
     noise = ended.leaving or any(_PEER_NOISE.search(line) for line in ended.tail[-12:])
@@ -141,12 +144,12 @@ def is_peer_noise(ended: Exit) -> bool:
 
 
 def is_crash(ended: Exit) -> bool:
-    """Whether native code of the rank's own process broke down."""
+    """Whether native code in the rank's own process crashed."""
     return -ended.code in {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
 
 
 def first_cause(exits: Sequence[Exit]) -> Cause:
-    """The cause among failed exits: what no peer can explain comes first, then what came first."""
+    """The cause among failed exits: one that no peer explains comes first, then the earliest."""
     return explain(min(exits, key=lambda ended: (_innocence(ended), ended.at)))
 
 
@@ -164,7 +167,7 @@ def outcome(ended: Exit) -> str:
 
 
 def explain(ended: Exit) -> Cause:
-    """Names the class of one exit and says it in a sentence."""
+    """Classifies one exit and explains it in a sentence."""
     kind, words = _classify(ended)
     place = f"rank {ended.rank} on {ended.host}"
     where = "" if ended.step is None else f" after step {ended.step}"
@@ -195,9 +198,9 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
     if ended.lost is not None:
         return "lost host", ended.lost
     if ended.silent:
-        return "killed", "vanished together with its agent, without a word"
+        return "killed", "vanished together with its agent"
     if ended.out_of_memory == "kernel":
-        return "oom", "was killed by the kernel for want of memory"
+        return "oom", "was killed by the kernel: out of memory"
     if ended.out_of_memory == "limit":
         return "oom", "was killed for holding more memory than its limit"
     if ended.status == 128 + signal.SIGTERM:
@@ -218,13 +221,13 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
 
 
 def _exception(ended: Exit) -> str:
-    """What Python says last of an exception that nobody caught."""
+    """The last line of an uncaught Python exception."""
     last = ended.tail[-1] if ended.tail else ""
     return f": {last[:_LONGEST_QUOTE]}" if _EXCEPTION.match(last) else ""
 
 
 def _told(sign: re.Pattern[str], ended: Exit) -> str:
-    """What the rank itself says about such an end; empty if it is another."""
+    """What the rank itself printed about such an end; empty if it ended otherwise."""
     found = next((told for line in ended.tail if (told := sign.search(line))), None)
     return "" if found is None else (found["told"] or found["raised"])[: 2 * _LONGEST_QUOTE]
 

@@ -1,4 +1,4 @@
-"""A rank that leaves with exit code 0 while its peers still work, and may wait for it for ever."""
+"""A rank that ends with exit code 0 while its peers still work and may wait for it for ever."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import replace
 from launcher.supervision.causes import Cause, Exit, explain, is_crash, is_peer_noise, outcome
 from launcher.supervision.member import RankState
 
-_CRASH_SECONDS = 5.0  # an engine that crashes because a peer has gone does so at once
+_CRASH_SECONDS = 5.0  # a backend that crashes because a peer has gone does so at once
 _LONGEST_NOTICE = 10.0
 _AT_WORK = " while its peers were still at work"
 _HINT = (
@@ -17,23 +17,23 @@ _HINT = (
 
 
 def leavers(states: Sequence[RankState]) -> list[Exit]:
-    """Ranks that have ended with 0 and never said that they were done; the first one first."""
+    """Ranks that ended with 0 without reporting that they were done, in the order of their ends."""
     ends = [_left(state) for state in states if state.beat is None or state.beat.phase != "done"]
     return sorted(filter(None, ends), key=lambda ended: ended.at)
 
 
 def left_in_mid_training(states: Sequence[RankState]) -> bool:
-    """Whether, by their heartbeats, a rank has left its training while a peer still trains."""
+    """Whether, by their heartbeats, a rank has stopped training while a peer still trains."""
     phases = {state.beat.phase for state in states if state.end is None and state.beat is not None}
     told = [state for state in states if state.beat is not None]
     return "training" in phases and bool(leavers(told))
 
 
 class SilenceWatch:
-    """Whether a rank has left, and its peers have said nothing for `timeout` seconds since.
+    """Detects that a rank has ended and its peers have shown no activity for `timeout` seconds.
 
-    Ranks may end at different times: rank 0 alone writes the model. What it prints, and its
-    heartbeats, count as words; saving and evaluating may take any time. `timeout` 0 is for ever.
+    Ranks may end at different times: rank 0 alone writes the model. Output and heartbeats count as
+    activity; saving and evaluating may take any time. With `timeout` 0 there is no limit.
     """
 
     def __init__(self, timeout: float, now: float) -> None:
@@ -53,7 +53,7 @@ class SilenceWatch:
         return 0 < self._timeout < now - self._last
 
     def notice(self, states: Sequence[RankState], now: float) -> str | None:
-        """Said once, well before the time is over."""
+        """A warning, given once, well before the time is over."""
         seconds = min(_LONGEST_NOTICE, self._timeout / 3)
         if self._noticed or not 0 < seconds < now - self._last:
             return None

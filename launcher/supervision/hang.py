@@ -1,4 +1,4 @@
-"""Tells a hang from patience: no rank has finished a step for too long, and none has a reason."""
+"""Detects a hang: no rank has finished a step for too long, and none has a reason to take long."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ class HangWatch:
         self._seen: list[tuple[object, ...]] = []
 
     def hangs(self, states: Sequence[RankState], now: float) -> bool:
-        """Whether the job hangs, told by the ranks' heartbeats; ranks without are not judged."""
+        """Whether the job hangs, by the ranks' heartbeats; ranks without any are not judged."""
         alive = [state for state in states if state.end is None]
         seen: list[tuple[object, ...]] = [
             (state.end is None, state.step, state.beat.phase if state.beat else None)
@@ -30,7 +30,7 @@ class HangWatch:
         return 0 < self._timeout < now - self._last
 
     def cause(self, states: Sequence[RankState]) -> Cause:
-        """The hang in words, with the stack of the rank that is furthest behind."""
+        """The hang as a cause, with the last lines of the rank that is furthest behind."""
         alive = [state for state in states if state.end is None]
         behind = min(alive, key=_progress)
         return Cause(

@@ -1,4 +1,4 @@
-"""One process of the supervisor (an agent, perhaps behind ssh), and what it tells of its ranks."""
+"""One process of the supervisor (an agent, perhaps behind ssh), and the state of its ranks."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from launcher.supervision.causes import Exit
 
 _TAIL_LINES = 20
 
-# What a rank must not inherit from a job that happens to surround the launcher.
+# What a rank must not inherit from a job in which the launcher itself runs.
 _FOREIGN = (
     "TF_CONFIG",
     "OMPI_COMM_",
@@ -50,7 +50,7 @@ class RankState:
 
     @property
     def end(self) -> Exit | None:
-        """How the rank ended by itself; what then became of a process that stayed says nothing."""
+        """How the rank ended by itself, whatever ended a process that stayed."""
         if self.over is None or (self.exit is not None and not self.exit.ended_by_others):
             return self.exit
         return replace(self.over, tail=tuple(self.tail))
@@ -61,9 +61,9 @@ class RankState:
 
 
 class Member:
-    """Starts the process of a plan, tells it what to run, speaks to it and reads from it.
+    """Starts the process of a plan, sends it its process spec and commands, and reads its reports.
 
-    `heard` is the monotonic time of its last word. Raises OSError if the process cannot be started.
+    `heard` is the monotonic time of the last report. Raises OSError if it cannot be started.
     """
 
     def __init__(self, plan: ProcessPlan) -> None:
@@ -93,7 +93,7 @@ class Member:
         return self._process.pid
 
     def tell(self, line: str) -> None:
-        """Sends a line; one that cannot be sent is for a process that is ending anyway."""
+        """Sends a line, and ignores an error: such a process is ending anyway."""
         with suppress(OSError):
             os.write(self._input, line.encode() + b"\n")
 
@@ -109,7 +109,7 @@ class Member:
         return list(self._decoder.feed(data)), True
 
     def wait(self) -> int:
-        """The exit code, once the output has ended; kills a process that lingers without a word."""
+        """The exit code, once the output has ended; kills a process that does not end."""
         try:
             return self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -129,5 +129,5 @@ class Member:
 
 
 def clean_environment() -> dict[str, str]:
-    """The launcher's own environment without the traces of a job around it."""
+    """The launcher's own environment without the variables of a job around it."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}

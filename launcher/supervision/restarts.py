@@ -7,7 +7,7 @@ from launcher.supervision.causes import Cause
 
 
 def worth_a_restart(policy: RestartPolicy, cause: Cause, done: int) -> bool:
-    """Judges the cause after so many restarts. Hangs and lost hosts have no exit code to choose."""
+    """Decides after so many restarts. Hangs and lost hosts have no exit code to select by."""
     # The same data and the same rate, from the same checkpoint: it would diverge again.
     hopeless = cause.kind in {"bad config", "diverged"}
     if hopeless or done >= policy.max_restarts:

@@ -1,4 +1,4 @@
-"""The wish to stop: SIGTERM, Ctrl-C or a closed terminal, once to save and twice to kill."""
+"""Requests to stop: SIGTERM, Ctrl-C or a closed terminal, once to save and twice to kill."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""One job from its first attempt to its result: watches, finds the cause, restarts or gives up."""
+"""Runs one job from its first attempt to its result: watches, explains, restarts or gives up."""
 
 import select
 import time
@@ -22,7 +22,7 @@ from launcher.supervision.stop import StopRequests
 
 _TURN_SECONDS = 0.2
 _SETTLE_SECONDS = 0.2  # exits of the same moment are looked at together
-_NOISE_SETTLE_SECONDS = 0.8  # only the victims have spoken yet: wait for the culprit
+_NOISE_SETTLE_SECONDS = 0.8  # only ranks that failed because of another have ended yet
 _STACK_SECONDS = 1.0  # for the ranks to write their stacks before they are ended
 _EARLY_EXIT_SECONDS = 3.0
 
@@ -175,7 +175,7 @@ class Supervisor:
         return cause or _cause_of(attempt)
 
     def _fence(self, attempt: Attempt) -> None:
-        """A host that was cut off ends its ranks by itself; until then nobody else may write."""
+        """A host that was cut off ends its ranks by itself; until then no new attempt may write."""
         spec = self._spec
         gone = attempt.last_heard + spec.silence_timeout + spec.grace + 1.0
         self._fenced_until = max(self._fenced_until, gone)

@@ -1,4 +1,4 @@
-"""Looks at every host before anything starts: there, and with the same Python, packages and code.
+"""Checks every host before anything starts: reachable, with the same Python, packages and code.
 
 All hosts at once, and never longer than `LIMIT_SECONDS`.
 """
@@ -25,8 +25,11 @@ LIMIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a host said. `launcher_address` is where it sees this machine, `address` and `interface`
-    where it was reached itself; `nodes` are its cores by NUMA node."""
+    """The answer of a host.
+
+    `launcher_address` is where it sees this machine, `address` and `interface` where it was
+    reached itself; `nodes` are its cores by NUMA node.
+    """
 
     name: str
     root: str

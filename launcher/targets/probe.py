@@ -1,4 +1,4 @@
-"""What one host says of itself before a job starts there. Standard library only.
+"""What a host reports about itself before a job starts there. Standard library only.
 
 The launcher asks itself, and sends this very text through ssh to the Python of every other host.
 """

@@ -1,1 +1,1 @@
-"""What a person or a program sees of a job: observers of its events."""
+"""How a job is shown to a person or a program: observers of its events."""

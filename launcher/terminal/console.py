@@ -1,4 +1,4 @@
-"""Where tables are printed: as wide as the terminal, or whole into a pipe or a file."""
+"""The console for tables: as wide as the terminal, or without a limit into a pipe or a file."""
 
 import sys
 
@@ -8,5 +8,5 @@ _WHOLE_LINES = 10_000
 
 
 def console() -> Console:
-    """The console of standard output; nobody cuts or wraps lines on their way to `grep`."""
+    """The console of standard output; lines to a pipe or a file are neither cut nor wrapped."""
     return Console(width=None if sys.stdout.isatty() else _WHOLE_LINES)

@@ -10,9 +10,9 @@ class JsonLines:
     """An observer that prints events, the output of ranks included."""
 
     def __call__(self, event: Event) -> None:
-        # Whoever read them may be gone; the job is not ended for that.
+        # The reader may be gone; the job goes on.
         with suppress(OSError, ValueError):
             print(strict_json.dumps(event.as_json()), flush=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Has nothing to close."""

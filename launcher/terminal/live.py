@@ -1,4 +1,4 @@
-"""A terminal: the lines of plain mode scroll above a table that stays."""
+"""The view of a terminal: the lines of plain mode scroll above a table that stays."""
 
 import sys
 from typing import TextIO

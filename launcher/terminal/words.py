@@ -1,11 +1,11 @@
-"""The launcher's own lines: what an event says to a person."""
+"""The launcher's own lines: events in words for a person."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def cause_lines(cause: Mapping[str, Any], log: str | None) -> list[str]:
-    """A failure: one line that says it all, then the last lines of the rank, then the help."""
+    """A failure: one line with the cause, then the last lines of the rank, then a hint."""
     lines = [f"{cause['class']}: {cause['summary']}"]
     lines += [f"    | {line}" for line in cause["last_lines"]]
     if cause["hint"]:

@@ -70,7 +70,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(
         tmp_path_factory.mktemp("runs") / NAME, Story(ranks=8, slow=(5, 1.3), layers=20)
     )
-    summary = "rank 3 on node-7.cluster.example was killed by the kernel for want of memory"
+    summary = "rank 3 on node-7.cluster.example was killed by the kernel: out of memory"
     write_launcher_journal(
         run,
         {"time": 1.0, "event": "failed", "attempt": 0, "summary": f"{summary} after step 80"},

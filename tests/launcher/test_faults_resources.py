@@ -77,7 +77,7 @@ def test_rank_killed_by_the_kernel_for_memory(launch: Launch, memory_cgroup: Pat
     note("the kernel kills a rank for memory", time.time() - launch.fault_at(), result)
     assert result.returncode == 1
     assert first_line(result).startswith(
-        "launcher: oom: rank 1 on localhost was killed by the kernel for want of memory"
+        "launcher: oom: rank 1 on localhost was killed by the kernel: out of memory"
     )
 
 

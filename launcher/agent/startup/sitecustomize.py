@@ -1,8 +1,8 @@
-"""Put before a rank's own modules: what the agent can only learn from inside a Python program.
+"""First on a rank's module path: what the agent can only learn from inside a Python program.
 
-Lets the launcher ask a hanging Python for its stacks, and tells it when the program is over though
-the process is not: MPI_Finalize waits for the peers. Python imports this by its name at start-up;
-the environment's own sitecustomize follows.
+Lets the launcher request the stacks of a hanging Python, and reports when the program has ended
+but the process has not: MPI_Finalize waits for the peers. Python imports this module by its name
+at start-up; it then loads the environment's own sitecustomize.
 """
 
 import atexit

@@ -10,7 +10,7 @@ from launcher.targets.kubernetes.manifests import Manifest
 # How the supervisor inside a pod has told the cause in its last lines.
 _TOLD = re.compile(rf"launcher: ({'|'.join(get_args(CauseClass))}): (.+)")
 
-# Why a container does not start: reason, and what mends it.
+# Why a container does not start: reason, and how to fix it.
 _WAITING = {
     "ImagePullBackOff": "check the image's name, and --pull-secret if its registry asks for one",
     "ErrImagePull": "check the image's name, and --pull-secret if its registry asks for one",
@@ -62,7 +62,7 @@ def _failure_of(pod: Manifest) -> Cause | None:
     if status.get("phase") != "Failed" and not code:
         return None
     if ended.get("reason") == "OOMKilled":
-        words, hint = f"{place} was killed for want of memory (OOMKilled)", _MEMORY_HINT
+        words, hint = f"{place} was killed: out of memory (OOMKilled)", _MEMORY_HINT
         return Cause("oom", words, host=host, exit_code=code, hint=hint)
     if status.get("reason") == "Evicted":
         return Cause("preempted", f"{place} was evicted: {status.get('message', '')}", host=host)
@@ -85,7 +85,7 @@ def _failure_of(pod: Manifest) -> Cause | None:
 
 def _by_code(code: int | None) -> tuple[CauseClass, str]:
     if code is None:
-        return "lost host", "failed without a word"
+        return "lost host", "failed without an exit code"
     if code == 143:
         return "preempted", "was told to stop from outside (SIGTERM)"
     if code > 128:

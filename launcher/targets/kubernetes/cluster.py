@@ -25,7 +25,7 @@ except ImportError:
     ) from None
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
-_QUIET_SECONDS = 300.0  # a log may have nothing to say for so long before it is asked again
+_QUIET_SECONDS = 300.0  # a log may be silent for so long before it is requested again
 _TRIES = 5
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -36,7 +36,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.namespace = namespace
         self.host = str(api.configuration.host)
-        # The kinds are known: nobody has to ask the server for all that it has.
+        # The kinds are known: discovery, a request for each group of the API, is not needed.
         self._client = dynamic.DynamicClient(api, discoverer=_NothingToDiscover)
 
     @classmethod
@@ -123,7 +123,7 @@ class Cluster:
                 for event in stream:
                     yield event["raw_object"]
             except (urllib3.exceptions.HTTPError, json.JSONDecodeError):
-                return  # the connection was cut: whoever wants to know lists again
+                return  # the connection was cut: the caller lists again
 
     def patch(self, resource: Resource, name: str, change: Manifest) -> None:
         """Merges the change into the object."""
@@ -202,7 +202,7 @@ class Cluster:
 
 
 class _NothingToDiscover:
-    """Stands where the dynamic client would ask the server for all its kinds."""
+    """Replaces the discovery of the dynamic client."""
 
     def __init__(self, client: Any, cache_file: str | None) -> None:
         """Takes what the dynamic client gives."""

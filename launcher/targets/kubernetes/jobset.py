@@ -1,4 +1,4 @@
-"""A JobSet: when a pod is lost, its controller makes the whole gang anew."""
+"""A JobSet: when a pod is lost, its controller creates all pods again."""
 
 from launcher.spec import JobSpec
 from launcher.targets.join_command import join_arguments

@@ -1,4 +1,4 @@
-"""Reads the logs of pods, line by line, across connections that are dropped in between."""
+"""Reads the logs of pods line by line, also when connections drop in between."""
 
 import time
 from collections.abc import Iterator

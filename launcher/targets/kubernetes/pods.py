@@ -1,4 +1,4 @@
-"""The pod that carries ranks: restricted by default, and told all that the job says of itself."""
+"""The pod that runs ranks: restricted by default, with all that the job asks for."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the API server says when it will not, as our errors: its own reason, and what to do.
+"""Refusals of the API server as our errors: its own reason, and what to do.
 
 LauncherError
 ├── ConflictError           an object of that name is there already

@@ -1,4 +1,4 @@
-"""Sends a job's objects to a cluster and takes them away again, each whole or not at all."""
+"""Creates the objects of a job on a cluster, all or none, and deletes them again."""
 
 import hashlib
 import json
@@ -67,10 +67,10 @@ def _create(cluster: Cluster, manifest: Manifest, digest: str) -> Manifest | Non
         if there["metadata"].get("annotations", {}).get(DIGEST) == digest:
             return None
         ours = there["metadata"].get("labels", {}).get(MANAGED_BY) == OURS
-        mend = f"launcher cancel {name} --target kubernetes, or " if ours else ""
+        fix = f"launcher cancel {name} --target kubernetes, or " if ours else ""
         raise UsageError(
             f"name: another {resource.kind} {name!r} is in namespace {cluster.namespace!r}; "
-            f"{mend}choose another --name"
+            f"{fix}choose another --name"
         ) from None
 
 

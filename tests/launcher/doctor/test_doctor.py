@@ -47,20 +47,20 @@ def test_this_machine_is_fit_and_two_ranks_can_add() -> None:
     wanted.add("kernels")
     assert wanted <= findings.keys()
     for one in findings.values():
-        assert one["state"] == "ok" or one["mend"], "whatever is not well says what mends it"
+        assert one["state"] == "ok" or one["fix"], "whatever is not well says how to fix it"
 
 
 @pytest.mark.timeout(180)
-def test_something_broken_is_exit_code_1_and_says_what_mends_it() -> None:
+def test_something_broken_is_exit_code_1_and_says_how_to_fix_it() -> None:
     done = doctor("--no-self-test", "--output", "/proc/runs", KERAS_BACKEND="numpy")
     assert done.returncode == 1
     assert "broken" in done.stdout
-    assert "mend: export KERAS_BACKEND=tensorflow" in done.stdout
-    assert "mend: choose another place: --output DIRECTORY" in done.stdout
+    assert "fix: export KERAS_BACKEND=tensorflow" in done.stdout
+    assert "fix: choose another place: --output DIRECTORY" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("path", "reason", "mend"),
+    ("path", "reason", "fix"),
     [
         ("native", None, ""),
         ("tensorflow", "the layers run on a GPU", ""),
@@ -74,41 +74,41 @@ def test_something_broken_is_exit_code_1_and_says_what_mends_it() -> None:
     ],
 )
 def test_layers_without_kernels_are_slow_unless_meant(
-    path: Literal["native", "tensorflow"], reason: str | None, mend: str
+    path: Literal["native", "tensorflow"], reason: str | None, fix: str
 ) -> None:
     status = native.Status(path, None, None, "2.21.0", reason)
     finding = software.judge_kernels({"path": path, "reason": reason, "text": str(status)})
-    assert (finding.state, finding.mend) == ("warning" if mend else "ok", mend)
+    assert (finding.state, finding.fix) == ("warning" if fix else "ok", fix)
     assert finding.text == str(status)
 
 
 def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "100000")
     finding = only(machine.look_at_cores())
-    assert (finding.state, finding.mend) == ("warning", "unset OMP_NUM_THREADS")
+    assert (finding.state, finding.fix) == ("warning", "unset OMP_NUM_THREADS")
 
 
 def test_what_is_advised_for_open_files_cures() -> None:
     """As in a shell: the advice is typed, then the doctor looks again."""
     look = f"{sys.executable} -c '{LOOK}'"
-    script = f'ulimit -Sn 256; mend=$({look}); echo "$mend"; eval "$mend"; {look}; ulimit -n'
+    script = f'ulimit -Sn 256; fix=$({look}); echo "$fix"; eval "$fix"; {look}; ulimit -n'
     done = subprocess.run(
         ["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    mend, *left, now = done.stdout.splitlines()
-    assert mend.startswith("ulimit -n ")
-    assert left == [""], "nothing more to mend"
+    fix, *left, now = done.stdout.splitlines()
+    assert fix.startswith("ulimit -n ")
+    assert left == [""], "nothing more to fix"
     assert int(now) >= 4096
 
 
 LOOK = (
     "from launcher.doctor import machine\n"
-    "for finding in machine.look_at_limits(): print(finding.mend)"
+    "for finding in machine.look_at_limits(): print(finding.fix)"
 )
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "capable", "mend"),
+    ("soft", "hard", "capable", "fix"),
     [
         (256, 5000, False, "ulimit -n 5000"),
         (256, 1 << 20, False, "ulimit -n 65536"),
@@ -118,13 +118,13 @@ LOOK = (
     ],
 )
 def test_a_hard_limit_is_not_passed_by_advice(
-    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, capable: bool, mend: str
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, capable: bool, fix: str
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(machine, "_may_raise_limits", lambda: capable)
     finding = only(machine.look_at_limits())
     assert finding.state == "warning"
-    assert finding.mend.startswith(mend)
+    assert finding.fix.startswith(fix)
 
 
 def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
 
 def test_nothing_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert only(services.look_at_docker()).mend == "apt-get install docker.io"
+    assert only(services.look_at_docker()).fix == "apt-get install docker.io"
     assert only(services.look_at_kubernetes()).state == "warning"
 
 
@@ -166,4 +166,4 @@ def test_mpi_says_its_version(
     monkeypatch.setattr(software, "find_mpirun", lambda: str(mpirun))
     finding = only(software.look_at_mpi())
     assert (finding.state, finding.text.startswith(text)) == (state, True), finding
-    assert bool(finding.mend) is (state != "ok")
+    assert bool(finding.fix) is (state != "ok")
