@@ -181,8 +181,8 @@ def test_an_exception_is_quoted_so_far() -> None:
 def test_a_hint_where_there_is_one() -> None:
     assert explain(ended(tail=("ValueError: x",))).hint is None
     assert explain(ended(code=-9)).hint is None
-    for known in ({"out_of_memory": "kernel"}, {"out_of_memory": "limit"}):
-        hint = explain(ended(code=-9, **known)).hint
+    for by in ("kernel", "limit"):
+        hint = explain(ended(code=-9, out_of_memory=by)).hint
         assert hint == "give the rank more memory (--memory), or make the batch smaller"
 
 
