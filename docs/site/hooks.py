@@ -83,7 +83,7 @@ def _options(program: str) -> list[str]:
     rows = [
         (", ".join(f"`{name}`" for name in option.opts), option.help or "")
         for option in _parameters(program)
-        if option.opts[0].startswith("-")
+        if option.opts[0].startswith("-") and not option.hidden
     ]
     lines = [f"| {names} | {text.replace('|', '&#124;')} |" for names, text in rows]
     return ["| option | meaning |", "| --- | --- |", *lines]
