@@ -102,7 +102,7 @@ def look_at_ports() -> Iterator[Finding]:
     try:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
-        text = f"{socket.gethostname()} does not resolve; some engines look themselves up"
+        text = f"{socket.gethostname()} does not resolve; some backends look up their own host"
         fix = f"echo 127.0.1.1 {socket.gethostname()} >> /etc/hosts"
         yield Finding("host name", "warning", text, fix)
 

@@ -62,7 +62,7 @@ class Leader:
         size, processes = self.spec.container.slots, []
         addresses = [address, *(worker.address for worker in workers)]
         for slot in slots:
-            world = {**environment, **self._engine(slot, slots, addresses)}
+            world = {**environment, **self._meeting(slot, slots, addresses)}
             if slot.rank < size:
                 process = rank_process(self.spec, slot, numa_nodes(), marked(world))
                 plan = ProcessPlan(slot.hostname, (slot.rank,), own_agent(), process)
@@ -75,7 +75,8 @@ class Leader:
             processes.append(plan)
         return Plan(tuple(processes), tuple(slot.hostname for slot in slots))
 
-    def _engine(self, slot: Slot, slots: tuple[Slot, ...], addresses: list[str]) -> dict[str, str]:
+    def _meeting(self, slot: Slot, slots: tuple[Slot, ...], addresses: list[str]) -> dict[str, str]:
+        """The variables by which the rank finds the others."""
         port, size = self.spec.container.port, self.spec.container.slots
         if self.spec.backend == "horovod":
             interface = interface_of(addresses[0])

@@ -37,8 +37,8 @@ _LOOK_SECONDS = 0.2
 _ENDING_SECONDS = 8.0  # an earlier agent ends its rank within its grace, then goes
 
 # The variables that may come from the first container; values of others could name files.
-_ENGINE = {**gloo_environment(Slot("", 0, 1, 0, 1, 0, 1), "", 0, ""), **tf_environment(0, ())}
-_TAKEN = {*_ENGINE, "LAUNCHER_ATTEMPT", "LAUNCHER_WORLD_SIZE"}
+_MEETING = {**gloo_environment(Slot("", 0, 1, 0, 1, 0, 1), "", 0, ""), **tf_environment(0, ())}
+_TAKEN = {*_MEETING, "LAUNCHER_ATTEMPT", "LAUNCHER_WORLD_SIZE"}
 
 
 class Worker:

@@ -3,7 +3,7 @@
 # A new target is a module in launcher/targets, and a line here.
 TARGETS = {
     "local": "launcher.targets.local:LocalTarget",
-    "hosts": "launcher.targets.hosts:HostsTarget",
+    "hosts": "launcher.targets.hosts.target:HostsTarget",
     "compose": "launcher.targets.compose.target:ComposeTarget",
     "kubernetes": "launcher.targets.kubernetes.target:KubernetesTarget",
 }

@@ -74,12 +74,13 @@ class LocalJob:
             return Plan((ProcessPlan(_HERE, tuple(ranks), own_agent(), process),), hosts)
         processes = []
         for slot in self._slots():
-            engine = self._engine(slot, ports)
-            process = rank_process(spec, slot, nodes, {**environment, **engine})
+            meeting = self._meeting(slot, ports)
+            process = rank_process(spec, slot, nodes, {**environment, **meeting})
             processes.append(ProcessPlan(_HERE, (slot.rank,), own_agent(), process))
         return Plan(tuple(processes), hosts)
 
-    def _engine(self, slot: Slot, ports: Sequence[int | str]) -> dict[str, str]:
+    def _meeting(self, slot: Slot, ports: Sequence[int | str]) -> dict[str, str]:
+        """The variables by which the rank finds the others."""
         if self.spec.backend == "horovod":
             return backends.gloo_environment(slot, backends.LOOPBACK, ports[0], "lo")
         if self.spec.backend == "tf":

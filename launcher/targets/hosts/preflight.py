@@ -17,7 +17,7 @@ from typing import Any
 import launcher
 from launcher.errors import HostError, UsageError
 from launcher.spec import Host, JobSpec
-from launcher.targets import probe
+from launcher.targets.hosts import probe
 
 CONNECT_SECONDS = 5
 LIMIT_SECONDS = 20.0

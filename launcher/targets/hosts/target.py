@@ -13,10 +13,10 @@ from launcher.placement.process_specs import mpirun_process, rank_process
 from launcher.placement.slots import Slot, assign_slots
 from launcher.spec import JobSpec
 from launcher.targets.commands import render_processes
-from launcher.targets.preflight import HostFacts, examine, ssh_command
+from launcher.targets.hosts.preflight import HostFacts, examine, ssh_command
 from launcher.targets.supervised import SupervisedTarget
 
-# Settings of the engines that a user makes in the shell are meant for all ranks.
+# Settings of the backends that a user makes in the shell are meant for all ranks.
 _FORWARDED = (
     *("TF_CPP_", "TF_NUM_", "TF_GPU_", "TF_FORCE_GPU", "TF_ENABLE_", "TF_XLA_", "XLA_", "KERAS_"),
     *("HOROVOD_", "NCCL_", "OMP_", "PYTHONPATH"),
@@ -84,14 +84,14 @@ class HostsJob:
         processes = []
         for slot in slots:
             there = facts[slot.hostname]
-            engine: dict[str, str] = {}
+            meeting: dict[str, str] = {}
             if spec.backend == "horovod":
                 address = there.launcher_address
-                engine = backends.gloo_environment(slot, address, port, there.interface)
+                meeting = backends.gloo_environment(slot, address, port, there.interface)
             elif spec.backend == "tf":
-                engine = backends.tf_environment(slot.rank, workers)
+                meeting = backends.tf_environment(slot.rank, workers)
             process = rank_process(
-                spec, slot, there.nodes, {**shared, **engine}, silence=spec.silence_timeout
+                spec, slot, there.nodes, {**shared, **meeting}, silence=spec.silence_timeout
             )
             agent = shlex.join(agent_command(own_agent()[0], there.root))
             argv = ssh_command(spec, slot.hostname, f"exec {agent}")
