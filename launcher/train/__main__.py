@@ -6,11 +6,8 @@ python -m launcher.train --help
 """
 
 import inspect
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +16,7 @@ import typer
 from launcher import options
 from launcher.errors import LauncherError
 from launcher.train.config import TrainConfig, load_config
-from launcher.train.environment import load_tensorflow
+from launcher.train.environment import load_tensorflow, rank_from_environment
 from launcher.version import VersionFlag
 
 # Typer exports only this leaf of its usage errors.
@@ -67,24 +64,15 @@ def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[.
 
 
 def _fail(message: str, code: int) -> None:
-    """One line on stderr; of equal errors on all ranks only rank 0's is shown.
+    """Prints one line on stderr and exits.
 
-    What only one rank has to say begins with its name.
+    An error that all ranks share is printed by rank 0 only; one that a single rank has begins with
+    its name, and that rank prints it.
     """
-    if _rank() == 0 or message.startswith(f"rank {_rank()}: "):
+    rank = rank_from_environment()
+    if rank == 0 or message.startswith(f"rank {rank}: "):
         print(f"launcher.train: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _rank() -> int:
-    """The rank by what has started this process; TensorFlow is not loaded yet."""
-    for variable in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
-        if variable in os.environ:
-            return int(os.environ[variable])
-    with suppress(ValueError, TypeError, AttributeError):
-        task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
-        return int(task.get("index", 0))
-    return 0
 
 
 if __name__ == "__main__":

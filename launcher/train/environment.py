@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+_LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+# Every launcher that syncbn knows sets a variable with one of these prefixes.
+_LAUNCHER_PREFIXES = ("HOROVOD_", "OMPI_", "PMI_", "TF_CONFIG")
 
 
 def load_tensorflow() -> None:
@@ -55,12 +57,30 @@ def is_elastic() -> bool:
     return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
+def rank_from_environment() -> int:
+    """The rank that the launcher of this process gave it; 0 without a launcher.
+
+    For errors that end a rank before it has joined the job. Importing syncbn loads TensorFlow, so
+    a process without a launcher, which is most often a user trying out options, skips it.
+    """
+    if not any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ):
+        return 0
+    load_tensorflow()
+    from syncbn.communicators.environment import surroundings
+    from syncbn.errors import SyncbnError
+
+    try:
+        return surroundings().rank
+    except SyncbnError:  # the variables are wrong: every rank prints its error
+        return 0
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranks_on_host() -> int:
-    for variable in LOCAL_SIZE_VARIABLES:
+    for variable in _LOCAL_SIZE_VARIABLES:
         if os.environ.get(variable, "").isdigit():
             return max(1, int(os.environ[variable]))
     return 1

@@ -160,6 +160,20 @@ def test_ranks_that_would_train_alone_are_refused_once(mpirun: Launcher, tmp_pat
     assert result.stderr[1] == ""
 
 
+@pytest.mark.multiprocess
+@pytest.mark.timeout(60)
+def test_of_a_tf_config_cluster_only_rank_0_prints_what_concerns_all(
+    tf_cluster: Launcher, tmp_path: Path
+) -> None:
+    missing = ["--dataset", "mnist", "--output", str(tmp_path / "out")]
+    for arguments, named in ((["--epochs", "0"], "--epochs"), (missing, "--data")):
+        result = tf_cluster(2, TRAIN, arguments)
+        assert result.returncode == 2, result.transcript()
+        assert named in result.stderr[0]
+        assert len(result.stderr[0].splitlines()) == 1, result.transcript()
+        assert result.stderr[1] == ""
+
+
 def test_help_does_not_import_tensorflow(single_process: Launcher, script: Any) -> None:
     program = script(
         "import sys\n"
