@@ -33,7 +33,7 @@ from launcher.train.models import build_model  # noqa: E402
 from launcher.train.observers.assemble import assemble  # noqa: E402
 from launcher.train.observers.base import Observer, RunStarted, StepDone  # noqa: E402
 from launcher.train.observers.exporter import Exporter  # noqa: E402
-from launcher.train.optimizers import make_optimizer  # noqa: E402
+from launcher.train.optimizer import make_optimizer  # noqa: E402
 from launcher.train.replicas import Replicas  # noqa: E402
 from launcher.train.steps import Steps  # noqa: E402
 
@@ -76,22 +76,29 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
     communicator = join(config.backend)
     output = Path(tempfile.mkdtemp(prefix="measuring-"))
     os.environ["LAUNCHER_RUN_DIR"] = str(output)
-    data = load_dataset(config)
+    data = load_dataset(config.dataset)
     keras.utils.set_random_seed(0)
 
     def stepper() -> tuple[keras.Model, Steps]:
-        model, optimizer = build_model(config, data), make_optimizer(config)
+        model = build_model(config.model, data.shape, data.classes)
+        optimizer = make_optimizer(config.optimizer, config.learning_rate)
         optimizer.build(model.trainable_variables)
-        return model, Steps(config, model, optimizer, communicator, Replicas())
+        return model, Steps(
+            model, optimizer, communicator, Replicas(), batch_size=config.batch_size
+        )
 
     features, labels = data.train.read(np.arange(config.batch_size))
     _, unwatched = stepper()
     unwatched.train(features, labels, False, len(labels))  # traced before anybody watches
-    exporter = Exporter(config)
-    exporter.joined(communicator, output, 0.0)
+    exporter = Exporter(0, config.metrics_host, None)
+    names = {"model": config.model, "dataset": config.dataset, "norm": config.norm}
+    exporter.joined(communicator, output, 0.0, names)
     model, watching = stepper()
     heartbeat = Heartbeat(output / f"heartbeat-{communicator.rank}")
-    observers = assemble(config, model, communicator, output, heartbeat, exporter)
+    options = config.model_dump(mode="json")
+    observers = assemble(
+        model, communicator, output, heartbeat, exporter, options=options, norm=config.norm
+    )
     observers.on_start(_run(config, communicator.rank, communicator.size, output))
     watching.train(features, labels, False, len(labels))
 

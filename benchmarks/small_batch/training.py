@@ -21,7 +21,6 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import syncbn  # noqa: E402
-from launcher.train.config import load_config  # noqa: E402
 from launcher.train.data import DataSet, Examples, load_dataset  # noqa: E402
 
 # Filters and stride: 8x8, 4x4, 2x2, and one value per image and channel at last, as in the image
@@ -91,7 +90,7 @@ def train_group(plan: Plan, group: Group) -> list[Result]:
 @cache
 def load_data(held_out: float) -> DataSet:
     """The digits that `python -m launcher.train` trains on."""
-    return load_dataset(load_config({"validation_part": held_out}))
+    return load_dataset("digits", validation_part=held_out)
 
 
 def arrays(part: Examples) -> Arrays:

@@ -43,9 +43,9 @@ def train(flags: dict[str, Any], config_file: Path | None) -> int:
     """Runs one training and returns the exit code. Loads TensorFlow only once the request holds."""
     config = load_config(flags, config_file)
     load_tensorflow()
-    from launcher.train.session import run_session
+    from launcher.train.program import run
 
-    return run_session(config)
+    return run(config)
 
 
 def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[..., int]:

@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a run in one file that is complete or not there.
+"""Checkpoints: the whole state of a run in one file, written atomically.
 
-A file is a zip of raw arrays (numpy's npz) whose members carry checksums, so a damaged one is known
-as such; it holds nothing that is executed on reading.
+A file is a zip of raw arrays (numpy's npz). Its members carry checksums, so that damage is
+detected, and reading it never executes code.
 """
 
 import json
@@ -19,7 +19,7 @@ from launcher.atomic import WriteError, replace_file
 from launcher.errors import UsageError
 
 _META = "meta"
-# RuntimeError: a single bit makes a member of a zip seem encrypted, or compressed in another way.
+# RuntimeError: one flipped bit makes a zip member look encrypted or otherwise compressed.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -35,13 +35,13 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state at the edge of a step.
+    """The state of a run between two steps.
 
     Attributes:
-        step: Optimizer steps done.
-        meta: Position, world size and what else is JSON.
+        step: Number of optimizer steps done.
+        meta: JSON: loop state, world size, options, names of the variables.
         arrays: Values of all variables, in the order of `meta["variables"]`.
-        path: The file it came from, None before it is saved.
+        path: The file it was read from; None before it is saved.
     """
 
     step: int
@@ -51,11 +51,11 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run in a directory; only one rank writes.
+    """The checkpoints of one run; only rank 0 writes them.
 
     Args:
-        directory: Made when the first one is saved.
-        keep: How many of the latest stay.
+        directory: Created with the first checkpoint.
+        keep: Number of latest checkpoints to keep.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -63,21 +63,22 @@ class CheckpointStore:
         self._keep = keep
 
     def paths(self) -> list[Path]:
-        """The files, oldest first."""
+        """The checkpoint files, oldest first."""
         return sorted(self.directory.glob("step-*.npz"))
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes one and removes all but the latest `keep`.
+        """Writes a checkpoint and removes all but the latest `keep`.
 
         Raises:
-            WriteError: It cannot be written, of which no trace is left; the older ones stand.
+            WriteError: The file cannot be written; the older checkpoints remain, and no partial
+                file is left.
         """
         path = self.directory / f"step-{checkpoint.step:010d}.npz"
         members = {f"a{index:05d}": array for index, array in enumerate(checkpoint.arrays)}
         meta = {
             **checkpoint.meta,
             "step": checkpoint.step,
-            # Raw bytes: numpy's own format has no name for bfloat16.
+            # Members are raw bytes because numpy's format cannot represent bfloat16.
             "layout": [[array.dtype.name, list(array.shape)] for array in checkpoint.arrays],
         }
         members = {name: np.frombuffer(a.tobytes(), np.uint8) for name, a in members.items()}
@@ -92,18 +93,18 @@ class CheckpointStore:
         return path
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The latest sound checkpoint, and what is to be said of damaged ones passed over."""
+        """The latest intact checkpoint, and a warning for each damaged one that was skipped."""
         warnings: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return _read(path), warnings
             except _DAMAGE as error:
-                warnings.append(f"the checkpoint {path} is damaged ({error}): passed over")
+                warnings.append(f"the checkpoint {path} is damaged ({error}): skipped")
         return None, warnings
 
 
 def _read(path: Path) -> Checkpoint:
-    # Opened here: numpy forgets to close a file that turns out to be damaged.
+    # Opened here because numpy does not close a file that turns out to be damaged.
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         meta = json.loads(file[_META].tobytes())
         arrays = [
@@ -115,31 +116,31 @@ def _read(path: Path) -> Checkpoint:
 
 def _dtype(name: str) -> np.dtype:
     if name == "bfloat16":
-        from ml_dtypes import bfloat16  # comes with TensorFlow
+        from ml_dtypes import bfloat16  # a dependency of TensorFlow
 
         return np.dtype(bfloat16)
     return np.dtype(name)
 
 
 def check_fits(checkpoint: Checkpoint, variables: Sequence[Any]) -> None:
-    """Refuses a checkpoint of another model or optimizer.
+    """Checks that a checkpoint belongs to this model and optimizer.
 
     Raises:
-        UsageError: Names the first variable that differs.
+        UsageError: It does not; the message names the first variable that differs.
     """
     saved = [
         (name, array.shape)
         for name, array in zip(checkpoint.meta["variables"], checkpoint.arrays, strict=True)
     ]
-    ours = [(variable.path, tuple(variable.shape)) for variable in variables]
-    for mine, theirs in zip(ours, saved, strict=False):
-        if mine != theirs:
+    expected = [(variable.path, tuple(variable.shape)) for variable in variables]
+    for ours, theirs in zip(expected, saved, strict=False):
+        if ours != theirs:
             raise UsageError(
-                f"the checkpoint {checkpoint.path} is of another model or optimizer: expected "
-                f"{mine[0]} {mine[1]}. Received: {theirs[0]} {theirs[1]}"
+                f"the checkpoint {checkpoint.path} belongs to another model or optimizer: expected "
+                f"{ours[0]} {ours[1]}. Received: {theirs[0]} {theirs[1]}"
             )
-    if len(ours) != len(saved):
+    if len(expected) != len(saved):
         raise UsageError(
-            f"the checkpoint {checkpoint.path} is of another model or optimizer: expected "
-            f"{len(ours)} variables. Received: {len(saved)}"
+            f"the checkpoint {checkpoint.path} belongs to another model or optimizer: expected "
+            f"{len(expected)} variables. Received: {len(saved)}"
         )

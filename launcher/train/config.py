@@ -1,4 +1,4 @@
-"""What a training run is: every option once, for the command line and for `--config FILE`."""
+"""The options of a training run, each defined once for the command line and `--config FILE`."""
 
 import difflib
 import tomllib
@@ -14,24 +14,26 @@ MODELS = ("dnn", "cnn", "resnet18", "resnet34", "resnet50")
 
 
 class TrainConfig(BaseModel):
-    """The options of one run, the same on every rank."""
+    """The options of one run, equal on every rank."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = Field(
-        "digits", description=f"{', '.join(DATASETS)}, or package.module:function (a tf.data)."
+        "digits",
+        description=f"{', '.join(DATASETS)}, or package.module:function (a tf.data.Dataset).",
     )
     data: Path | None = Field(
-        None, description="The file or directory of the data set (all but digits need one)."
+        None, description="File or directory of the data set; all but digits need one."
     )
     image_size: int | None = Field(
-        None, ge=1, description="Side in pixels that images of folder and tfrecord are resized to."
+        None, ge=1, description="Side in pixels to resize folder and tfrecord images to."
     )
     augment: Literal["none", "shift", "flip"] = Field(
-        "none", description="shift images by up to an eighth, or shift and mirror them (flip)."
+        "none",
+        description="Random augmentation: shift (by up to an eighth), or flip (shift and mirror).",
     )
     skip_bad_records: bool = Field(
-        False, description="Leave out and count unreadable images and records, instead of ending."
+        False, description="Skip and count unreadable images and records instead of failing."
     )
     model: str = Field(
         "cnn",
@@ -39,98 +41,103 @@ class TrainConfig(BaseModel):
     )
     norm: Literal["sync", "local", "none"] = Field(
         "sync",
-        description="Batch normalization over all ranks (sync), each rank's own (local), or none.",
+        description="Batch normalization: synchronized over all ranks, local to each, or none.",
     )
     backend: Literal["auto", "horovod", "mpi", "tf", "local"] = Field(
-        "auto", description="auto (as the ranks were started), horovod, mpi, tf or local."
+        "auto", description="Communication backend; auto follows how the ranks were started."
     )
     output: Path | None = Field(
-        None, description="Where results go; by default a new directory under runs/."
+        None, description="Output directory; by default a new one under runs/."
     )
-    epochs: int = Field(8, ge=1, description="Passes over the training part.")
+    epochs: int = Field(8, ge=1, description="Number of epochs.")
     batch_size: int = Field(32, ge=1, description="Samples per rank and step.")
     learning_rate: float = Field(
-        0.002, gt=0, description="For one rank; scaled by the number of ranks after warm-up."
+        0.002, gt=0, description="Base learning rate; multiplied by the world size after warm-up."
     )
     warmup_epochs: float = Field(
-        1.0, ge=0, description="Epochs in which the learning rate rises to its scaled value."
+        1.0, ge=0, description="Epochs of linear warm-up to the scaled learning rate."
     )
     schedule: Literal["constant", "cosine", "step"] = Field(
-        "cosine", description="How the learning rate falls: constant, cosine, or step (tenfold)."
+        "cosine",
+        description="Learning rate after warm-up: constant, cosine, or step (tenfold, twice).",
     )
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with momentum 0.9.")
+    optimizer: Literal["adam", "sgd"] = Field(
+        "adam", description="adam, or sgd with Nesterov momentum 0.9."
+    )
     bn_momentum: float = Field(
         0.9, ge=0, lt=1, description="Momentum of the moving mean and variance."
     )
     replicas: int = Field(
         1,
         ge=1,
-        description="Replicas in this one process (MirroredStrategy): GPUs, or parts of a CPU.",
+        description="Replicas in a single process (MirroredStrategy): GPUs, or logical CPUs.",
     )
     micro_batches: int = Field(
-        1, ge=1, description="Pieces a batch is computed in, one after the other, to save memory."
+        1, ge=1, description="Gradient accumulation: split each batch to save memory."
     )
     on_oom: Literal["stop", "shrink"] = Field(
         "stop",
-        description="When memory runs out: stop, or shrink (find micro-batches that fit).",
+        description="Out of memory: stop, or shrink (find a number of micro-batches that fits).",
     )
     on_nan: Literal["stop", "skip", "ignore"] = Field(
         "stop",
-        description="When a loss or gradient is not finite: stop, skip that update, or ignore it.",
+        description="NaN or infinite loss or gradient: stop, skip the update, or ignore.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of kernels, per rate.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay of kernels, times the learning rate."
+    )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Part of each target spread evenly over the classes."
+        0.0, ge=0, lt=1, description="Label smoothing factor of the cross-entropy."
     )
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
-        "float32", description="float32, mixed_float16 (with loss scaling) or mixed_bfloat16."
+        "float32", description="Keras dtype policy; mixed_float16 adds loss scaling."
     )
     compression: Literal["none", "float16", "bfloat16"] = Field(
-        "none", description="What gradients travel in: none (float32), float16 or bfloat16."
+        "none", description="Gradient compression during all-reduce."
     )
-    evaluate_every: int = Field(1, ge=1, description="Epochs between two evaluations.")
+    evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations.")
     early_stopping: int | None = Field(
-        None, ge=1, description="Stop after so many evaluations without a lower test loss."
+        None, ge=1, description="Stop after this many evaluations without a lower test loss."
     )
     validation_part: float = Field(
-        0.2, gt=0, lt=1, description="Part held out where the data set has no test part of its own."
+        0.2, gt=0, lt=1, description="Fraction held out if the data set has no test part."
     )
     resume: bool = Field(
-        False,
-        description="Go on from the last checkpoint in the output directory, if there is one.",
+        False, description="Resume from the latest checkpoint in --output, if there is one."
     )
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="Also save every so many steps, not only after each epoch."
+        None, ge=1, description="Steps between checkpoints, in addition to one per epoch."
     )
     commit_steps: int = Field(
-        10,
-        ge=1,
-        description="Elastic jobs: steps between two commits, the most that a death costs.",
+        10, ge=1, description="Elastic jobs: steps between commits; a failure loses no more."
     )
-    keep_checkpoints: int = Field(3, ge=1, description="How many of the last ones stay.")
+    keep_checkpoints: int = Field(3, ge=1, description="Number of latest checkpoints to keep.")
     deterministic: bool = Field(
-        False, description="Only deterministic operations: the same run twice, bit for bit."
+        False, description="Use deterministic operations: equal runs give equal bits."
     )
-    seed: int = Field(0, ge=0, description="Of the initial weights and the order of the samples.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights and sample order.")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Serve metrics on this port + local rank; 0: a free one."
+        None,
+        ge=0,
+        le=65535,
+        description="Serve metrics on this port + local rank; 0: any free one.",
     )
-    metrics_host: str = Field("127.0.0.1", description="The address metrics are served on.")
+    metrics_host: str = Field("127.0.0.1", description="Address to serve metrics on.")
     metrics_push: str | None = Field(
-        None, description="A Pushgateway (HOST:PORT) that gets the metrics at the end."
+        None, description="Pushgateway (HOST:PORT) to push the metrics to at the end."
     )
     tensorboard: bool = Field(False, description="Write scalars for TensorBoard.")
-    mlflow: bool = Field(False, description="Log the run to MLflow, if it is installed.")
+    mlflow: bool = Field(False, description="Log the run to MLflow, if installed.")
     profile_steps: str | None = Field(
-        None, description="Profile these steps, such as 10:20, with the collectives of all ranks."
+        None, description="Range of steps to profile, such as 10:20, on all ranks."
     )
 
     @field_validator("*", mode="before")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
-        # An empty path would be the working directory, an empty host every address.
+        # An empty path means the working directory, an empty host every address.
         if isinstance(value, str) and not value.strip():
-            raise ValueError("expected a value, not an empty text (leave the option out instead)")
+            raise ValueError("expected a value, not an empty string (omit the option instead)")
         return value
 
     @field_validator("dataset")
@@ -143,7 +150,7 @@ class TrainConfig(BaseModel):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str) -> str:
-        # Names of keras.applications begin with a capital; which there are only Keras knows.
+        # Names of keras.applications begin with a capital; the list is not known without Keras.
         if value not in MODELS and ":" not in value and not value[:1].isupper():
             raise ValueError(
                 f"expected one of {', '.join(MODELS)}, a name of keras.applications "
@@ -162,14 +169,15 @@ class TrainConfig(BaseModel):
 
 
 def load_config(flags: dict[str, Any], file: Path | None = None) -> TrainConfig:
-    """The configuration of a TOML file with the flags that were given on top.
+    """The options of a TOML file, overridden by flags.
 
     Args:
-        flags: Option name (with underscores) to value; None where the flag was not given.
-        file: TOML with the same names at its top level.
+        flags: Option name (with underscores) to value; None for a flag that was not given.
+        file: TOML file with the same names at its top level.
 
     Raises:
-        UsageError: The file cannot be read, a key is unknown, or a value is out of range.
+        UsageError: The file cannot be read, a key is unknown, a value is out of range, or two
+            options exclude each other.
     """
     options = {} if file is None else _read_toml(file)
     for key in options:
@@ -179,9 +187,24 @@ def load_config(flags: dict[str, Any], file: Path | None = None) -> TrainConfig:
             raise UsageError(f"unknown key {key!r} in {file}{hint}")
     options |= {name: value for name, value in flags.items() if value is not None}
     try:
-        return TrainConfig.model_validate(options)
+        config = TrainConfig.model_validate(options)
     except ValidationError as error:
         raise UsageError("; ".join(_describe(dict(e)) for e in error.errors())) from error
+    _check_replicas(config)
+    return config
+
+
+def _check_replicas(config: TrainConfig) -> None:
+    """Refuses options that MirroredStrategy rules out."""
+    if config.replicas == 1:
+        return
+    if config.backend not in ("auto", "tf"):
+        raise UsageError(f"--replicas needs the tf backend. Received: --backend {config.backend}")
+    if config.micro_batches > 1 or config.on_oom == "shrink":
+        raise UsageError("micro-batches and --on-oom shrink need one replica per process")
+    if config.on_nan == "skip":
+        # The strategy sums the gradients inside the optimizer, after the check of each update.
+        raise UsageError("--on-nan skip needs one replica per process: start ranks with mpirun")
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -195,7 +218,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _describe(error: dict[str, Any]) -> str:
-    """One pydantic error in the words of the command line."""
+    """One pydantic error in terms of the command line."""
     option = "--" + str(error["loc"][0]).replace("_", "-") if error["loc"] else "the options"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     return f"{option}: {message}. Received: {error['input']!r}"

@@ -1,6 +1,5 @@
-"""What the ranks settle among themselves before and after training."""
+"""Collective decisions of the ranks: join the job, fail together, share small values."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,10 +13,10 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import tensorflow as tf
 
+import syncbn
 from launcher.errors import LauncherError, UsageError
-from launcher.train.config import TrainConfig
 from launcher.train.environment import is_elastic
-from syncbn.communicators import Communicator, init
+from syncbn.communicators import Communicator
 from syncbn.communicators.environment import surroundings
 from syncbn.errors import SyncbnError
 
@@ -27,50 +26,52 @@ Result = TypeVar("Result")
 
 
 class PeerError(LauncherError):
-    """Another rank failed and says why; this one leaves without a word of its own."""
+    """Another rank failed and reports why; this rank exits without a message of its own."""
 
     exit_code = 2
 
 
 def join(backend: str) -> Communicator:
-    """`syncbn.init`, its refusals as usage errors.
+    """Calls `syncbn.init` and turns its errors into usage errors.
 
     Raises:
-        UsageError: The backend is missing, does not fit how the ranks were started, or would leave
-            each rank of a multi-process job training alone.
+        UsageError: The backend is not installed, does not match how the ranks were started, or
+            would let each rank of a multi-process job train alone.
     """
     try:
-        around = surroundings()
-        if backend == "local" and around.size > 1:
+        cluster = surroundings()
+        if backend == "local" and cluster.size > 1:
             raise UsageError(
-                f"--backend local trains alone, but this is rank {around.rank} of {around.size} "
-                f"({around.source}): no communicator would be initialised. Use --backend auto"
+                f"--backend local trains alone, but this is rank {cluster.rank} of {cluster.size} "
+                f"({cluster.source}): no communicator would be initialised. Use --backend auto"
             )
-        return init(backend)
+        return syncbn.init(backend)
     except SyncbnError as error:
         raise UsageError(str(error)) from error
 
 
 def together(communicator: Communicator, action: Callable[[], Result]) -> Result:
-    """Runs `action` on every rank; if it fails on any, all leave and the first that failed tells.
+    """Runs `action` on every rank; if it fails on any rank, all ranks raise.
+
+    A collective call, except in elastic jobs, whose ranks join one by one.
 
     Raises:
-        LauncherError: From `action`, with the rank in front, on the lowest rank where it failed.
-        PeerError: On all others, with the same exit code.
+        LauncherError: On the lowest rank that failed: the error of `action`, prefixed with the
+            rank unless all ranks failed.
+        PeerError: On all other ranks, with the same exit code.
     """
     if is_elastic():
-        return action()  # Ranks come one by one: see `agree_on_output`.
+        return action()
     result, failure = None, None
     try:
         result = action()
     except LauncherError as error:
         failure = error
-    codes = _of_all_ranks(0 if failure is None else failure.exit_code, communicator)
+    codes = _gather(0 if failure is None else failure.exit_code, communicator)
     failed = np.flatnonzero(codes).tolist()
     if not failed:
         return result  # type: ignore[return-value]
     if failure is not None and failed[0] == communicator.rank:
-        # Said by one rank, which may not be rank 0.
         where = "" if len(failed) == communicator.size else f"rank {communicator.rank}: "
         failure.args = (f"{where}{failure}",)
         raise failure
@@ -80,20 +81,25 @@ def together(communicator: Communicator, action: Callable[[], Result]) -> Result
 
 
 def ranks_where(condition: bool, communicator: Communicator) -> list[int]:
-    """The ranks on which `condition` holds, known to all."""
-    return np.flatnonzero(_of_all_ranks(float(condition), communicator)).tolist()
+    """The ranks on which `condition` holds, returned on all ranks. A collective call."""
+    return np.flatnonzero(_gather(float(condition), communicator)).tolist()
 
 
-def _of_all_ranks(number: float, communicator: Communicator) -> np.ndarray:
-    """The number that each rank gives, by rank."""
+def name_ranks(ranks: list[int]) -> str:
+    """`rank 1` or `ranks 0, 2`."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _gather(number: float, communicator: Communicator) -> np.ndarray:
+    """The number of each rank, by rank. A collective call."""
     numbers = tf.one_hot(communicator.rank, communicator.size) * float(number)
     return communicator.all_reduce(numbers, "flags").numpy()
 
 
-def leave_alone(error: LauncherError, communicator: Communicator) -> NoReturn:
-    """Ends this rank, and with it the job, over an error that the others do not have.
+def exit_alone(error: LauncherError, communicator: Communicator) -> NoReturn:
+    """Ends this rank, and with it the job, after an error that the other ranks do not have.
 
-    They wait in a collective for this rank, and an orderly exit would wait for them.
+    The others wait in a collective for this rank, and an orderly exit would wait for them.
     """
     if communicator.size == 1:
         raise error
@@ -103,31 +109,45 @@ def leave_alone(error: LauncherError, communicator: Communicator) -> NoReturn:
 
 
 def broadcast_json(value: Any, communicator: Communicator, root: int = 0) -> Any:
-    """The value of rank `root`, which must be JSON, on every rank."""
+    """The JSON value of rank `root` on every rank. A collective call."""
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(communicator.broadcast([tf.constant(len(content), tf.int64)], root)[0])
-    # Ranks hold buffers of one length, whatever they themselves would have said.
+    # The buffers of all ranks must have the length of the root's value.
     buffer = np.zeros(length, np.uint8)
     if communicator.rank == root:
         buffer[:] = content
     return json.loads(communicator.broadcast([tf.constant(buffer)], root)[0].numpy().tobytes())
 
 
-def agree_on_output(config: TrainConfig, communicator: Communicator) -> Path:
-    """The output directory, the same on every rank, made."""
-    given = config.output or os.environ.get("LAUNCHER_RUN_DIR")
+def gather_json(value: Any, communicator: Communicator) -> list[Any]:
+    """The JSON value of each rank, by rank, on every rank. A collective call."""
+    return [broadcast_json(value, communicator, rank) for rank in range(communicator.size)]
+
+
+def make_output_directory(given: Path | None, communicator: Communicator) -> Path:
+    """Creates the output directory, which is the same on every rank.
+
+    Args:
+        given: The value of `--output`; None for the run directory of the launcher, or else a new
+            directory under runs/.
+        communicator: The ranks that agree on the name.
+
+    Raises:
+        UsageError: It cannot be written, or an elastic job has no `--output`.
+    """
+    directory = given or os.environ.get("LAUNCHER_RUN_DIR")
     if is_elastic():
-        # A rank that joins later meets the others nowhere but where they wait for it.
-        if given is None:
+        # A rank that joins later cannot take part in a broadcast of the name.
+        if directory is None:
             raise UsageError("an elastic job needs --output: ranks that join later must know it")
-        return _made(Path(given))
-    if given is None:
+        return _make_directory(Path(directory))
+    if directory is None:
         name = f"runs/train-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        given = broadcast_json(name, communicator)
-    return together(communicator, lambda: _made(Path(given)))
+        directory = broadcast_json(name, communicator)
+    return together(communicator, lambda: _make_directory(Path(directory)))
 
 
-def _made(output: Path) -> Path:
+def _make_directory(output: Path) -> Path:
     try:
         (output / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,11 +155,3 @@ def _made(output: Path) -> Path:
             f"cannot write to the output directory {output}: {error.strerror}"
         ) from error
     return output
-
-
-def weights_digest(variables: list[Any]) -> str:
-    """SHA-256 over all values: equal on two ranks only if every bit is."""
-    digest = hashlib.sha256()
-    for variable in variables:
-        digest.update(np.ascontiguousarray(variable).tobytes())
-    return digest.hexdigest()

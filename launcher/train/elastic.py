@@ -1,7 +1,7 @@
-"""Elastic jobs under `horovodrun --min-np`: ranks may die and join, training goes on.
+"""Elastic jobs under `horovodrun --min-np`: training continues when ranks fail or join.
 
-Horovod's own Keras state does not know Keras 3; this one keeps the variables and the position, and
-passes on JSON instead of pickled objects. Imported in elastic jobs only: it needs Horovod.
+Horovod's own Keras state does not support Keras 3. This one keeps the variables and the loop state,
+and sends JSON instead of pickled objects. It needs Horovod, so only elastic jobs import it.
 """
 
 from collections.abc import Callable
@@ -14,71 +14,75 @@ from horovod.common.elastic import State, run_fn
 from horovod.common.exceptions import HorovodInternalError
 
 from launcher.train.coordination import broadcast_json
-from launcher.train.loop import Trainer
-from launcher.train.train_state import Outcome, Position
+from launcher.train.train_state import Outcome, TrainState
 from syncbn.communicators import Communicator
 from syncbn.communicators.horovod import import_horovod
 
+# Called after each step with False, and after each epoch with True.
 Commit = Callable[[bool], None]
-MakeTrainer = Callable[[Position, Commit], Trainer]
 
 
 class KerasState(State):
-    """The last committed state of the run, in host memory of every rank.
+    """The last committed state of the run, in the host memory of every rank.
 
     Args:
-        variables: All that training changes.
-        position: Where the run stands; replaced when another rank tells.
-        communicator: Reads rank and size at run time.
+        variables: All variables that training changes.
+        train_state: The loop state; `sync` replaces it by that of rank 0.
+        communicator: The ranks; rank and size are read at run time.
     """
 
     def __init__(
-        self, variables: list[Any], position: Position, communicator: Communicator
+        self, variables: list[Any], train_state: TrainState, communicator: Communicator
     ) -> None:
         super().__init__(
             lambda value: broadcast_json(value, communicator), lambda: communicator.rank
         )
-        self.position = position
+        self.train_state = train_state
         self._variables = variables
-        self._bcast = lambda value: broadcast_json(value, communicator)
+        self._communicator = communicator
         self.save()
 
     def save(self) -> None:
+        """Copies the current state. Called by Horovod, as are the next two."""
         self._values = [np.array(variable) for variable in self._variables]
-        self._position = asdict(self.position)
+        self._saved = asdict(self.train_state)
 
     def restore(self) -> None:
+        """Returns to the last copy."""
         for variable, value in zip(self._variables, self._values, strict=True):
             variable.assign(value)
-        self.position = Position(**self._position)
+        self.train_state = TrainState(**self._saved)
 
     def sync(self) -> None:
-        """The position of rank 0; its variables follow when the loop begins."""
-        self.position = Position(**self._bcast(asdict(self.position)))
+        """Takes the loop state of rank 0; its variables follow when training starts."""
+        self.train_state = TrainState(
+            **broadcast_json(asdict(self.train_state), self._communicator)
+        )
         self.save()
 
 
-def run_elastically(make_trainer: MakeTrainer, state: KerasState, commit_steps: int) -> Outcome:
-    """Trains to the end over whatever ranks there are.
+def run_elastically(
+    train: Callable[[TrainState, Commit], Outcome], state: KerasState, commit_steps: int
+) -> Outcome:
+    """Trains to the end, starting again from the last commit whenever the set of ranks changes.
 
     Args:
-        make_trainer: Makes a trainer for the ranks of the moment from a position and a function to
-            call after each step and epoch. Without collectives: a new rank must meet the others in
-            `sync`.
-        state: What is kept between.
-        commit_steps: Steps between two commits, and so the most that a death costs.
+        train: Trains on the current ranks from a loop state. Calls no collective before it
+            broadcasts the variables, because a new rank first meets the others in `sync`.
+        state: The state to keep across changes.
+        commit_steps: Steps between two commits, the most that the loss of a rank undoes.
     """
     hvd = import_horovod()
 
-    def train(state: KerasState) -> Outcome:
+    def attempt(state: KerasState) -> Outcome:
         def commit(epoch_ended: bool) -> None:
-            if epoch_ended or state.position.step % commit_steps == 0:
+            if epoch_ended or state.train_state.step % commit_steps == 0:
                 state.commit()
 
         try:
-            return make_trainer(state.position, commit).run()
+            return train(state.train_state, commit)
         except tf.errors.OpError as error:
-            # How TensorFlow passes on that a collective failed because a rank is gone.
+            # TensorFlow wraps Horovod's error about a lost rank.
             if "orovod" in str(error):
                 raise HorovodInternalError(error) from error
             raise
@@ -87,4 +91,4 @@ def run_elastically(make_trainer: MakeTrainer, state: KerasState, commit_steps: 
         hvd.shutdown()
         hvd.init()
 
-    return run_fn(train, reset)(state)
+    return run_fn(attempt, reset)(state)

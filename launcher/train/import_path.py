@@ -1,4 +1,4 @@
-"""The user's own functions, named as `package.module:function` on the command line."""
+"""Loads functions that the command line names as `package.module:function`."""
 
 import importlib
 import sys
@@ -10,10 +10,14 @@ from launcher.errors import UsageError
 
 
 def load_function(option: str, reference: str) -> Callable[..., Any]:
-    """Imports the function; the working directory counts as a place for modules.
+    """Imports a function; modules in the working directory are found as well.
+
+    Args:
+        option: The option that names it, for error messages.
+        reference: `package.module:function`.
 
     Raises:
-        UsageError: There is no such module or function; an error inside the module is told.
+        UsageError: The module or function does not exist, or the import fails.
     """
     module_name, _, function_name = reference.partition(":")
     here = str(Path.cwd())
@@ -21,7 +25,7 @@ def load_function(option: str, reference: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the user's module may fail in any way while it is imported
+    except Exception as error:  # importing a user's module may raise anything
         raise UsageError(
             f"{option} {reference}: cannot import it ({type(error).__name__}: {error})"
         ) from error

@@ -1,7 +1,7 @@
 """The replicas of this process: usually one, or several devices under MirroredStrategy.
 
-The loop calls the same two methods in both cases. Several processes meet through a communicator
-instead, and each then has one replica.
+The training program calls the same methods in both cases. In a job of several processes, each
+process has one replica, and a communicator connects them.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,33 @@ class Replicas:
     count = 1
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Where variables must be made."""
+        """The context in which variables must be created."""
         return nullcontext()
 
     def compiled(self, body: Body, signature: Sequence[tf.TensorSpec]) -> Callable[..., np.ndarray]:
-        """`body` as a graph that is traced once, called with arrays, returning its sums."""
+        """Compiles `body` to a graph that is traced once, takes arrays, and returns the sums."""
         graph = tf.function(body, input_signature=signature, autograph=False)
         return lambda *arrays: graph(*arrays).numpy()
+
+
+def make_replicas(count: int, processes: int) -> Replicas:
+    """The replicas that `--replicas` asks for. Must run before TensorFlow initialises its devices.
+
+    Args:
+        count: Replicas of this process.
+        processes: Processes of the job.
+
+    Raises:
+        UsageError: Several replicas in a process of several, or fewer GPUs than replicas.
+    """
+    if count == 1:
+        return Replicas()
+    if processes > 1:
+        raise UsageError(
+            f"--replicas is for a single process; this job has {processes} with one replica each. "
+            f"Received: --replicas {count}"
+        )
+    return MirroredReplicas(count)
 
 
 class MirroredReplicas(Replicas):
@@ -43,7 +63,7 @@ class MirroredReplicas(Replicas):
         count: Number of replicas.
 
     Raises:
-        UsageError: There are fewer GPUs than replicas.
+        UsageError: The machine has fewer GPUs than replicas.
     """
 
     def __init__(self, count: int) -> None:
@@ -62,7 +82,7 @@ class MirroredReplicas(Replicas):
         return self._strategy.scope()
 
     def compiled(self, body: Body, signature: Sequence[tf.TensorSpec]) -> Callable[..., np.ndarray]:
-        """As of one replica; features and labels, the first two arrays, are divided by rows."""
+        """Features and labels, the first two arrays, are split by rows over the replicas."""
         strategy = self._strategy
 
         @tf.function(reduce_retracing=True, autograph=False)
@@ -70,11 +90,11 @@ class MirroredReplicas(Replicas):
             return strategy.reduce("SUM", strategy.run(body, arguments), axis=None)
 
         def call(features: np.ndarray, labels: np.ndarray, *scalars: tf.Tensor) -> np.ndarray:
-            return graph(self._divided(features), self._divided(labels), *scalars).numpy()
+            return graph(self._split(features), self._split(labels), *scalars).numpy()
 
         return call
 
-    def _divided(self, rows: np.ndarray) -> Any:
+    def _split(self, rows: np.ndarray) -> Any:
         pieces = np.array_split(rows, self.count)
         return self._strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(pieces[context.replica_id_in_sync_group])

@@ -1,23 +1,24 @@
-"""Where a run stands, how fast it went, and how it ended: the loop's plain data."""
+"""The state of the training loop besides variables: progress, step times, and outcome."""
 
 import math
 import statistics
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass
-class Position:
-    """Where the run stands: part of every checkpoint.
+class TrainState:
+    """How far a run has progressed; part of every checkpoint.
 
     Attributes:
-        epoch: The epoch we are in, from 0.
-        consumed: Samples of it that all ranks together have used.
+        epoch: The current epoch, from 0.
+        consumed: Samples of the epoch that all ranks together have used.
         step: Optimizer steps since the start of the run.
-        sums: Σ loss, Σ correct and rows over the epoch so far, all ranks.
+        sums: Σ loss, Σ correct and rows over the epoch so far and all ranks.
         best_loss: The lowest held-out loss so far.
-        evaluations_since_best: Evaluations after that one.
-        skipped: Steps whose update was left out because it was not finite.
-        skipped_in_a_row: The newest of them.
+        evaluations_since_best: Number of evaluations after that one.
+        skipped: Steps whose update was skipped because it was not finite.
+        skipped_in_a_row: How many of the latest steps were skipped in succession.
     """
 
     epoch: int = 0
@@ -30,11 +31,11 @@ class Position:
     skipped_in_a_row: int = 0
 
     def __post_init__(self) -> None:
-        # JSON has no NaN, and a run that ignores it has one here.
+        # JSON has no NaN, which a run with --on-nan ignore may have in its sums.
         self.sums = [math.nan if number is None else number for number in self.sums]
 
-    def note(self, held_out_loss: float) -> None:
-        """Takes note of an evaluation, for early stopping."""
+    def record_evaluation(self, held_out_loss: float) -> None:
+        """Updates what early stopping needs."""
         best = math.inf if self.best_loss is None else self.best_loss
         if held_out_loss < best:
             self.best_loss, self.evaluations_since_best = held_out_loss, 0
@@ -43,7 +44,7 @@ class Position:
 
 
 class StepTimes:
-    """Durations of steps, without the first one of the process, which is compiled."""
+    """Durations of steps, except the first one of the process, which includes compilation."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -51,7 +52,7 @@ class StepTimes:
         self._compiled = False
 
     def add(self, seconds: float, rows: int) -> None:
-        """Takes note of one step of `rows` over all ranks."""
+        """Adds one step of `rows` over all ranks."""
         if self._compiled:
             self._seconds.append(seconds)
             self._rows += rows
@@ -59,29 +60,41 @@ class StepTimes:
 
     @property
     def images_per_second(self) -> float:
-        """Over all ranks."""
+        """Throughput over all ranks."""
         return self._rows / sum(self._seconds) if self._seconds else 0.0
 
     @property
     def median_seconds(self) -> float | None:
-        """Of a step; None before the second."""
+        """Median duration of a step; None before the second."""
         return statistics.median(self._seconds) if self._seconds else None
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation on the held-out part.
+
+    Attributes:
+        loss: Mean over all ranks.
+        accuracy: Mean over all ranks.
+        read_nan: Whether this rank has read NaN in the data.
+    """
+
+    loss: float
+    accuracy: float
+    read_nan: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """How training ended.
 
     Attributes:
-        times: Of this process' steps.
-        stopped: By SIGTERM, before its last epoch.
-        stopped_early: Because the held-out loss no longer fell.
-        validation: Loss and accuracy of the last evaluation.
-        train_loss: Mean over the last whole epoch of this process.
+        stopped: Whether SIGTERM stopped it before the last epoch.
+        stopped_early: Whether the held-out loss no longer fell.
+        evaluation: The last evaluation.
+        train_loss: Mean loss of the last complete epoch of this process.
     """
 
-    times: StepTimes
     stopped: bool = False
     stopped_early: bool = False
-    validation: tuple[float, float] | None = None
+    evaluation: Evaluation | None = None
     train_loss: float | None = None

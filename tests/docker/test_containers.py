@@ -71,7 +71,7 @@ def test_a_killed_container_is_named_and_taken_in_again_and_one_told_to_stop_let
     engine.says(head, "launcher: lost host: rank 1 on worker-1@worker was lost", 60)
     assert time.monotonic() - killed < 45, engine.log(head)
     engine("start", worker)
-    engine.says(head, "goes on from /runs/digits/checkpoints", 120)
+    engine.says(head, "resumes from /runs/digits/checkpoints", 120)
     # From here on there is no restart left. The entry point is process 1, and hears of the stop.
     engine("stop", "--time", "40", worker, timeout=90)
     assert engine.inspect(worker)["State"]["ExitCode"] == 143, engine.log(worker)

@@ -93,7 +93,7 @@ def test_a_rank_without_memory_is_named_on_all_and_pieces_fit(
     summary = _summary(tmp_path / "shrunk")
     assert summary["micro_batches"] > 1
     assert "rank 1 ran out of memory" in summary["notes"][-1]
-    assert f"computed in {summary['micro_batches']} pieces" in result.stdout[0]
+    assert f"computed in {summary['micro_batches']} micro-batches" in result.stdout[0]
     assert summary["steps"] == 1
     first, second = _digests(tmp_path / "shrunk")
     assert first == second

@@ -77,7 +77,7 @@ def test_skipped_updates_are_counted_and_leave_no_trace(
 ) -> None:
     arguments = [*SMALL, "--epochs", "2", "--on-nan", "skip", "--output", str(tmp_path / "out")]
     result = mpirun(2, TRAIN, arguments, environment=blobs).check()
-    assert result.stderr[0].count("is left out: the batch of rank") == 2, result.transcript()
+    assert result.stderr[0].count("is skipped: the batch of rank") == 2, result.transcript()
     summary = _summary(tmp_path / "out")
     assert (summary["skipped_updates"], summary["steps"], summary["failure"]) == (2, 20, None)
     assert summary["accuracy"] > 0.9

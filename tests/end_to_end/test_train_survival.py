@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.train.checkpoint import CheckpointStore
-from launcher.train.train_state import Position
+from launcher.train.train_state import TrainState
 from tests.end_to_end.test_train import TRAIN, _digests, _summary
 from tests.jobs import Job
 from tests.processes import THREADS, Launcher
@@ -65,8 +65,8 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     # At the end of an epoch nothing of the next one is used yet.
     ended, _ = CheckpointStore(whole / "checkpoints", keep=1).latest()
     assert ended is not None
-    position = Position(**ended.meta["position"])
-    assert (position.epoch, position.consumed, position.sums) == (4, 0, [0.0, 0.0, 0.0])
+    state = TrainState(**ended.meta["position"])
+    assert (state.epoch, state.consumed, state.sums) == (4, 0, [0.0, 0.0, 0.0])
 
     # The rest of that epoch has the very batches that were left.
     mpirun(2, TRAIN, [*RUN, "--output", str(stopped), "--resume"]).check()
@@ -155,5 +155,5 @@ def test_checkpoints_of_something_else_are_refused(
     assert "--resume" in again.stderr[0]
     other = single_process(1, TRAIN, [*first, "--model", "cnn", "--resume"])
     assert other.returncode == 2
-    assert "of another model or optimizer" in other.stderr[0]
+    assert "belongs to another model or optimizer" in other.stderr[0]
     assert "hidden1/kernel" in other.stderr[0]

@@ -1,4 +1,4 @@
-"""Random shifts and mirror images, drawn from seed, epoch and sample: alike on any world size."""
+"""Random shifts and mirroring, derived from seed, epoch and sample: equal for any world size."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from launcher.train.data.dataset import Examples
 
 
 class Augmented(Examples):
-    """Images of another source, each moved by up to an eighth of its side, anew in every epoch.
+    """Images shifted by up to an eighth of their side, differently in every epoch.
 
     Args:
-        examples: Whose features are (rows, height, width, channels).
-        seed: Of the run.
-        mirror: Whether half of the images are also mirrored left to right.
-        epoch: Set by `in_epoch`.
+        examples: The images, (rows, height, width, channels).
+        seed: Seed of the run.
+        mirror: Whether to mirror half of the images left to right as well.
+        epoch: Current epoch; `in_epoch` sets it.
     """
 
     def __init__(self, examples: Examples, seed: int, mirror: bool, epoch: int = 0) -> None:
@@ -24,14 +24,16 @@ class Augmented(Examples):
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features, labels = self._examples.read(indices)
-        moved = [self._change(image, int(i)) for image, i in zip(features, indices, strict=True)]
-        return np.stack(moved) if moved else features, labels
+        augmented = [
+            self._augment(image, int(i)) for image, i in zip(features, indices, strict=True)
+        ]
+        return np.stack(augmented) if augmented else features, labels
 
     def in_epoch(self, seed: int, epoch: int) -> tuple[Examples, np.ndarray]:
         examples, order = self._examples.in_epoch(seed, epoch)
         return Augmented(examples, self._seed, self._mirror, epoch), order
 
-    def _change(self, image: np.ndarray, index: int) -> np.ndarray:
+    def _augment(self, image: np.ndarray, index: int) -> np.ndarray:
         random = np.random.default_rng([self._seed, self._epoch, index])
         height, width = image.shape[0] // 8, image.shape[1] // 8
         down, right = random.integers(-height, height + 1), random.integers(-width, width + 1)

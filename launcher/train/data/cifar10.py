@@ -1,7 +1,7 @@
-"""CIFAR-10 in its python version: data_batch_1 to 5 and test_batch.
+"""CIFAR-10, Python version: data_batch_1 to 5 and test_batch.
 
-These files are pickles. They are read by an unpickler that knows plain containers and numpy arrays
-and refuses everything else, so a file from a stranger cannot run anything.
+These files are pickles. The unpickler here accepts plain containers and numpy arrays and refuses
+everything else, so that an untrusted file cannot run code.
 """
 
 import io
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from launcher.train.config import TrainConfig
 from launcher.train.data.dataset import (
     DataError,
     DataSet,
@@ -38,8 +37,8 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
 
-def load(config: TrainConfig, path: Path) -> DataSet:
-    """Reads the six files of a directory, or of its `cifar-10-batches-py`.
+def load(path: Path) -> DataSet:
+    """Reads the six files in a directory, or in its subdirectory `cifar-10-batches-py`.
 
     Raises:
         DataError: Names the file.
@@ -58,7 +57,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         data, labels = batch[b"data"], np.asarray(batch[b"labels"])
         check_labels(labels, 10, str(path))
         labels = labels.astype(np.int32)
-        # Stored as three planes one after the other.
+        # Each image is stored as three color planes.
         images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         if images.dtype != np.uint8 or len(images) != len(labels):
             raise ValueError(f"{len(images)} images of {images.dtype}, {len(labels)} labels")
@@ -66,8 +65,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path} does not exist") from error
     except DataError:
         raise
-    except Exception as error:  # a damaged pickle fails in every way there is
+    except Exception as error:  # a damaged pickle raises any exception
         raise DataError(
-            f"{path} is damaged, or no batch of CIFAR-10 ({type(error).__name__}: {error})"
+            f"{path} is damaged or not a CIFAR-10 batch ({type(error).__name__}: {error})"
         ) from error
     return images, labels

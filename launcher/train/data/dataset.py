@@ -1,4 +1,4 @@
-"""What the loop asks of data: examples that are read by number, a training and a test part."""
+"""The interface of a data set: examples read by number, in a training and a test part."""
 
 import stat
 from abc import ABC, abstractmethod
@@ -10,16 +10,16 @@ import numpy as np
 from launcher.errors import UsageError
 from launcher.train.data.order import epoch_order
 
-# More output units than this are a mistake in the labels.
-_MOST_CLASSES = 1 << 24
+# A larger number of classes indicates an error in the labels.
+_MAX_CLASSES = 1 << 24
 
 
 class DataError(UsageError):
-    """A file of the data set is missing or damaged; the text names file and record."""
+    """A file of the data set is missing or damaged; the message names file and record."""
 
 
 class Examples(ABC):
-    """Examples that can be read by number."""
+    """Examples that are read by number."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -27,10 +27,10 @@ class Examples(ABC):
 
     @abstractmethod
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (rows, *shape) float32 and labels (rows,) int32 of the examples named."""
+        """Features (rows, *shape) float32 and labels (rows,) int32 of the given examples."""
 
     def in_epoch(self, seed: int, epoch: int) -> tuple["Examples", np.ndarray]:
-        """What to read from in one epoch, and the order of its numbers, equal on all ranks."""
+        """The examples to read in one epoch and the order of their numbers, equal on all ranks."""
         return self, epoch_order(len(self), seed, epoch)
 
 
@@ -40,9 +40,9 @@ class ArrayExamples(Examples):
 
     Attributes:
         features: (examples, height, width, channels), any numeric dtype.
-        labels: (examples,) whole numbers.
+        labels: (examples,) integers.
         mean: Subtracted from the features.
-        scale: Divides the features then.
+        scale: Divides the result.
     """
 
     features: np.ndarray
@@ -60,7 +60,7 @@ class ArrayExamples(Examples):
 
 @dataclass(frozen=True)
 class Part(Examples):
-    """Some of another's examples."""
+    """A subset of other examples."""
 
     whole: Examples
     numbers: np.ndarray
@@ -77,12 +77,12 @@ class DataSet:
     """A data set ready for training.
 
     Attributes:
-        name: As the user asked for it.
-        train: The examples to learn from.
+        name: The value of `--dataset`.
+        train: The training examples.
         validation: The held-out examples.
-        shape: Shape of one example's features.
-        classes: Number of labels.
-        skipped: Unreadable records left out.
+        shape: Shape of the features of one example.
+        classes: Number of classes.
+        skipped: Number of unreadable records skipped.
     """
 
     name: str
@@ -96,22 +96,22 @@ class DataSet:
 def check_labels(
     labels: np.ndarray, classes: int | None, place: str, first: int | None = 0
 ) -> None:
-    """Refuses labels that are no class: training on them teaches nothing, and says nothing.
+    """Refuses labels that are not class numbers, on which training silently learns nothing.
 
     Args:
         labels: (examples,), of any dtype.
-        classes: How many there are; None for as many as the labels name.
-        place: Where the labels stand, for the error.
-        first: The number of the first one there; None where the place says it.
+        classes: Number of classes; None to accept any number.
+        place: Source of the labels, for the error message.
+        first: Number of the first example there; None if `place` names the example.
 
     Raises:
         DataError: Names the first bad label and its example.
     """
     labels = np.asarray(labels)
-    limit = _MOST_CLASSES if classes is None else classes
+    limit = _MAX_CLASSES if classes is None else classes
     if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and _whole(labels).all()):
         raise DataError(
-            f"{place}: expected whole numbers as labels. Received: {labels.dtype} labels, such as "
+            f"{place}: expected integer labels. Received: {labels.dtype} labels, such as "
             f"{labels.ravel()[:3].tolist()}"
         )
     bad = np.flatnonzero((labels < 0) | (labels >= limit))
@@ -127,20 +127,20 @@ def _whole(labels: np.ndarray) -> np.ndarray:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a file, which must be one: to open a pipe or a device may wait for ever.
+    """The content of a regular file; opening a pipe or a device may block forever.
 
     Raises:
         OSError: It cannot be read.
-        DataError: It is something else than a file.
+        DataError: It is not a regular file.
     """
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a directory fails by itself
-        raise DataError(f"{path} is no regular file (a pipe, socket or device)")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a directory raises an OSError
+        raise DataError(f"{path} is not a regular file (a pipe, socket or device)")
     return path.read_bytes()
 
 
 def hold_out(count: int, part: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and the held-out examples, the same whatever the run's seed."""
+    """Numbers of the training and the held-out examples, independent of the seed of the run."""
     order = np.random.default_rng(0).permutation(count)
     held = max(1, round(count * part))
     return order[held:], order[:held]
@@ -152,7 +152,7 @@ def standardized(
     validation: tuple[np.ndarray, np.ndarray],
     classes: int,
 ) -> DataSet:
-    """A data set of arrays brought to mean 0 and deviation 1 by its training part."""
+    """A data set of arrays, standardized by the mean and deviation of its training part."""
     pixels = train[0]
     mean, scale = float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64)) or 1.0
     return DataSet(

@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, BMP, GIF) to arrays of one size, with TensorFlow's decoders."""
+"""Decodes images (PNG, JPEG, BMP, GIF) to arrays of one size with TensorFlow."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +10,14 @@ CHANNELS = 3
 
 
 class UndecodableError(Exception):
-    """The bytes are no image."""
+    """The bytes are not an image."""
 
 
 def decode(content: bytes, side: int) -> np.ndarray:
     """(side, side, 3) float32 in −1..1.
 
     Raises:
-        UndecodableError: Says what TensorFlow said.
+        UndecodableError: With TensorFlow's message.
     """
     with tf.device("CPU:0"):
         try:
@@ -30,7 +30,7 @@ def decode(content: bytes, side: int) -> np.ndarray:
 
 
 def decode_all(contents: Sequence[bytes], side: int) -> list[np.ndarray | UndecodableError]:
-    """`decode` for several images side by side; an error stands in the place of its image."""
+    """Decodes several images in parallel; an undecodable one yields its error."""
 
     def one(content: bytes) -> np.ndarray | UndecodableError:
         try:
@@ -43,5 +43,5 @@ def decode_all(contents: Sequence[bytes], side: int) -> list[np.ndarray | Undeco
 
 
 def stacked(images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """(rows, side, side, 3), also of no rows."""
+    """Stacks images to (rows, side, side, 3), also zero rows."""
     return np.stack(images) if images else np.zeros((0, side, side, CHANNELS), np.float32)

@@ -1,4 +1,4 @@
-"""Reads batches in a thread of its own, a few ahead of the training step."""
+"""Prefetches batches in a background thread."""
 
 import queue
 import threading
@@ -11,17 +11,18 @@ from launcher.train.data.dataset import Examples
 
 Batch = tuple[np.ndarray, np.ndarray]
 
-_AHEAD = 3
+# Batches.
+_PREFETCH = 3
 
 
 @contextmanager
 def batches(examples: Examples, shares: Iterable[np.ndarray]) -> Iterator[Iterator[Batch]]:
-    """The features and labels of each share, in order, read ahead.
+    """Yields an iterator over the features and labels of each share, in order, prefetched.
 
-    An error of the reader is raised to the consumer at the batch it concerns. Leaving the context
-    stops the reader, wherever it is.
+    An error of the reader is raised to the consumer at the batch that failed. Leaving the context
+    stops the reader.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_AHEAD)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_PREFETCH)
     stop = threading.Event()
 
     def put(item: Batch | BaseException | None) -> bool:
@@ -38,7 +39,7 @@ def batches(examples: Examples, shares: Iterable[np.ndarray]) -> Iterator[Iterat
             for share in shares:
                 if not put(examples.read(share)):
                     return
-        except Exception as error:  # whatever it is, it belongs to the consumer
+        except Exception as error:  # raised to the consumer
             put(error)
         else:
             put(None)

@@ -1,4 +1,4 @@
-"""MNIST, or anything in its formats: the four IDX files (also .gz) in a directory, or mnist.npz."""
+"""MNIST and data sets in its formats: four IDX files (optionally .gz), or mnist.npz."""
 
 import gzip
 import struct
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.train.config import TrainConfig
 from launcher.train.data.dataset import (
     DataError,
     DataSet,
@@ -25,8 +24,8 @@ _FILES = {
 }
 
 
-def load(config: TrainConfig, path: Path) -> DataSet:
-    """Reads a directory of IDX files or one npz file.
+def load(path: Path) -> DataSet:
+    """Reads a directory of IDX files, or an npz file.
 
     Raises:
         DataError: Names the file.
@@ -50,9 +49,9 @@ def load(config: TrainConfig, path: Path) -> DataSet:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if path.exists() and not path.is_file():
-        raise DataError(f"{path} is no regular file")
+        raise DataError(f"{path} is not a regular file")
     try:
-        # Opened here: numpy forgets to close a file that turns out to be damaged.
+        # Opened here because numpy does not close a file that turns out to be damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in _FILES}
     except FileNotFoundError as error:
@@ -70,7 +69,7 @@ def _read_directory(directory: Path) -> dict[str, np.ndarray]:
 
 
 def _read_idx(directory: Path, name: str) -> np.ndarray:
-    """Big-endian: two zero bytes, 8 for unsigned bytes, the number of axes, their lengths, data."""
+    """Big-endian: two zero bytes, 8 (unsigned bytes), number of axes, their lengths, data."""
     path = directory / name
     try:
         if path.exists():

@@ -1,5 +1,8 @@
-"""The user's `package.module:function` that returns a `tf.data.Dataset`, or a training and a
-held-out one, of (features, label) pairs that are not batched."""
+"""Data from the user's `package.module:function`.
+
+The function returns a `tf.data.Dataset` of unbatched (features, label) pairs, or a tuple of a
+training and a held-out one.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,24 +11,23 @@ import numpy as np
 import tensorflow as tf
 
 from launcher.errors import UsageError
-from launcher.train.config import TrainConfig
 from launcher.train.data.dataset import DataError, DataSet, Examples, check_labels
 from launcher.train.import_path import load_function
 
-# A wider shuffle would hold more examples in memory than this.
-_MOST_SHUFFLED = 10_000
+# The shuffle buffer holds at most this many examples in memory.
+_SHUFFLE_BUFFER = 10_000
 
 
 class StreamExamples(Examples):
-    """Examples that come one after the other and are never all in memory.
+    """Examples of a stream that need not fit in memory.
 
-    Every rank reads the whole stream, in the same shuffled order, and keeps its own. Numbers are
-    places in that order, so they must be asked for in rising order.
+    Every rank reads the whole stream in the same shuffled order and keeps its share. Numbers are
+    positions in that order and must be requested in ascending order.
 
     Args:
         dataset: Unbatched pairs; deterministic, and the same on every rank.
-        count: How many there are.
-        place: Of the user's function, for errors.
+        count: Number of examples.
+        place: Name of the user's function, for error messages.
     """
 
     def __init__(self, dataset: Any, count: int, place: str) -> None:
@@ -37,7 +39,7 @@ class StreamExamples(Examples):
         return self._count
 
     def in_epoch(self, seed: int, epoch: int) -> tuple[Examples, np.ndarray]:
-        buffer = min(self._count, _MOST_SHUFFLED)
+        buffer = min(self._count, _SHUFFLE_BUFFER)
         seeds = np.random.default_rng([seed, epoch]).integers(2**31)
         shuffled = self._dataset.shuffle(buffer, seed=int(seeds), reshuffle_each_iteration=False)
         return StreamExamples(shuffled, self._count, self._place), np.arange(self._count)
@@ -60,20 +62,25 @@ class StreamExamples(Examples):
                 if self._next > index:
                     return pair
         except StopIteration:
-            raise DataError(f"{self._place}: it ended before example {index}") from None
+            raise DataError(f"{self._place}: the data set ended before example {index}") from None
         except tf.errors.OpError as error:
             what = str(error.message).splitlines()[0]
             raise DataError(f"{self._place}, example {self._next}: {what}") from error
 
 
-def load(config: TrainConfig) -> DataSet:
+def load(reference: str, validation_part: float, skip_bad_records: bool) -> DataSet:
     """Calls the user's function without arguments.
+
+    Args:
+        reference: `package.module:function`.
+        validation_part: Fraction to hold out if the function returns a single data set.
+        skip_bad_records: Whether to skip and count examples that raise an error.
 
     Raises:
         UsageError: It cannot be imported, fails, or returns something else.
     """
-    place = f"--dataset {config.dataset}"
-    function = load_function("--dataset", config.dataset)
+    place = f"--dataset {reference}"
+    function = load_function("--dataset", reference)
     try:
         returned = function()
     except Exception as error:
@@ -81,27 +88,27 @@ def load(config: TrainConfig) -> DataSet:
     parts = returned if isinstance(returned, tuple) else (returned, None)
     if len(parts) != 2 or not all(isinstance(p, tf.data.Dataset) or p is None for p in parts):
         raise UsageError(
-            f"{place}: expected a tf.data.Dataset, or one for training and one held out. "
+            f"{place}: expected a tf.data.Dataset, or a training and a held-out one. "
             f"Received: {returned!r}"
         )
     train, held = parts
     _check_pairs(train, place)
-    if config.skip_bad_records:
+    if skip_bad_records:
         whole = _count(train, place)
         train = train.ignore_errors()
         held = None if held is None else held.ignore_errors()
     count, classes = _count_and_classes(train, place)
-    skipped = whole - count if config.skip_bad_records and whole >= 0 else 0
+    skipped = whole - count if skip_bad_records and whole >= 0 else 0
     if held is None:
-        out = max(1, round(count * config.validation_part))
+        out = max(1, round(count * validation_part))
         train, held, count = train.skip(out), train.take(out), count - out
     held_count, held_classes = _count_and_classes(held, f"{place}, held out")
     return DataSet(
-        config.dataset,
+        reference,
         StreamExamples(train, count, place),
         StreamExamples(held, held_count, place),
         tuple(train.element_spec[0].shape),
-        max(classes, held_classes),  # as of every other kind of data
+        max(classes, held_classes),
         skipped,
     )
 
@@ -111,21 +118,21 @@ def _check_pairs(dataset: Any, place: str) -> None:
     sound = isinstance(spec, tuple) and len(spec) == 2
     if not sound or not spec[0].shape.is_fully_defined() or spec[1].shape != []:
         raise UsageError(
-            f"{place}: expected single (features, label) pairs with a known shape of the features "
-            f"and whole-number labels, not batches. Received: {spec}"
+            f"{place}: expected unbatched (features, label) pairs with features of known shape and "
+            f"integer labels. Received: {spec}"
         )
 
 
 def _count(dataset: Any, place: str) -> int:
-    """What the data set says of its own length; −1 if it does not know."""
+    """The cardinality of the data set, -1 if unknown."""
     known = int(dataset.cardinality())
     if known == tf.data.INFINITE_CARDINALITY:
-        raise UsageError(f"{place}: the data set never ends; an epoch must be finite")
+        raise UsageError(f"{place}: the data set is infinite; an epoch must be finite")
     return known if known >= 0 else -1
 
 
 def _count_and_classes(dataset: Any, place: str) -> tuple[int, int]:
-    """Goes through the data once."""
+    """Counts examples and classes in one pass over the data."""
     _count(dataset, place)
     count, largest = 0, 0
     try:
@@ -134,9 +141,7 @@ def _count_and_classes(dataset: Any, place: str) -> tuple[int, int]:
             count, largest = count + 1, max(largest, int(label))
     except tf.errors.OpError as error:
         what = str(error.message).splitlines()[0]
-        raise DataError(
-            f"{place}, example {count}: {what}; --skip-bad-records leaves it out"
-        ) from error
+        raise DataError(f"{place}, example {count}: {what}; --skip-bad-records skips it") from error
     if count == 0:
         raise UsageError(f"{place}: the data set is empty")
     return count, largest + 1

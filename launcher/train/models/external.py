@@ -1,4 +1,4 @@
-"""Models that others wrote, with their batch normalization replaced as `--norm` says."""
+"""Models from keras.applications or the user, with batch normalization replaced by `--norm`."""
 
 import difflib
 import inspect
@@ -6,50 +6,49 @@ from typing import Any
 
 import keras
 
+import syncbn
 from launcher.errors import UsageError
-from launcher.train.config import MODELS, TrainConfig
-from launcher.train.data import DataSet
+from launcher.train.config import MODELS
 from launcher.train.import_path import load_function
-from syncbn.surgery import convert_sync_batchnorm
 
-# Most applications need 32 pixels; the others say so when they are built.
+# Most architectures need 32 pixels; the others raise an error when they are built smaller.
 _SIDES = (32, 75, 96, 128, 224)
 
 
-def application(config: TrainConfig, data: DataSet) -> keras.Model:
-    """An architecture of keras.applications, from scratch, with a new head.
+def application(name: str, shape: tuple[int, ...], classes: int, norm: str) -> keras.Model:
+    """A randomly initialized architecture of keras.applications with a new classification head.
 
-    Smaller images are resized to what it needs, and one channel is repeated to three.
+    Images smaller than its minimum are resized, and a single channel is repeated three times.
 
     Raises:
-        UsageError: There is no such architecture.
+        UsageError: Keras has no such architecture.
     """
-    make = getattr(keras.applications, config.model, None)
+    make = getattr(keras.applications, name, None)
     if not inspect.isfunction(make):
         known = [*MODELS, *(n for n in dir(keras.applications) if n[0].isupper())]
-        near = difflib.get_close_matches(config.model, known, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(
             f"--model: expected one of {', '.join(MODELS)}, a name of keras.applications or "
-            f"package.module:function{hint}. Received: {config.model!r}"
+            f"package.module:function{hint}. Received: {name!r}"
         )
-    inputs = keras.Input(data.shape, name="image")
-    body = with_norm(_body(make, max(data.shape[:2])), config)
+    inputs = keras.Input(shape, name="image")
+    body = replace_norm(_body(make, max(shape[:2])), norm)
     x: Any = inputs
-    if data.shape[-1] == 1:
+    if shape[-1] == 1:
         x = keras.layers.Concatenate()([x, x, x])
     side = body.input_shape[1]
-    if tuple(data.shape[:2]) != (side, side):
+    if tuple(shape[:2]) != (side, side):
         x = keras.layers.Resizing(side, side)(x)
-    logits = keras.layers.Dense(data.classes, dtype="float32", name="logits")(body(x))
-    return keras.Model(inputs, logits, name=config.model)
+    logits = keras.layers.Dense(classes, dtype="float32", name="logits")(body(x))
+    return keras.Model(inputs, logits, name=name)
 
 
 def _body(make: Any, side: int) -> keras.Model:
-    """The architecture without its head, at the smallest size it takes."""
+    """The architecture without its head, at the smallest size it accepts."""
     options: dict[str, Any] = {"include_top": False, "weights": None, "pooling": "avg"}
     if "include_preprocessing" in inspect.signature(make).parameters:
-        options["include_preprocessing"] = False  # Our data is standardized already.
+        options["include_preprocessing"] = False  # the data is standardized already
     sides = sorted({max(side, smallest) for smallest in _SIDES})
     for index, candidate in enumerate(sides):
         try:
@@ -60,37 +59,35 @@ def _body(make: Any, side: int) -> keras.Model:
     raise AssertionError("unreachable: the last size raises")
 
 
-def user_model(config: TrainConfig, data: DataSet) -> keras.Model:
-    """What the user's `function(shape, classes)` returns: a model from images to logits.
+def user_model(reference: str, shape: tuple[int, ...], classes: int, norm: str) -> keras.Model:
+    """The model from images to logits that the user's `function(shape, classes)` returns.
 
     Raises:
         UsageError: It cannot be imported or called, or returns something else.
     """
-    function = load_function("--model", config.model)
+    function = load_function("--model", reference)
     try:
-        model = function(data.shape, data.classes)
+        model = function(shape, classes)
     except Exception as error:
         raise UsageError(
-            f"--model {config.model}: calling it with {data.shape}, {data.classes} failed "
+            f"--model {reference}: calling it with {shape}, {classes} failed "
             f"({type(error).__name__}: {error})"
         ) from error
     if not isinstance(model, keras.Model) or not model.built:
+        raise UsageError(f"--model {reference}: expected a built keras.Model. Received: {model!r}")
+    if model.output_shape != (None, classes):
         raise UsageError(
-            f"--model {config.model}: expected a built keras.Model. Received: {model!r}"
-        )
-    if model.output_shape != (None, data.classes):
-        raise UsageError(
-            f"--model {config.model}: expected logits of shape (None, {data.classes}). "
+            f"--model {reference}: expected logits of shape (None, {classes}). "
             f"Received: {model.output_shape}"
         )
-    return with_norm(model, config)
+    return replace_norm(model, norm)
 
 
-def with_norm(model: keras.Model, config: TrainConfig) -> keras.Model:
-    """The model with its batch normalization layers synchronized, as they are, or taken out."""
-    if config.norm == "sync":
-        return convert_sync_batchnorm(model)
-    if config.norm == "local":
+def replace_norm(model: keras.Model, norm: str) -> keras.Model:
+    """The model with its batch normalization synchronized, unchanged, or removed."""
+    if norm == "sync":
+        return syncbn.convert_sync_batchnorm(model)
+    if norm == "local":
         return model
     return keras.models.clone_model(model, clone_function=_without_norm)
 
@@ -102,7 +99,7 @@ def _without_norm(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 class _Unnormalized(keras.layers.Layer):
-    """Takes the place of a batch normalization, with the arguments that one was called with."""
+    """An identity that accepts the call arguments of a batch normalization."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         return inputs

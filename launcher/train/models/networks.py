@@ -1,27 +1,26 @@
-"""Our own networks, each with one normalization layer wherever its paper has one."""
+"""Built-in networks, with a normalization layer wherever the paper has one."""
 
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from launcher.train.config import TrainConfig
-from syncbn.layer import SyncBatchNormalization
+import syncbn
 
 Norm = Callable[[str], keras.layers.Layer]
 
 
-def normalization(config: TrainConfig) -> Norm:
-    """Makes the layer that `--norm` asks for, given its name."""
-    if config.norm == "none":
+def normalization(norm: str, momentum: float) -> Norm:
+    """Returns a function from a name to the normalization layer that `--norm` selects."""
+    if norm == "none":
         return lambda name: keras.layers.Identity(name=name)
-    return lambda name: SyncBatchNormalization(
-        momentum=config.bn_momentum, synchronized=config.norm == "sync", name=name
+    return lambda name: syncbn.SyncBatchNormalization(
+        momentum=momentum, synchronized=norm == "sync", name=name
     )
 
 
 def _dnn(x: Any, norm: Norm) -> Any:
-    """Two hidden layers of ELU with He initialization: the classic network for MNIST."""
+    """Two hidden ELU layers with He initialization: the classic MLP for MNIST."""
     x = keras.layers.Flatten()(x)
     for index, units in enumerate((300, 100), start=1):
         x = keras.layers.Dense(
@@ -33,7 +32,7 @@ def _dnn(x: Any, norm: Norm) -> Any:
 
 
 def _cnn(x: Any, norm: Norm) -> Any:
-    """Three convolutions, a normalization after each."""
+    """Three convolutions, each followed by a normalization."""
     for index, (filters, stride) in enumerate(((32, 1), (64, 2), (64, 1)), start=1):
         x = _convolution(x, filters, 3, stride, f"conv{index}")
         x = norm(f"conv{index}_bn")(x)
@@ -42,7 +41,10 @@ def _cnn(x: Any, norm: Norm) -> Any:
 
 
 def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Callable[[Any, Norm], Any]:
-    """ResNet for small images (He et al., 2016, section 4.2): a 3 by 3 stem without pooling."""
+    """ResNet for small images (He et al., 2016, section 4.2): a 3×3 stem without pooling.
+
+    https://arxiv.org/abs/1512.03385
+    """
 
     def body(x: Any, norm: Norm) -> Any:
         x = keras.layers.ReLU()(norm("stem_bn")(_convolution(x, 64, 3, 1, "stem")))
@@ -60,7 +62,7 @@ def _basic_block(x: Any, filters: int, stride: int, norm: Norm, name: str) -> An
     y = norm(f"{name}_bn1")(_convolution(x, filters, 3, stride, f"{name}_conv1"))
     y = keras.layers.ReLU()(y)
     y = norm(f"{name}_bn2")(_convolution(y, filters, 3, 1, f"{name}_conv2"))
-    return _joined(x, y, filters, stride, norm, name)
+    return _add_shortcut(x, y, filters, stride, norm, name)
 
 
 def _bottleneck_block(x: Any, filters: int, stride: int, norm: Norm, name: str) -> Any:
@@ -69,18 +71,18 @@ def _bottleneck_block(x: Any, filters: int, stride: int, norm: Norm, name: str) 
     y = norm(f"{name}_bn2")(_convolution(y, filters, 3, stride, f"{name}_conv2"))
     y = keras.layers.ReLU()(y)
     y = norm(f"{name}_bn3")(_convolution(y, 4 * filters, 1, 1, f"{name}_conv3"))
-    return _joined(x, y, 4 * filters, stride, norm, name)
+    return _add_shortcut(x, y, 4 * filters, stride, norm, name)
 
 
-def _joined(x: Any, y: Any, filters: int, stride: int, norm: Norm, name: str) -> Any:
-    """The block's sum with its input, which is projected where the shape changes."""
+def _add_shortcut(x: Any, y: Any, filters: int, stride: int, norm: Norm, name: str) -> Any:
+    """Adds the block's input to its output, projected where the shape changes."""
     if stride != 1 or x.shape[-1] != filters:
         x = norm(f"{name}_bn0")(_convolution(x, filters, 1, stride, f"{name}_conv0"))
     return keras.layers.ReLU()(keras.layers.Add()([x, y]))
 
 
 def _convolution(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
-    # Without bias: the normalization that follows would subtract it again.
+    # Without bias: the normalization that follows subtracts it.
     return keras.layers.Conv2D(
         filters,
         kernel,

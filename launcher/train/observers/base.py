@@ -1,6 +1,6 @@
-"""The seam between the loop and whoever watches it: progress bar, journal, heartbeat, metrics.
+"""The interface between the training loop and its observers: progress, journal, metrics, ...
 
-The loop calls every observer on every rank; each decides what its rank shows.
+The loop calls every observer on every rank; each observer decides what its rank shows.
 """
 
 import logging
@@ -18,9 +18,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStarted:
-    """What is known before the first step.
+    """The run, before its first step.
 
-    `notes` are lines for people; `kernels` says what computes the statistics of layers.
+    Attributes:
+        notes: Messages for the user.
+        kernels: The implementation that computes batch statistics.
     """
 
     model: str
@@ -41,10 +43,14 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step over all ranks; `rows` is the global batch, `loss` its mean.
+    """One optimizer step over all ranks.
 
-    `rows_here` is this rank's share of it, and `input_seconds` what the rank waited for it, which
-    is part of `seconds`.
+    Attributes:
+        loss: Mean over the global batch.
+        rows: Rows of the global batch.
+        seconds: Duration of the step.
+        rows_here: Rows of this rank.
+        input_seconds: The part of `seconds` in which this rank waited for input.
     """
 
     epoch: int
@@ -60,15 +66,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class WindowDone:
-    """Some steps as all ranks saw them, the same on every rank.
+    """Several consecutive steps with the measurements of all ranks, equal on every rank.
 
     Attributes:
-        epoch: Of the last of them.
-        step: The last of them.
-        steps: How many.
-        ranks: Measure to one number for each rank; times are sums in seconds.
-        all_reduces: Kind to how many, over all ranks, fell into each of ALL_REDUCE_BUCKETS.
-        bytes: Kind to the bytes all ranks have sent.
+        epoch: Epoch of the last step.
+        step: The last step.
+        steps: Number of steps.
+        ranks: Maps a measurement to one number per rank; times are sums in seconds.
+        all_reduces: Maps a kind of all-reduce to the counts in ALL_REDUCE_BUCKETS, over all ranks.
+        bytes: Maps a kind of all-reduce to the bytes that all ranks have sent.
     """
 
     epoch: int
@@ -81,7 +87,7 @@ class WindowDone:
 
 @dataclass(frozen=True)
 class SaveDone:
-    """One checkpoint written."""
+    """A checkpoint that was written."""
 
     step: int
     path: Path
@@ -90,7 +96,7 @@ class SaveDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One pass over the training part, with the evaluation if there was one."""
+    """An epoch, with the results of its evaluation if there was one."""
 
     epoch: int
     step: int
@@ -104,11 +110,11 @@ class EpochDone:
 
 
 class Observer:
-    """Does nothing; observers override what they care about.
+    """Base class whose methods do nothing; observers override what they need.
 
     Attributes:
-        what: Its name in the warning when it fails.
-        essential: Whether its failure is the job's, as that of a collective is.
+        what: Name of the observer in the warning when it fails.
+        essential: Whether its failure ends the job, as for an observer with collectives.
     """
 
     what = "an observer"
@@ -121,10 +127,10 @@ class Observer:
         """After every optimizer step."""
 
     def on_window(self, window: WindowDone) -> None:
-        """After some steps, once all ranks have told how they went."""
+        """After several steps, with the measurements of all ranks."""
 
     def on_evaluation(self, step: int) -> None:
-        """Before the held-out part is evaluated."""
+        """Before an evaluation."""
 
     def on_save(self, step: int) -> None:
         """Before a checkpoint is written."""
@@ -136,11 +142,11 @@ class Observer:
         """After every epoch."""
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """After the last step, or the one at which the run was stopped."""
+        """After the last step, or the step at which the run was stopped."""
 
 
 class Observers(Observer):
-    """Several observers as one. One that fails is left out from then on, and training goes on."""
+    """Several observers as one. An observer that fails is removed, and training continues."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
@@ -149,30 +155,30 @@ class Observers(Observer):
         self._observers.append(observer)
 
     def on_start(self, run: RunStarted) -> None:
-        self._tell(lambda observer: observer.on_start(run))
+        self._notify(lambda observer: observer.on_start(run))
 
     def on_step(self, step: StepDone) -> None:
-        self._tell(lambda observer: observer.on_step(step))
+        self._notify(lambda observer: observer.on_step(step))
 
     def on_window(self, window: WindowDone) -> None:
-        self._tell(lambda observer: observer.on_window(window))
+        self._notify(lambda observer: observer.on_window(window))
 
     def on_evaluation(self, step: int) -> None:
-        self._tell(lambda observer: observer.on_evaluation(step))
+        self._notify(lambda observer: observer.on_evaluation(step))
 
     def on_save(self, step: int) -> None:
-        self._tell(lambda observer: observer.on_save(step))
+        self._notify(lambda observer: observer.on_save(step))
 
     def on_saved(self, save: SaveDone) -> None:
-        self._tell(lambda observer: observer.on_saved(save))
+        self._notify(lambda observer: observer.on_saved(save))
 
     def on_epoch(self, epoch: EpochDone) -> None:
-        self._tell(lambda observer: observer.on_epoch(epoch))
+        self._notify(lambda observer: observer.on_epoch(epoch))
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        self._tell(lambda observer: observer.on_end(summary))
+        self._notify(lambda observer: observer.on_end(summary))
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
+    def _notify(self, call: Callable[[Observer], None]) -> None:
         for observer in list(self._observers):
             try:
                 call(observer)
@@ -182,19 +188,19 @@ class Observers(Observer):
                 self._observers.remove(observer)
                 ours = isinstance(error, LauncherError)
                 text = str(error) if ours else f"{type(error).__name__}: {error}"
-                reason = text.partition("\n")[0]  # TensorFlow's errors go on
-                warn(f"{observer.what} is off from here on: {reason}")
+                reason = text.partition("\n")[0]  # TensorFlow's errors have many lines
+                warn(f"{observer.what} is disabled from now on: {reason}")
                 _log.debug("an observer failed", exc_info=error)
 
 
 def warn(text: str) -> None:
-    """One line on stderr and in the rank's log about something that training can do without."""
-    print(f"launcher.train: {text}; training goes on", file=sys.stderr, flush=True)
-    _log.info("warning: %s; training goes on", text)
+    """Prints and logs a warning about something that does not stop training."""
+    print(f"launcher.train: {text}; training continues", file=sys.stderr, flush=True)
+    _log.info("warning: %s; training continues", text)
 
 
 class HeartbeatObserver(Observer):
-    """Tells a supervisor that this rank moves."""
+    """Reports the progress of this rank to the supervisor."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat

@@ -1,6 +1,6 @@
-"""What the ranks tell each other about their steps: one small all-reduce every few dozen steps.
+"""Shares step measurements between the ranks: one small all-reduce every few dozen steps.
 
-So rank 0 can say which rank is slow, and write all of them down, on any engine and without a shared
+Rank 0 can then name the slowest rank and record all of them, on any backend and without a shared
 file system.
 """
 
@@ -18,19 +18,26 @@ from launcher.train.observers.base import EpochDone, Observer, RunStarted, StepD
 from launcher.train.observers.step_timing import StepTiming, Sums
 from syncbn.communicators import Communicator
 
-# A run has about so many windows, each within these bounds.
+# Approximate number of windows in a run, and bounds on the steps of a window.
 _WINDOWS = 400
-_FEWEST_STEPS, _MOST_STEPS = 50, 1000
+_MIN_STEPS, _MAX_STEPS = 50, 1000
 
-# What each rank says of a window, one number each.
+# The measurements of a window, one number per rank each.
 COLUMNS = ("seconds", *m.STEP_PARTS, "rows", "resident_memory", "fingerprint")
 _BINS = len(m.ALL_REDUCE_BUCKETS) + 1
 
 
 class CrossRankWindows(Observer):
-    """Joins the windows of all ranks, tells a listener on every rank, and shows who is slow.
+    """Combines the windows of all ranks, passes them to a listener, and reports the slowest rank.
 
-    Its collectives are the same on every rank, whatever fails on one of them.
+    Every rank issues the same collectives, whatever fails on one of them.
+
+    Args:
+        timing: The measurements of this rank.
+        page: The metrics page of this rank.
+        communicator: The ranks.
+        weights: Variables that must be equal on all ranks.
+        listener: Its `on_window` is called on every rank.
     """
 
     essential = True
@@ -45,34 +52,34 @@ class CrossRankWindows(Observer):
     ) -> None:
         self._timing, self._page, self._communicator = timing, page, communicator
         self._weights, self._listener = weights, listener
-        self._every = _FEWEST_STEPS
+        self._every = _MIN_STEPS
         self._since = 0
         self._epoch = self._step = 0
         self._process = psutil.Process()
 
     def on_start(self, run: RunStarted) -> None:
         planned = run.epochs * run.steps_per_epoch // _WINDOWS
-        self._every = min(max(planned, _FEWEST_STEPS), _MOST_STEPS)
+        self._every = min(max(planned, _MIN_STEPS), _MAX_STEPS)
         self._epoch, self._step = run.epoch, run.step
-        self._since = -1  # the first step is compiled, and no window counts it
+        self._since = -1  # the first step includes compilation and belongs to no window
 
     def on_step(self, step: StepDone) -> None:
         self._epoch, self._step = step.epoch, step.step
         self._since += 1
         if self._since == self._every:
-            self._join()
+            self._combine()
 
     def on_epoch(self, epoch: EpochDone) -> None:
-        table = self._join(_fingerprint(self._weights))
+        table = self._combine(_fingerprint(self._weights))
         prints = table[:, COLUMNS.index("fingerprint")]
         self._page[m.DIVERGED_RANKS].set(int((prints != prints[0]).sum()))
 
     def on_end(self, summary: dict[str, Any]) -> None:
         if self._since > 0:
-            self._join()
+            self._combine()
 
-    def _join(self, fingerprint: float = 0.0) -> np.ndarray:
-        """The numbers of all ranks, (ranks, COLUMNS)."""
+    def _combine(self, fingerprint: float = 0.0) -> np.ndarray:
+        """The measurements of all ranks, (ranks, COLUMNS). A collective call."""
         mine = self._timing.take_window()
         size, width = self._communicator.size, len(COLUMNS)
         table = np.zeros((size, width))
@@ -84,7 +91,7 @@ class CrossRankWindows(Observer):
             fingerprint,
         ]
         message = tf.constant(np.concatenate([table.ravel(), _spread(mine)]))
-        total = self._communicator.all_reduce(message, "watch_window").numpy()
+        total = self._communicator.all_reduce(message, "step_window").numpy()
         table = total[: size * width].reshape(size, width)
         steps, self._since = self._since, 0
         if steps > 0:
@@ -102,7 +109,7 @@ class CrossRankWindows(Observer):
 
 
 def slowest(own_seconds: np.ndarray) -> tuple[int, float]:
-    """The rank with the most time of its own, and that over the median of the others'."""
+    """The rank with the longest time of its own, and the ratio to the median of the others."""
     rank = int(own_seconds.argmax())
     if len(own_seconds) == 1:
         return 0, 1.0
@@ -125,7 +132,7 @@ def _window(epoch: int, step: int, steps: int, table: np.ndarray, kinds: np.ndar
 
 
 def _spread(sums: Sums) -> np.ndarray:
-    """For each kind of all-reduce the counts by bucket, then the bytes."""
+    """For each kind of all-reduce, the counts by bucket and the bytes."""
     rows = []
     for kind in m.ALL_REDUCE_KINDS:
         bins = np.searchsorted(m.ALL_REDUCE_BUCKETS, sums.all_reduces[kind])

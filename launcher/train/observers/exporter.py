@@ -1,23 +1,21 @@
-"""This rank's page on its way out: over HTTP, into snapshots for the launcher, to a Pushgateway."""
+"""Exports the metrics page of this rank: over HTTP, as snapshots for the launcher, by push."""
 
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from launcher.metrics import RANK_METRICS, Page
+from launcher.metrics import RANK_METRICS, Metric, Page
 from launcher.metrics import definitions as m
 from launcher.metrics.push import push
 from launcher.metrics.server import MetricsServer, record_address
 from launcher.metrics.snapshots import write_snapshot
 from launcher.runs.layout import snapshot_path
-from launcher.train.config import TrainConfig
 from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
-from launcher.train.observers.gpu import gpu_gauges
 from launcher.version import versions
 from syncbn.communicators import Communicator
 from syncbn.communicators.environment import cluster_from_tf_config
@@ -26,29 +24,44 @@ _SECONDS_BETWEEN_SNAPSHOTS = 2.0
 
 
 class Exporter(Observer):
-    """Serves the page from the moment it is made, so that a rank that waits for others can be seen.
+    """Serves the page as soon as it is created, so that a rank that waits for others is visible.
 
-    The port is the base plus the local rank; base 0 takes a free one, which OUTPUT/metrics/targets
-    then names.
+    Args:
+        port: The local rank is added to it; 0 for a free port, which OUTPUT/metrics/targets then
+            names; None for the launcher's choice, or not to serve.
+        host: The address to serve on.
+        gateway: A Pushgateway (HOST:PORT) to push to at the end; None for the launcher's choice.
     """
 
     what = "exporting metrics"
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, port: int | None, host: str, gateway: str | None) -> None:
         self.page = Page(RANK_METRICS)
-        self._config = config
         self._waiting: str | None = "has not joined the job yet"
         self._ended = threading.Event()
         self._snapshots: threading.Thread | None = None
         self._run = self._instance = ""
-        self._gateway = config.metrics_push or os.environ.get("LAUNCHER_METRICS_PUSH")
-        self._server = self._serve()
+        self._gateway = gateway or os.environ.get("LAUNCHER_METRICS_PUSH")
+        self._server = self._serve(port, host)
         memory = psutil.Process().memory_info
         self.page[m.RESIDENT_MEMORY].set_function(lambda: memory().rss)
         self.page[m.BUILD_INFO].labels(**versions()).set(1)
 
-    def joined(self, communicator: Communicator, output: Path, seconds: float) -> None:
-        """Once the rank has found the others, which took `seconds`."""
+    def joined(
+        self,
+        communicator: Communicator,
+        output: Path,
+        seconds: float,
+        names: Mapping[str, str],
+    ) -> None:
+        """Called when the rank has joined the job.
+
+        Args:
+            communicator: The ranks.
+            output: The output directory of the run.
+            seconds: How long joining took.
+            names: The labels `model`, `dataset` and `norm` of the run.
+        """
         self._waiting = "has not finished a step yet"
         self._run = output.resolve().name
         self._instance = f"{socket.gethostname()}:rank-{communicator.rank}"
@@ -59,10 +72,8 @@ class Exporter(Observer):
             page="rank",
             rank=str(communicator.rank),
             host=socket.gethostname(),
-            model=self._config.model,
-            dataset=self._config.dataset,
-            norm=self._config.norm,
             backend=communicator.name,
+            **names,
         ).set(1)
         for gauge, read in gpu_gauges(communicator.local_rank).items():
             self.page[gauge].set_function(read)
@@ -92,8 +103,7 @@ class Exporter(Observer):
         if self._server is not None:
             self._server.close()
 
-    def _serve(self) -> MetricsServer | None:
-        base, host = self._config.metrics_port, self._config.metrics_host
+    def _serve(self, base: int | None, host: str) -> MetricsServer | None:
         if base is None and os.environ.get("LAUNCHER_METRICS_PORT", "").isdigit():
             base = int(os.environ["LAUNCHER_METRICS_PORT"])
             host = os.environ.get("LAUNCHER_METRICS_HOST", host)
@@ -126,7 +136,7 @@ class Exporter(Observer):
 
 
 def local_rank(environ: Any) -> int:
-    """Index of this process among those of the job on its host, before any engine is up."""
+    """Index of this process among those on its host, before a communicator exists."""
     for name in ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"):
         if environ.get(name, "").isdigit():
             return int(environ[name])
@@ -138,10 +148,39 @@ def local_rank(environ: Any) -> int:
 
 
 def _try(action: Callable[[], None]) -> bool:
-    """Whether `action` could be done; a file that cannot be written is one warning."""
+    """Whether `action` succeeded; a file that cannot be written gives one warning."""
     try:
         action()
     except OSError as error:
         warn(f"metrics cannot be written: {error}")
         return False
     return True
+
+
+def gpu_gauges(local_rank: int) -> dict[Metric[Any], Callable[[], float]]:
+    """A function to read each gauge of the GPU through NVML; empty without one or nvidia-ml-py."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+        device = _device(pynvml, local_rank)
+    except (pynvml.NVMLError, IndexError):
+        return {}
+    return {
+        m.GPU_MEMORY: lambda: float(pynvml.nvmlDeviceGetMemoryInfo(device).used),
+        m.GPU_UTILIZATION: lambda: pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100,
+    }
+
+
+def _device(pynvml: Any, local_rank: int) -> Any:
+    """The device that syncbn.init pins: the visible device at the index of the local rank."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return pynvml.nvmlDeviceGetHandleByIndex(local_rank)
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    name = names[local_rank % max(1, len(names))]
+    if name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    return pynvml.nvmlDeviceGetHandleByUUID(name)

@@ -1,9 +1,8 @@
-"""metrics.jsonl: what happened in a run, one JSON object a line, for reports and notebooks.
+"""metrics.jsonl: the events of a run, one JSON object per line, for reports and notebooks.
 
-Every line has `event`, `step` and `time` (seconds since the epoch). `start` opens each attempt;
-`step` lines are thinned out the further a run gets; `window`, `epoch`, `layers`, `checkpoint` and
-`end` are complete. A number that is NaN or infinite is null. Only rank 0 writes; a resumed run
-goes on in the same file.
+Every line has `event`, `step` and `time` (seconds since the epoch). `start` begins each attempt;
+`step` lines become sparser as the run proceeds; `window`, `epoch`, `layers`, `checkpoint` and `end`
+are complete. NaN and infinite numbers are null. Only rank 0 writes; a resumed run appends.
 """
 
 import json
@@ -36,9 +35,9 @@ class Journal(Observer):
 
     Args:
         path: The file.
-        about: What the first line of an attempt says besides the run: versions, options.
-        gradient_norm: Of the newest step.
-        drift: Of the moving statistics by layer since it was last asked for.
+        about: Further contents of the first line of an attempt: versions, options.
+        gradient_norm: Returns the gradient norm of the latest step.
+        drift: Returns the drift of the moving statistics by layer since the last call.
     """
 
     what = "metrics.jsonl"
@@ -56,7 +55,7 @@ class Journal(Observer):
         self._written = 0.0
 
     def on_start(self, run: RunStarted) -> None:
-        """Drops what was written after the checkpoint the run goes on from."""
+        """Removes the lines after the checkpoint from which the run resumes."""
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_before(line, run)]
@@ -105,12 +104,12 @@ class Journal(Observer):
 
 
 def thinning(step: int) -> int:
-    """One step in so many is kept: all of the first, half as many after each doubling."""
+    """The interval between recorded steps: 1 at first, doubled each time the run length doubles."""
     return 1 << max(0, (step // _ALL_STEPS_UNTIL).bit_length() - 1)
 
 
 def _rounded(content: Any) -> Any:
-    """Seven significant digits, which is what single precision holds."""
+    """Rounds numbers to seven significant digits, the precision of float32."""
     if isinstance(content, float):
         return float(f"{content:.7g}") if math.isfinite(content) else None
     if isinstance(content, dict):
@@ -121,10 +120,10 @@ def _rounded(content: Any) -> Any:
 
 
 def _is_before(line: str, run: RunStarted) -> bool:
-    """Whether a line is of what the run goes on from; not so one that was cut off in writing."""
+    """Whether a line precedes the checkpoint from which the run resumes; not if it is truncated."""
     try:
         content = json.loads(line)
-        # At the step where an epoch ends it may be unfinished still: it was not evaluated.
+        # At its last step an epoch may be incomplete: its evaluation comes later.
         redone = content.get("event") == "epoch" and content["epoch"] >= run.epoch
         return content["step"] <= run.step and not redone
     except (ValueError, KeyError, TypeError):

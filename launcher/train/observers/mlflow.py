@@ -1,7 +1,7 @@
-"""`--mlflow`: the run in MLflow; where to, the variable MLFLOW_TRACKING_URI says.
+"""`--mlflow`: logs the run to the MLflow server named by MLFLOW_TRACKING_URI.
 
-A remote server is enough with mlflow-skinny; without the variable the run goes into a database file
-in the output directory, for which the whole of MLflow is needed.
+For a remote server mlflow-skinny suffices. Without the variable the run is logged to a database
+file in the output directory, which needs the full mlflow package.
 """
 
 import os
@@ -13,7 +13,7 @@ from launcher.train.observers.base import EpochDone, Observer, RunStarted
 
 
 class MLflow(Observer):
-    """Options as parameters, epochs as metrics. Without the variable, `output`/mlflow.db."""
+    """Logs options as parameters and epochs as metrics; by default to `output`/mlflow.db."""
 
     what = "--mlflow"
 

@@ -1,4 +1,4 @@
-"""How far the moving statistics of each normalization layer go from one look to the next."""
+"""The drift of the moving statistics of each normalization layer between two readings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import keras
 import numpy as np
 
-# Layer to how far its moving mean went, in standard deviations, and its variance, in logarithms;
-# both are root mean squares over the channels.
+# Maps a layer to the change of its moving mean, in standard deviations, and of the logarithm of its
+# moving variance; both are root mean squares over the channels.
 Drift = Mapping[str, Sequence[float]]
 
 _EPSILON = 1e-12
 
 
 class MovingStatisticsDrift:
-    """Remembers the statistics of `model` as they were at the last call."""
+    """Computes the drift of the moving statistics of `model` since the last call."""
 
     def __init__(self, model: keras.Model) -> None:
         self._layers = [
@@ -54,7 +54,7 @@ def _root_mean_square(values: np.ndarray) -> float:
 
 
 def weights_to_compare(model: keras.Model, norm: str) -> list[Any]:
-    """The variables that are the same on every rank, bit for bit, as long as nothing is wrong."""
-    if norm == "local":  # its moving statistics are each rank's own
+    """The variables that must be bitwise equal on all ranks."""
+    if norm == "local":  # moving statistics differ between ranks
         return list(model.trainable_variables)
     return [*model.trainable_variables, *model.non_trainable_variables]

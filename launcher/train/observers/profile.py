@@ -1,10 +1,10 @@
 """`--profile-steps A:B`: TensorFlow's profile of each rank, and one trace of all collectives.
 
-OUTPUT/profile/trace.json opens in chrome://tracing and https://ui.perfetto.dev; each rank is a
-process there, its steps and each kind of all-reduce a row. TensorFlow's own is in rank-N beside it.
+OUTPUT/profile/trace.json opens in chrome://tracing and https://ui.perfetto.dev. Each rank is shown
+as a process, with a row for its steps and for each kind of all-reduce. The directories rank-N next
+to it hold TensorFlow's profiles.
 """
 
-import json
 import shutil
 import socket
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from launcher.atomic import replace_json
+from launcher.train.coordination import gather_json
 from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
 from launcher.train.observers.step_timing import StepTiming
 from syncbn.communicators import Communicator
@@ -23,15 +24,15 @@ from syncbn.telemetry import Span
 _ROWS = ("step", "sync_batch_norm", "gradients", "other")
 _ROW_NAMES = {"sync_batch_norm": "SyncBN all-reduce", "gradients": "gradient all-reduce"}
 
-# What a rank has seen: its host, and [row, name, start, seconds, bytes] of each event.
-Seen = dict[str, Any]
+# The host of a rank, and [row, name, start, seconds, bytes] of each event.
+RankEvents = dict[str, Any]
 
 
 class Profile(Observer):
-    """Records steps `first` to `last`, counted from 1 over the whole run, both included."""
+    """Records steps `first` to `last`, inclusive, counted from 1 over the whole run."""
 
     what = "the profile"
-    # The ranks gather what they have seen: one that stays away would leave the others waiting.
+    # The ranks gather their events: a missing rank would block the others.
     essential = True
 
     def __init__(
@@ -67,7 +68,7 @@ class Profile(Observer):
             tf.profiler.experimental.start(str(directory), options)
             self._profiling = True
         except (tf.errors.OpError, OSError) as error:
-            warn(f"TensorFlow's profiler does not start: {error}")
+            warn(f"TensorFlow's profiler cannot start: {error}")
 
     def _record(self, step: StepDone, spans: Sequence[Span], ended: float) -> None:
         began = ended - step.seconds
@@ -89,7 +90,7 @@ class Profile(Observer):
                 shutil.rmtree(
                     self._directory / f"rank-{self._communicator.rank}", ignore_errors=True
                 )
-        everything = gather(
+        everything = gather_json(
             {"host": socket.gethostname(), "events": self._events}, self._communicator
         )
         if self._communicator.rank == 0:
@@ -100,25 +101,11 @@ class Profile(Observer):
                 warn(f"the trace cannot be written: {error}")
 
 
-def gather(value: Seen, communicator: Communicator) -> list[Seen]:
-    """What each rank has said, by rank, on every rank."""
-    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.zeros(communicator.size, np.int64)
-    lengths[communicator.rank] = len(mine)
-    lengths = communicator.all_reduce(tf.constant(lengths), "profile_lengths").numpy()
-    said = []
-    for root, length in enumerate(lengths):
-        buffer = mine if root == communicator.rank else np.zeros(length, np.uint8)
-        received = communicator.broadcast([tf.constant(buffer)], root)[0]
-        said.append(json.loads(received.numpy().tobytes()))
-    return said
+def chrome_trace(ranks: Sequence[RankEvents]) -> dict[str, Any]:
+    """The events of all ranks on one timeline, in the Trace Event Format.
 
-
-def chrome_trace(ranks: Sequence[Seen]) -> dict[str, Any]:
-    """The events of all ranks on one time line, in the Trace Event Format.
-
-    Clocks of other hosts are moved to rank 0's by what they disagree about the ends of the gradient
-    all-reduces, which all ranks leave together.
+    Clocks of other hosts are aligned with that of rank 0 by the ends of the gradient all-reduces,
+    which all ranks leave at the same time.
     """
     offsets = [_clock_offset(ranks[0], seen) for seen in ranks]
     starts = [
@@ -148,8 +135,8 @@ def chrome_trace(ranks: Sequence[Seen]) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _clock_offset(first: Seen, other: Seen) -> float:
-    """How far the other rank's clock is ahead, in seconds; 0 on the same host."""
+def _clock_offset(first: RankEvents, other: RankEvents) -> float:
+    """How far the clock of the other rank is ahead, in seconds; 0 on the same host."""
     if first["host"] == other["host"]:
         return 0.0
     ends = [
@@ -161,6 +148,6 @@ def _clock_offset(first: Seen, other: Seen) -> float:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`10:20`, which the configuration has checked, as (10, 20)."""
+    """Converts `10:20`, which the configuration has validated, to (10, 20)."""
     first, _, last = text.partition(":")
     return int(first), int(last)

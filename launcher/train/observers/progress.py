@@ -1,4 +1,4 @@
-"""What rank 0 shows while training: a bar on a terminal, one plain line an epoch elsewhere."""
+"""Progress output of rank 0: a progress bar on a terminal, one plain line per epoch elsewhere."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from launcher.train.observers.base import EpochDone, Observer, RunStarted, StepD
 
 
 class ProgressLines(Observer):
-    """Lines for people and log files, and above them a bar where the console is a terminal."""
+    """Prints a line per epoch, with a progress bar if the console is a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,7 +33,7 @@ class ProgressLines(Observer):
             f"rank{'s' * (run.world_size > 1)} over {run.backend}, norm {run.norm}, "
             f"{run.epochs} epochs{', ' * bool(run.kernels)}{run.kernels}"
         )
-        self._first_step, self._rate = run.step + 2, 0.0  # the first is compiled
+        self._first_step, self._rate = run.step + 2, 0.0  # the first includes compilation
         for note in run.notes:
             self._print(note)
         self._task = self._progress.add_task(
@@ -49,7 +49,7 @@ class ProgressLines(Observer):
         if self._progress.disable:
             return
         rate = step.rows / step.seconds
-        # The mean over about the last ten steps: single ones flicker.
+        # A moving average over about ten steps: single steps fluctuate.
         self._rate = rate if step.step <= self._first_step else 0.9 * self._rate + 0.1 * rate
         numbers = f"loss {step.loss:.4f}  accuracy {step.accuracy:.1%}  {self._rate:,.0f} images/s"
         self._progress.update(self._task, advance=1, epoch=step.epoch + 1, numbers=numbers)
@@ -79,10 +79,10 @@ class ProgressLines(Observer):
 
 
 def _on_terminal() -> bool:
-    """Whether somebody looks at this output as it is.
+    """Whether the output goes directly to a terminal.
 
-    Open MPI hands its ranks a pseudo-terminal even when its own output goes to a file or through
-    horovodrun, which tags every piece of a line: what counts then is the terminal of our parent.
+    Open MPI gives its ranks a pseudo-terminal even when its own output goes to a file or through
+    horovodrun, which prefixes each write. Under Open MPI the terminal of the parent counts.
     """
     if "OMPI_COMM_WORLD_RANK" not in os.environ:
         return sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""Where the time of this rank's steps goes: added up every step, shown a few times a second."""
+"""Splits the duration of steps on this rank into parts, and updates its metrics page."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from syncbn.telemetry import Span
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 
-# The part of a step that each kind of all-reduce counts for.
+# The part of a step to which each kind of all-reduce belongs.
 PART_OF_KIND = {
     "sync_batch_norm": "sync_batch_norm_all_reduce",
     "gradients": "gradient_all_reduce",
@@ -24,7 +24,7 @@ PART_OF_KIND = {
 
 @dataclass
 class Sums:
-    """What some steps of this rank took, in seconds; `parts` add up to the sum of `steps`."""
+    """Durations of several steps of this rank in seconds; `parts` add up to the sum of `steps`."""
 
     steps: list[float] = field(default_factory=list)
     rows: int = 0
@@ -44,11 +44,11 @@ class Sums:
         self.steps.append(step.seconds)
         self.rows += step.rows_here
         parts["input_wait"] += step.input_seconds
-        # Collectives in parallel branches overlap: their sum may pass the step's own time.
+        # Collectives in parallel branches overlap: their sum may exceed the duration of the step.
         parts["compute"] += max(0.0, outside)
 
     def join(self, later: "Sums") -> None:
-        """Adds what other steps took."""
+        """Adds the durations of later steps."""
         self.steps += later.steps
         self.rows += later.rows
         for part, seconds in later.parts.items():
@@ -59,25 +59,25 @@ class Sums:
 
 
 class StepTiming(Observer):
-    """Takes the collectives of every step from syncbn and keeps this rank's page up to date.
+    """Collects the collectives of every step from syncbn and updates the metrics page.
 
     Attributes:
-        gradient_norm: Of the newest step.
-        on_spans: Who else wants the collectives of each step; called with the time at its end.
+        gradient_norm: Gradient norm of the latest step.
+        on_spans: Callback for the collectives of each step and the time at its end, or None.
     """
 
-    what = "measuring"
+    what = "step timing"
 
     def __init__(self, page: Page) -> None:
         telemetry.watch()
         self.gradient_norm = 0.0
         self.on_spans: Callable[[StepDone, list[Span], float], None] | None = None
         self._page = page
-        self._unshown = Sums()
+        self._pending = Sums()
         self._window = Sums()
         self._non_finite = 0
-        self._shown = 0.0
-        self._newest: StepDone | None = None
+        self._updated = 0.0
+        self._latest: StepDone | None = None
         self._first_step = 0
 
     def on_start(self, run: RunStarted) -> None:
@@ -85,28 +85,28 @@ class StepTiming(Observer):
         self._page[m.START].set_to_current_time()
         self._page[m.WORLD_SIZE].set(run.world_size)
         self._page[m.EPOCH].set(run.epoch)
-        telemetry.collect()  # What ran before the first step is no part of it.
+        telemetry.collect()  # Discard collectives that ran before the first step.
 
     def on_step(self, step: StepDone) -> None:
         spans, numbers = telemetry.collect()
         self.gradient_norm = numbers.get("gradient_norm", 0.0)
-        self._unshown.add(step, spans)
+        self._pending.add(step, spans)
         if not math.isfinite(step.loss):
             self._non_finite += 1
         if self.on_spans is not None:
             self.on_spans(step, spans, time.time())
-        self._newest = step
+        self._latest = step
         if step.step == self._first_step:
-            self._show()
-            self._window = Sums()  # compiling says nothing about the steps to come
-        elif time.monotonic() - self._shown >= _SECONDS_BETWEEN_UPDATES:
-            self._show()
+            self._update_page()
+            self._window = Sums()  # the duration of compilation is not representative
+        elif time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES:
+            self._update_page()
 
     def on_evaluation(self, step: int) -> None:
-        self._show()
+        self._update_page()
 
     def on_save(self, step: int) -> None:
-        self._show()
+        self._update_page()
 
     def on_epoch(self, epoch: EpochDone) -> None:
         if epoch.validation_loss is not None and epoch.validation_accuracy is not None:
@@ -119,19 +119,19 @@ class StepTiming(Observer):
         self._page[m.CHECKPOINT_SUCCESS].set_to_current_time()
 
     def take_window(self) -> Sums:
-        """The sums since the last call, without the step that was compiled."""
-        self._show()
+        """The sums since the last call, without the first step, which includes compilation."""
+        self._update_page()
         taken, self._window = self._window, Sums()
         return taken
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        self._show()
+        self._update_page()
 
-    def _show(self) -> None:
-        page, sums, step = self._page, self._unshown, self._newest
+    def _update_page(self) -> None:
+        page, sums, step = self._page, self._pending, self._latest
         if step is None or not sums.steps:
             return
-        self._unshown, self._shown = Sums(), time.monotonic()
+        self._pending, self._updated = Sums(), time.monotonic()
         self._window.join(sums)
         page[m.STEPS].inc(len(sums.steps))
         page[m.EXAMPLES].inc(sums.rows)

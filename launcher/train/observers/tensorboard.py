@@ -1,6 +1,6 @@
 """`--tensorboard`: scalars for TensorBoard, in OUTPUT/tensorboard.
 
-Written by TensorFlow alone; the tensorboard package is only needed to look at them.
+TensorFlow alone writes them; the tensorboard package is needed only to view them.
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from launcher.train.observers.journal import thinning
 
 
 class TensorBoard(Observer):
-    """Training scalars of the steps that the journal keeps, and the held-out part."""
+    """Writes scalars of the training steps that the journal records, and of each evaluation."""
 
     what = "--tensorboard"
 
     def __init__(self, directory: Path) -> None:
         self._writer = tf.summary.create_file_writer(str(directory))
-        # How TensorBoard knows that a value is a scalar.
+        # Marks values as scalars for TensorBoard.
         metadata = tf.compat.v1.SummaryMetadata(data_class=1)
         metadata.plugin_data.plugin_name = "scalars"
         self._metadata = metadata.SerializeToString()

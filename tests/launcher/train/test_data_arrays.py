@@ -11,14 +11,13 @@ import pytest
 from sklearn.datasets import load_digits
 
 from launcher.errors import UsageError
-from launcher.train.data import DataError
-from tests.launcher.train.loading import load
+from launcher.train.data import DataError, load_dataset
 
 RANDOM = np.random.default_rng(5)
 
 
 def test_digits_are_real_standardized_and_split_for_good() -> None:
-    first, second = load("digits", seed=1), load("digits", seed=2)
+    first, second = load_dataset("digits", seed=1), load_dataset("digits", seed=2)
     assert (len(first.train), len(first.validation)) == (1438, 359)
     features, labels = first.train.read(np.arange(1438))
     assert abs(features.mean()) < 1e-3
@@ -30,7 +29,7 @@ def test_digits_are_real_standardized_and_split_for_good() -> None:
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
-    theirs, ours = load_digits(), load("digits")
+    theirs, ours = load_digits(), load_dataset("digits")
     parts = [part.read(np.arange(len(part))) for part in (ours.train, ours.validation)]
     features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     low, high = features.min(), features.max()
@@ -62,7 +61,7 @@ def _mnist(directory: Path, compress: bool = False) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("compress", [False, True])
 def test_mnist_in_idx_files(tmp_path: Path, compress: bool) -> None:
     arrays = _mnist(tmp_path, compress)
-    data = load("mnist", tmp_path)
+    data = load_dataset("mnist", tmp_path)
     assert (data.shape, data.classes, len(data.train), len(data.validation)) == (
         (5, 4, 1),
         10,
@@ -80,18 +79,18 @@ def test_mnist_in_an_npz_file(tmp_path: Path) -> None:
     arrays = list(_mnist(tmp_path).values())
     path = tmp_path / "mnist.npz"
     np.savez(path, x_train=arrays[0], y_train=arrays[1], x_test=arrays[2], y_test=arrays[3])
-    assert len(load("mnist", path).train) == 20
+    assert len(load_dataset("mnist", path).train) == 20
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"mnist\.npz is damaged"):
-        load("mnist", path)
+        load_dataset("mnist", path)
 
 
 @pytest.mark.parametrize(
     ("labels", "problem"),
     [
         (np.array([0, 1, -1, 2]), "example 2: expected a label from 0 to .* Received: -1"),
-        (np.array([0, 1, 2, 1.5]), "expected whole numbers"),
-        (np.array(["cat", "dog", "cat", "emu"]), "expected whole numbers"),
+        (np.array([0, 1, 2, 1.5]), "expected integer labels"),
+        (np.array(["cat", "dog", "cat", "emu"]), "expected integer labels"),
     ],
 )
 def test_labels_of_arrays_that_are_no_classes(
@@ -100,7 +99,7 @@ def test_labels_of_arrays_that_are_no_classes(
     images, path = np.zeros((4, 5, 4), np.uint8), tmp_path / "mnist.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=[0, 1, 2, 0])
     with pytest.raises(DataError, match=problem):
-        load("mnist", path)
+        load_dataset("mnist", path)
 
 
 @pytest.mark.timeout(20)
@@ -109,10 +108,10 @@ def test_pipes_in_the_place_of_arrays_are_not_waited_for(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "train-images-idx3-ubyte")
     os.mkfifo(tmp_path / "data_batch_1")
     for dataset, path in (("mnist", tmp_path / "mnist.npz"), ("mnist", tmp_path)):
-        with pytest.raises(DataError, match="is no regular file"):
-            load(dataset, path)
-    with pytest.raises(DataError, match="data_batch_1 is no regular file"):
-        load("cifar10", tmp_path)
+        with pytest.raises(DataError, match="is not a regular file"):
+            load_dataset(dataset, path)
+    with pytest.raises(DataError, match="data_batch_1 is not a regular file"):
+        load_dataset("cifar10", tmp_path)
 
 
 def test_damaged_and_missing_mnist_files_are_named(tmp_path: Path) -> None:
@@ -120,12 +119,12 @@ def test_damaged_and_missing_mnist_files_are_named(tmp_path: Path) -> None:
     labels = tmp_path / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-3])
     with pytest.raises(DataError, match="train-labels-idx1-ubyte is damaged: expected 20 bytes"):
-        load("mnist", tmp_path)
+        load_dataset("mnist", tmp_path)
     labels.unlink()
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte \(or .gz\) does not exist"):
-        load("mnist", tmp_path)
+        load_dataset("mnist", tmp_path)
     with pytest.raises(UsageError, match="needs --data"):
-        load("mnist")
+        load_dataset("mnist")
 
 
 def _cifar(directory: Path) -> np.ndarray:
@@ -138,7 +137,7 @@ def _cifar(directory: Path) -> np.ndarray:
 
 def test_cifar10_batches(tmp_path: Path) -> None:
     images = _cifar(tmp_path)
-    data = load("cifar10", tmp_path)
+    data = load_dataset("cifar10", tmp_path)
     assert (data.shape, data.classes, len(data.train), len(data.validation)) == (
         (32, 32, 3),
         10,
@@ -157,7 +156,7 @@ def test_a_cifar10_label_beyond_its_ten_classes_is_named(tmp_path: Path) -> None
     batch = {b"data": images, b"labels": [0, 10, 2, 9]}
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch, protocol=2))
     with pytest.raises(DataError, match=r"data_batch_2, example 1: .* from 0 to 9\. Received: 10"):
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
 
 
 def test_a_cifar10_file_cannot_run_anything(tmp_path: Path) -> None:
@@ -170,5 +169,5 @@ def test_a_cifar10_file_cannot_run_anything(tmp_path: Path) -> None:
 
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
     with pytest.raises(DataError, match=r"data_batch_3 is damaged.*it asks for"):
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
     assert not witness.exists()

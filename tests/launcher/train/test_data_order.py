@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.train.data import batches
+from launcher.train.data import batches, load_dataset
 from launcher.train.data.order import epoch_order, rank_shares, steps_left
-from tests.launcher.train.loading import load
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -79,7 +78,7 @@ def test_no_step_is_left_of_an_epoch_that_is_over() -> None:
 
 
 def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
-    digits = load("digits").train
+    digits = load_dataset("digits").train
     with batches(digits, [np.arange(3), np.array([10**6])]) as ready:
         assert len(next(ready)[1]) == 3
         with pytest.raises(IndexError):
@@ -89,7 +88,7 @@ def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
 
 
 def test_augmentation_is_drawn_anew_each_epoch_and_alike_on_all_ranks() -> None:
-    plain, moved = load("digits"), load("digits", augment="flip")
+    plain, moved = load_dataset("digits"), load_dataset("digits", augment="flip")
     first, order = moved.train.in_epoch(0, 0)
     second, _ = moved.train.in_epoch(0, 1)
     some = order[:50]

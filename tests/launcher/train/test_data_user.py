@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from launcher.errors import UsageError
-from launcher.train.data import DataError
+from launcher.train.data import DataError, load_dataset
 from launcher.train.data.order import rank_shares
-from tests.launcher.train.loading import load
 
 
 def test_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +25,7 @@ def test_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "    return tf.data.Dataset.range(20).map(lambda i: (check(i), 0))\n"
     )
     monkeypatch.chdir(tmp_path)
-    data = load("their_data:pairs", validation_part=0.25)
+    data = load_dataset("their_data:pairs", validation_part=0.25)
     assert (data.shape, data.classes, len(data.train), len(data.validation)) == (
         (2, 2, 1),
         4,
@@ -50,13 +49,13 @@ def test_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     rest = [examples.read(share)[0][:, 0, 0, 0] for share in rank_shares(order, 8, 2, 0, 2)]
     assert np.concatenate(rest).tolist() == epoch(0, 0)[4:]
 
-    with pytest.raises(UsageError, match="not batches"):
-        load("their_data:batched")
+    with pytest.raises(UsageError, match="expected unbatched"):
+        load_dataset("their_data:batched")
     with pytest.raises(DataError, match=r"their_data:flawed, example 7"):
-        load("their_data:flawed")
-    assert load("their_data:flawed", skip_bad_records=True).skipped == 1
+        load_dataset("their_data:flawed")
+    assert load_dataset("their_data:flawed", skip_bad_records=True).skipped == 1
     with pytest.raises(UsageError, match="cannot import it"):
-        load("their_data:missing")
+        load_dataset("their_data:missing")
 
 
 def test_labels_of_a_users_dataset_that_are_no_classes(
@@ -83,11 +82,13 @@ def test_labels_of_a_users_dataset_that_are_no_classes(
     monkeypatch.chdir(tmp_path)
     for function, problem in (
         ("negative", "example 2: expected a label from 0 to .* Received: -1"),
-        ("between", "expected whole numbers"),
+        ("between", "expected integer labels"),
         ("held_out", "held out, example 1: expected a label from 0 to .* Received: -3"),
-        ("names", "expected whole numbers"),
+        ("names", "expected integer labels"),
     ):
         with pytest.raises(DataError, match=f"their_labels:{function}.*{problem}"):
-            load(f"their_labels:{function}")
-    assert load("their_labels:floats").classes == 2
-    assert load("their_labels:more").classes == 3, "what is held out is measured by its own label"
+            load_dataset(f"their_labels:{function}")
+    assert load_dataset("their_labels:floats").classes == 2
+    assert load_dataset("their_labels:more").classes == 3, (
+        "what is held out is measured by its own label"
+    )

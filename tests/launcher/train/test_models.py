@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 
 from launcher.errors import UsageError
-from launcher.train.config import load_config
-from launcher.train.data import DataSet
-from launcher.train.data.dataset import ArrayExamples
 from launcher.train.models import build_model
 from syncbn import SyncBatchNormalization
 
 
-def _data(shape: tuple[int, ...] = (8, 8, 1)) -> DataSet:
-    examples = ArrayExamples(np.zeros((4, *shape)), np.zeros(4))
-    return DataSet("test", examples, examples, shape, 7)
-
-
-def _build(model: str, shape: tuple[int, ...] = (8, 8, 1), **options: Any) -> keras.Model:
-    return build_model(load_config({"model": model, **options}), _data(shape))
+def _build(name: str, **options: Any) -> keras.Model:
+    return build_model(name, (8, 8, 1), 7, **options)
 
 
 def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:

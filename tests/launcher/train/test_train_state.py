@@ -1,12 +1,12 @@
-"""Where a run stands, and what early stopping takes note of."""
+"""The state of the training loop, and what early stopping records in it."""
 
-from launcher.train.train_state import Position
+from launcher.train.train_state import TrainState
 
 
 def test_an_equal_loss_is_no_better_one() -> None:
-    position = Position()
-    position.note(0.5)
-    position.note(0.5)
-    assert (position.best_loss, position.evaluations_since_best) == (0.5, 1)
-    position.note(0.4)
-    assert (position.best_loss, position.evaluations_since_best) == (0.4, 0)
+    state = TrainState()
+    state.record_evaluation(0.5)
+    state.record_evaluation(0.5)
+    assert (state.best_loss, state.evaluations_since_best) == (0.5, 1)
+    state.record_evaluation(0.4)
+    assert (state.best_loss, state.evaluations_since_best) == (0.4, 0)

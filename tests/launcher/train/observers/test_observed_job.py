@@ -130,7 +130,7 @@ def test_what_cannot_be_reached_or_written_does_not_stop_training(
     result = single_process(1, "launcher.train", arguments, timeout=100).check()
     lines = result.stderr[0].splitlines()
     assert all(line.startswith("launcher.train: ") for line in lines)
-    assert all(line.endswith("; training goes on") for line in lines)
+    assert all(line.endswith("; training continues") for line in lines)
     gateway, directory, mlflow = sorted(
         lines, key=lambda line: ("pushed" not in line, "written" not in line)
     )

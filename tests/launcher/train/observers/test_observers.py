@@ -46,9 +46,8 @@ def test_an_observer_that_fails_is_one_line_and_training_goes_on(
     assert failing.calls == 1
     assert len(later.take_window().steps) == 2
     said = capsys.readouterr().err
-    assert (
-        said == f"launcher.train: the third wheel is off from here on: {reason}; training goes on\n"
-    )
+    line = f"the third wheel is disabled from now on: {reason}; training continues"
+    assert said == f"launcher.train: {line}\n"
 
 
 def test_an_essential_observer_ends_the_job() -> None:

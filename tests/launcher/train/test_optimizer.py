@@ -1,16 +1,16 @@
 """The learning rate over a run, for any world size."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from launcher.train.config import load_config
-from launcher.train.schedule import learning_rate
+from launcher.train.optimizer import learning_rate
 
 
-def _rates(world_size: int, **options: object) -> list[float]:
-    settings = {"epochs": 8, "learning_rate": 0.1, "warmup_epochs": 2.0} | options
-    config = load_config(settings)
-    return [learning_rate(config, progress, world_size) for progress in np.linspace(0, 8, 9)]
+def _rates(world_size: int, **options: Any) -> list[float]:
+    settings = {"epochs": 8, "base": 0.1, "warmup": 2.0} | options
+    return [learning_rate(progress, world_size, **settings) for progress in np.linspace(0, 8, 9)]
 
 
 def test_warm_up_rises_from_base_to_base_times_world_size() -> None:
@@ -26,12 +26,12 @@ def test_cosine_ends_at_zero_and_halves_midway() -> None:
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
-def test_steps_of_ten() -> None:
-    assert _rates(1, schedule="step", warmup_epochs=0) == pytest.approx(
+def test_the_step_schedule_divides_by_ten_twice() -> None:
+    assert _rates(1, schedule="step", warmup=0) == pytest.approx(
         [0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001]
     )
 
 
 def test_a_short_run_is_not_all_warm_up() -> None:
-    config = load_config({"epochs": 1, "learning_rate": 0.1, "warmup_epochs": 5.0})
-    assert learning_rate(config, 0.5, 2) == pytest.approx(0.2)
+    rate = learning_rate(0.5, 2, base=0.1, schedule="cosine", warmup=5.0, epochs=1)
+    assert rate == pytest.approx(0.2)
