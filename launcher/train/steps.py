@@ -122,16 +122,16 @@ class Steps:
             labels = np.full(self._batch_size, _NO_LABEL, np.int32)
         if self._micro_batches == 1:
             step = self._train_empty if empty else self._train
-            *status, skipped = step(features, labels, tf.constant(float(stop))).tolist()
+            status = StepStatus(*step(features, labels, tf.constant(float(stop))).tolist())
         else:
             before = [(v, v.numpy()) for v in self._statistics]
             count = min(self._micro_batches, max(1, fewest_rows))
-            *status, skipped = self._train_in_parts(features, labels, stop, count, empty)
-            if skipped > self._skipped:
+            status = self._train_in_parts(features, labels, stop, count, empty)
+            if status.skipped > self._skipped:
                 for variable, value in before:
                     variable.assign(value)
-        newly_skipped, self._skipped = skipped - self._skipped, skipped
-        return StepStatus(*status, newly_skipped)
+        earlier, self._skipped = self._skipped, status.skipped
+        return status._replace(skipped=status.skipped - earlier)
 
     @property
     def hopeless(self) -> str | None:
@@ -147,11 +147,13 @@ class Steps:
 
     def _train_in_parts(
         self, features: np.ndarray, labels: np.ndarray, stop: bool, count: int, empty: bool
-    ) -> list[float]:
+    ) -> StepStatus:
+        """Like `train`; counts the skipped updates since the beginning."""
         parts = zip(np.array_split(features, count), np.array_split(labels, count), strict=True)
         accumulate = self._accumulate_empty if empty else self._accumulate
         sums = np.sum([accumulate(*part) for part in parts], axis=0)
-        return self._finish(tf.constant([*sums, float(stop)], tf.float32)).tolist()
+        status = tf.constant([*sums, float(stop)], tf.float32)
+        return StepStatus(*self._finish(status).tolist())
 
     def evaluate(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Σ loss, Σ correct and rows of the batch of this process, without communication."""
