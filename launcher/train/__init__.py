@@ -1,4 +1,4 @@
-"""What each rank runs: `python -m launcher.train`, under horovodrun, mpirun, TF_CONFIG, or alone.
+"""The trainer: `python -m launcher.train`, under horovodrun, mpirun, TF_CONFIG, or alone.
 
-Read `__main__` (command line), `config`, `session` (what is set up before the first step), `loop`.
+Start reading at `program`, which shows a run from top to bottom; `config` has its options.
 """

@@ -24,7 +24,7 @@ _COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains, and exits: 0 done, 1 failed, 2 wrong usage, 143 stopped by SIGTERM after saving."""
+    """Trains and exits: 0 done, 1 failed, 2 usage error, 143 stopped by SIGTERM after saving."""
     app = typer.Typer(add_completion=False)
     app.command(help="Train a model on the ranks it is started on.")(_command(train))
     command = typer.main.get_command(app)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(flags: dict[str, Any], config_file: Path | None) -> int:
-    """Runs one training and returns the exit code. Loads TensorFlow only once the request holds."""
+    """Trains and returns the exit code. Loads TensorFlow only after validating the options."""
     config = load_config(flags, config_file)
     load_tensorflow()
     from launcher.train.program import run

@@ -132,7 +132,7 @@ class NonFiniteCheck:
         """What first became non-finite, and the first rank where it did. A collective call."""
         guard = self._steps.guard
         not_finite = "its loss is NaN or infinite"
-        if guard is None:  # several replicas, whose update was made: the weights tell nothing more
+        if guard is None:  # several replicas, whose update was made: the weights give no cause
             damaged = ranks_where(not bool(all_finite([features])), self._communicator)
             return ("the batch holds NaN or infinite values" if damaged else not_finite), 0
         if not len(features):  # some TensorFlow convolutions fail on zero rows

@@ -164,7 +164,7 @@ class TrainingLoop:
             self._observer.on_saved(self._write_checkpoint())
 
     def check_evaluation(self, evaluation: Evaluation | None) -> None:
-        """Ends the run if the held-out loss is not finite and `--on-nan` says so."""
+        """Ends the run if the held-out loss is not finite and `--on-nan` is `stop`."""
         if evaluation is not None:
             self._check.check_evaluation(self._state.step, evaluation.loss, evaluation.read_nan)
 

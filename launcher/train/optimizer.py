@@ -53,7 +53,7 @@ def learning_rate(
     """The learning rate after `progress` epochs.
 
     Rises linearly from `base` to `base` times `world_size` during warm-up (Goyal et al., 2017,
-    https://arxiv.org/abs/1706.02677), then follows the schedule. It is computed anew at each step:
+    https://arxiv.org/abs/1706.02677), then follows the schedule. It is recomputed at each step:
     an elastic job that loses a rank continues at the rate for its new size.
 
     Args:

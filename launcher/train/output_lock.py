@@ -1,8 +1,8 @@
-"""One trainer in an output directory: whoever writes there holds a lock that ends with its process.
+"""One trainer per output directory: the writer holds a lock that ends with its process.
 
-A record lock (fcntl), not flock: over NFS it is the server's own and known on all hosts, and a
+The lock is a record lock (fcntl), not flock: over NFS the server keeps it for all hosts, and a
 child that outlives the trainer does not inherit it. It is lost when this process closes any other
-descriptor of the file, so nothing else opens it. Who only reads the directory needs no lock.
+descriptor of the file, so nothing else may open it. Readers of the directory need no lock.
 """
 
 import errno
@@ -25,10 +25,10 @@ from syncbn.communicators import Communicator
 
 NAME = ".trainer.lock"
 
-# How long the end of an earlier attempt of the same run may take: a file server gives a host that
-# has vanished up to 90 s before it takes its locks away.
+# How long an earlier attempt of the same run may take to end: a file server releases the locks of
+# a lost host after up to 90 s.
 _PREDECESSOR_SECONDS = 120.0
-_SECONDS_BETWEEN_LOOKS = 0.2
+_POLL_SECONDS = 0.2
 _HELD = (errno.EAGAIN, errno.EACCES)
 
 
@@ -45,20 +45,21 @@ class OutputLock:
         self._descriptor: int | None = None
 
     def settle(self, communicator: Communicator) -> None:
-        """Holds the lock on rank 0, the writer, and on no other rank. A collective call, but in
-        elastic jobs, whose ranks change places.
+        """Acquires the lock on rank 0, the writer, and releases it on all other ranks.
+
+        A collective call, except in elastic jobs, where the rank of a process may change.
 
         Raises:
-            UsageError: Another trainer holds it; the text says who.
-            PeerError: On the other ranks then.
+            UsageError: On rank 0: another trainer holds the lock; the message names it.
+            PeerError: On all other ranks in this case.
         """
         together(communicator, self.acquire if communicator.rank == 0 else self.release)
 
     def acquire(self) -> None:
-        """Takes the lock. May be called while it is held.
+        """Acquires the lock; does nothing if this process holds it already.
 
         Raises:
-            UsageError: Another trainer holds it, or the file cannot be made.
+            UsageError: Another trainer holds it, or the file cannot be created.
         """
         if self._descriptor is not None:
             return
@@ -73,33 +74,33 @@ class OutputLock:
             holder = _read(descriptor)
             if problem.errno not in _HELD:
                 warn(
-                    f"the file system of {self._output} keeps no locks ({problem.strerror}): "
-                    "make sure that no other trainer writes there"
+                    f"the file system of {self._output} does not support locks "
+                    f"({problem.strerror}): make sure that no other trainer writes there"
                 )
                 break
             if time.monotonic() - began > _patience(holder):
                 os.close(descriptor)
                 raise UsageError(
                     f"the output directory {self._output} is in use by another trainer "
-                    f"({_describe(holder)}): wait for its end, or choose another --output"
+                    f"({_describe(holder)}): wait until it ends, or choose another --output"
                 )
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        content = strict_json.dumps(_myself()).encode()
-        with suppress(OSError):  # a full disk: then the holder has no name
+            time.sleep(_POLL_SECONDS)
+        content = strict_json.dumps(_describe_self()).encode()
+        with suppress(OSError):  # on a full disk the holder stays anonymous
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
         self._descriptor = descriptor
         remove_partials(self._output, self._output / "checkpoints")
 
     def release(self) -> None:
-        """Gives the lock back, if it is held."""
+        """Releases the lock, if it is held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _lock(descriptor: int) -> OSError | None:
-    """Locks the file, or says why it cannot."""
+    """Locks the file; returns the error if it cannot."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -107,7 +108,7 @@ def _lock(descriptor: int) -> OSError | None:
     return None
 
 
-def _myself() -> dict[str, Any]:
+def _describe_self() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -118,13 +119,13 @@ def _myself() -> dict[str, Any]:
 
 
 def _run() -> str | None:
-    """The run of the launcher that this process is part of."""
+    """The run of the launcher that this process belongs to."""
     directory = os.environ.get("LAUNCHER_RUN_DIR")
     return Path(directory).name if directory else None
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """Who holds the lock, by its own word; empty in the moment before it has said so."""
+    """What the holder has written about itself; empty until it has."""
     with suppress(OSError, ValueError):
         content = json.loads(os.pread(descriptor, 4096, 0))
         if isinstance(content, dict):
@@ -133,8 +134,8 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 
 def _patience(holder: dict[str, Any]) -> float:
-    """How long to wait: for an earlier attempt of the same run, and for a dead rank 0."""
-    mine = _myself()
+    """How long to wait for an earlier attempt of the same run, or for a lost rank 0."""
+    mine = _describe_self()
     same_run = mine["run"] is not None and holder.get("run") == mine["run"]
     if is_elastic() or (same_run and holder.get("attempt") != mine["attempt"]):
         return _PREDECESSOR_SECONDS
@@ -143,7 +144,7 @@ def _patience(holder: dict[str, Any]) -> float:
 
 def _describe(holder: dict[str, Any]) -> str:
     if not holder:
-        return "which has not said who it is"
+        return "not identified"
     words = [f"process {holder.get('pid')} on {holder.get('host')}"]
     if holder.get("run"):
         words.append(f"run {holder['run']}")

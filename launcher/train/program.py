@@ -44,7 +44,7 @@ from syncbn import native
 
 
 def run(config: TrainConfig) -> int:
-    """Trains as `config` says and returns the exit code of this rank."""
+    """Trains with these options and returns the exit code of this rank."""
     heartbeat = Heartbeat.from_environment()
     try:
         return _run(config, heartbeat)

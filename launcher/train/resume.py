@@ -97,12 +97,12 @@ def restore(
             latest belongs to another model.
     """
     found = together(communicator, lambda: _find(store, variables, resume, communicator.rank))
-    told: Any = None if found is None else [found[0].meta, str(found[0].path), found[1]]
+    sent: Any = None if found is None else [found[0].meta, str(found[0].path), found[1]]
     if not is_elastic():  # elastic ranks receive it when they join: see `elastic`
-        told = broadcast_json(told, communicator)
-    if told is None:
+        sent = broadcast_json(sent, communicator)
+    if sent is None:
         return None
-    meta, path, warnings = told
+    meta, path, warnings = sent
     notes = (*warnings, f"resumes from {path}", *_changes(meta, options, world_size))
     for note in notes:
         _log.info("%s", note)

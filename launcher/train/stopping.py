@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the step, save, leave; the second one ends the process at once."""
+"""SIGTERM as a request to finish the step, save, and exit; a second one exits immediately."""
 
 import os
 import signal
@@ -7,17 +7,17 @@ import time
 
 EXIT_CODE = 143
 
-# horovodrun signals a process and its group: what comes that close is one request.
+# horovodrun signals a process and then its group: signals this close together are one request.
 _ONE_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
-    """Set once SIGTERM has come. Made in the main thread.
+    """Records whether SIGTERM has arrived. Must be created in the main thread.
 
-    The handler in C that Python installs writes a byte into a pipe, in whichever thread the kernel
-    runs it, and a thread of its own reads the pipe: a handler in Python would have to wait for the
-    main thread, which may hang in a collective with a peer that is gone. (To block the signal and
-    wait for it needs it blocked in every thread, those included that imports have started before.)
+    Python's C-level handler writes a byte to a pipe, in whichever thread the kernel runs it, and a
+    background thread reads the pipe. A Python handler would wait for the main thread, which may be
+    blocked in a collective with a lost peer. (`sigwait` would need the signal blocked in every
+    thread, including those that imports have already started.)
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,13 @@ class StopRequest:
         return self._requested.is_set()
 
     def listen(self) -> None:
-        """Takes SIGTERM back from TensorFlow, which has a handler of its own from the moment when
-        it joins a cluster, and does nothing but log it."""
+        """Reinstalls the handler after TensorFlow has replaced it.
+
+        On joining a cluster TensorFlow installs a handler that only logs the signal.
+        """
         signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-        signal.siginterrupt(signal.SIGTERM, False)  # system calls of the engines go on
+        # Does not interrupt system calls of the backends.
+        signal.siginterrupt(signal.SIGTERM, False)
 
     def _wait(self) -> None:
         first: float | None = None
