@@ -1,6 +1,5 @@
 """Keras callbacks for data-parallel `fit`: equal starts, global metrics, warm-up, alarms."""
 
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from syncbn.broadcast import (
 )
 from syncbn.communicators.base import Communicator
 from syncbn.errors import DivergenceError
+from syncbn.fingerprints import checksum
 from syncbn.non_finite import NonFiniteGuard
 from syncbn.ranks_callback import RanksCallback
 
@@ -266,7 +266,7 @@ def check_divergence(model: keras.Model, step: int, ranks: Communicator) -> None
     own = {id(variable) for layer in _local_norms(model) for variable in _statistics(layer)}
     compared = [variable for variable in model.weights if id(variable) not in own]
     hashes = np.zeros((ranks.size, len(compared)), np.int64)
-    hashes[ranks.rank] = [zlib.crc32(np.ascontiguousarray(v).view(np.uint8).data) for v in compared]
+    hashes[ranks.rank] = [checksum(variable) for variable in compared]
     table = ranks.all_reduce(tf.constant(hashes), "divergence").numpy()
     for variable, column in zip(compared, table.T.tolist(), strict=True):
         usual, agreeing = Counter(column).most_common(1)[0]

@@ -50,6 +50,16 @@ _OPT_OUT = (
 )
 
 
+def checksum(value: Any) -> int:
+    """CRC-32 of the bytes of a variable or array."""
+    return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+
+
+def fingerprint(variables: Sequence[Any]) -> int:
+    """CRC-32 over the checksums of several variables, in their order."""
+    return zlib.crc32(np.array([checksum(v) for v in variables], np.uint32).tobytes())
+
+
 @dataclass
 class _Training:
     """One optimizer, as the comparisons know it.
@@ -201,9 +211,7 @@ class ConsistencyCheck:
         size, first = group.size, self._world.rank - group.rank
         if size == 1:
             return
-        hashes = [
-            zlib.crc32(np.ascontiguousarray(v).reshape(-1).view(np.uint8).data) for v in values
-        ]
+        hashes = [checksum(value) for value in values]
         shapes = zlib.crc32(";".join(f"{v.dtype}{v.shape}" for v in values).encode())
         training.sent += 1
         key = f"{self._generation}.{training.label}.{shapes:x}.{training.sent}"

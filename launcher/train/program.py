@@ -33,7 +33,7 @@ from launcher.train.observers.base import Observers, RunStarted
 from launcher.train.observers.exporter import Exporter
 from launcher.train.optimizer import learning_rate, make_optimizer
 from launcher.train.output_lock import OutputLock
-from launcher.train.rank_log import log_digest, start_rank_log
+from launcher.train.rank_log import log_fingerprint, start_rank_log
 from launcher.train.replicas import make_replicas
 from launcher.train.report import summarize, write_summary
 from launcher.train.resume import restore, save_state
@@ -250,7 +250,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
         failure, outcome = error, Outcome()
 
     # Report.
-    log_digest(variables)
+    log_fingerprint(variables)
     summary = partial(
         summarize,
         options,

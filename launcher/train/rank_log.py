@@ -1,17 +1,15 @@
 """The log of a rank: everything that Python logs, in OUTPUT/logs/rank-N.log."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from launcher.runs.logs import RankLog
 from syncbn import native
 from syncbn.communicators import Communicator
+from syncbn.fingerprints import fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +43,6 @@ def start_rank_log(output: Path, communicator: Communicator) -> None:
     _log.info("statistics by %s", native.status())
 
 
-def log_digest(variables: Sequence[Any]) -> None:
-    """Logs the SHA-256 of all values, which is equal on two ranks only if every bit is."""
-    digest = hashlib.sha256()
-    for variable in variables:
-        digest.update(np.ascontiguousarray(variable).tobytes())
-    _log.info("weights %s", digest.hexdigest())
+def log_fingerprint(variables: Sequence[Any]) -> None:
+    """Logs a checksum of all values, by which runs and ranks can be compared."""
+    _log.info("weights %08x", fingerprint(variables))

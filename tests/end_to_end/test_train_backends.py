@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from syncbn import native
-from tests.end_to_end.test_train import TRAIN, _digests, _summary, _weights
+from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary, _weights
 from tests.processes import Launcher
 
 # 1,437 samples in global batches of 72: twenty steps, the last one uneven.
@@ -95,7 +95,7 @@ def test_a_rank_without_memory_is_named_on_all_and_pieces_fit(
     assert "rank 1 ran out of memory" in summary["notes"][-1]
     assert f"computed in {summary['micro_batches']} micro-batches" in result.stdout[0]
     assert summary["steps"] == 1
-    first, second = _digests(tmp_path / "shrunk")
+    first, second = _fingerprints(tmp_path / "shrunk")
     assert first == second
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.end_to_end.test_train import TRAIN, _digests, _summary
+from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary
 from tests.processes import Launcher, python_path
 
 THEIRS = """
@@ -43,7 +43,7 @@ def test_the_users_data_and_model_in_mixed_precision(mpirun: Launcher, tmp_path:
     ).check()
     summary = _summary(tmp_path / "out")
     assert summary["accuracy"] > 0.85
-    first, second = _digests(tmp_path / "out")
+    first, second = _fingerprints(tmp_path / "out")
     assert first == second
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line) for line in lines if json.loads(line)["event"] == "epoch"]

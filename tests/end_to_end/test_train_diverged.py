@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.documents import strict
-from tests.end_to_end.test_train import TRAIN, _digests, _summary, _weights
+from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary, _weights
 from tests.processes import Launcher, python_path
 
 pytestmark = pytest.mark.multiprocess
@@ -66,7 +66,7 @@ def test_all_ranks_stop_at_the_step_with_a_nan(
     assert last.name == f"step-{step - 1:010d}.npz"
     assert str(last) in said[0]
     assert np.isfinite(_weights(tmp_path / "out")).all()
-    first, second = _digests(tmp_path / "out")
+    first, second = _fingerprints(tmp_path / "out")
     assert first == second
     assert "The job failed" in (tmp_path / "out" / "report.html").read_text()
 
@@ -82,7 +82,7 @@ def test_skipped_updates_are_counted_and_leave_no_trace(
     assert (summary["skipped_updates"], summary["steps"], summary["failure"]) == (2, 20, None)
     assert summary["accuracy"] > 0.9
     assert np.isfinite(_weights(tmp_path / "out")).all()
-    first, second = _digests(tmp_path / "out")
+    first, second = _fingerprints(tmp_path / "out")
     assert first == second
     pieces = [*arguments[:-1], str(tmp_path / "pieces"), "--micro-batches", "2"]
     single_process(1, TRAIN, pieces, environment=blobs).check()

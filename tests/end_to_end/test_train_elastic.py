@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_train import TRAIN, _digests
+from tests.end_to_end.test_train import TRAIN, _fingerprints
 from tests.end_to_end.test_train_survival import _epochs, _wait_for
 from tests.jobs import Job
 from tests.processes import Launcher
@@ -77,7 +77,7 @@ def _ask_to_stop(job: Job) -> None:
 
 def _check_end(job: Job, output: Path) -> None:
     """Both ranks stopped at one step with the same weights, and those were saved."""
-    first, second = _digests(output)
+    first, second = _fingerprints(output)
     assert first == second
     summary = json.loads((output / "summary.json").read_text())
     assert summary["stopped"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.test_train import TRAIN, _digests, _summary, _weights
+from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary, _weights
 from tests.processes import Launcher
 
 DATA = """
@@ -64,7 +64,7 @@ def test_a_rank_without_rows_changes_nothing(
 
     for name in ("pieces", "gloo", "horovod", "tf"):
         assert _summary(tmp_path / name)["steps"] == 3
-        first, second = _digests(tmp_path / name)
+        first, second = _fingerprints(tmp_path / name)
         assert first == second
         np.testing.assert_allclose(
             _weights(tmp_path / name), _weights(tmp_path / "alone"), atol=1e-6, err_msg=name

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.train.checkpoint import CheckpointStore
 from launcher.train.train_state import TrainState
-from tests.end_to_end.test_train import TRAIN, _digests, _summary
+from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary
 from tests.jobs import Job
 from tests.processes import THREADS, Launcher
 
@@ -72,7 +72,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     mpirun(2, TRAIN, [*RUN, "--output", str(stopped), "--resume"]).check()
     assert _summary(stopped)["resumed_from"] == str(checkpoints[-1])
     assert _summary(stopped)["steps"] == _summary(whole)["steps"]
-    assert set(_digests(stopped)) == set(_digests(whole))
+    assert set(_fingerprints(stopped)) == set(_fingerprints(whole))
     assert [epoch["epoch"] for epoch in _epochs(stopped)] == [0, 1, 2, 3]
     losses = [[epoch["loss"] for epoch in _epochs(output)] for output in (stopped, whole)]
     assert losses[0] == losses[1]

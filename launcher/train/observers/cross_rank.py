@@ -4,7 +4,6 @@ Rank 0 can then name the slowest rank and record all of them, on any backend and
 file system.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from launcher.metrics import definitions as m
 from launcher.train.observers.base import EpochDone, Observer, RunStarted, StepDone, WindowDone
 from launcher.train.observers.step_timing import StepTiming, Sums
 from syncbn.communicators import Communicator
+from syncbn.fingerprints import fingerprint
 
 # Approximate number of windows in a run, and bounds on the steps of a window.
 _WINDOWS = 400
@@ -141,11 +141,8 @@ def _spread(sums: Sums) -> np.ndarray:
 
 
 def _fingerprint(weights: Sequence[Any]) -> float:
-    """A checksum of all values, exact in a float64; −1 if it cannot be taken."""
+    """A checksum of all values, exact in float64; -1 if it cannot be computed."""
     try:
-        checksum = 0
-        for variable in weights:
-            checksum = zlib.crc32(np.ascontiguousarray(variable).tobytes(), checksum)
+        return float(fingerprint(weights))
     except (ValueError, TypeError, MemoryError):
         return -1.0
-    return float(checksum)
