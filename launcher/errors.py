@@ -1,8 +1,8 @@
-"""Every error the launcher raises by itself.
+"""All errors of the launcher.
 
-LauncherError                 exit code 1   the job, or something it stands on, failed
+LauncherError                 exit code 1   the job, or something it needs, failed
 ├── HostError                               a host cannot be reached
-├── BuildError                              a compiler refused what it was given
+├── BuildError                              the compiler failed
 └── UsageError                exit code 2   the request is wrong; trying again changes nothing
     ├── SpecError                           a field of the job is missing or wrong
     ├── UnknownRunError                     no such run in the output directory
@@ -23,7 +23,7 @@ class LauncherError(Exception):
 
 
 class HostError(LauncherError):
-    """A host cannot be reached now; it may be back later."""
+    """A host cannot be reached now; it may return later."""
 
 
 class BuildError(LauncherError):
@@ -49,7 +49,7 @@ class SpecError(UsageError):
 
 
 class UnknownRunError(UsageError):
-    """No run of that name stands in the output directory."""
+    """The output directory has no run of that name."""
 
 
 class MissingToolError(UsageError):

@@ -1,4 +1,4 @@
-"""`--version` of both command lines: ours, and those of what computes."""
+"""`--version` of both command lines: our own version, and those of Python, TensorFlow and Keras."""
 
 import platform
 from importlib import metadata

@@ -1,6 +1,6 @@
 """One rank of the doctor's self-test: `python -m launcher.doctor.all_reduce BACKEND`.
 
-Checks one all-reduce against what it must give, then times small ones; rank 0 prints JSON.
+Checks the result of one all-reduce, then times small ones; rank 0 prints JSON.
 """
 
 import json

@@ -19,7 +19,7 @@ _FEW_EPHEMERAL_PORTS = 1000
 
 
 def look_at_cores() -> Iterator[Finding]:
-    """The cores this process may use, and whether the thread settings fit them."""
+    """The cores that this process may use, and whether the thread settings match them."""
     nodes = numa_nodes()
     cores, present = sum(map(len, nodes)), os.cpu_count() or 1
     text = f"{cores} of {present}, {len(nodes)} NUMA node{'s' * (len(nodes) > 1)}"
@@ -35,7 +35,7 @@ def look_at_cores() -> Iterator[Finding]:
 
 
 def look_at_memory() -> Iterator[Finding]:
-    """Shared memory, which ranks of one machine talk through."""
+    """Shared memory, through which the ranks of a machine communicate."""
     try:
         size = shutil.disk_usage("/dev/shm").total
     except OSError:
@@ -69,7 +69,7 @@ def _may_raise_limits() -> bool:
 
 
 def look_at_disk(output: Path) -> Iterator[Finding]:
-    """Room and permission to write where runs are recorded."""
+    """Space and permission to write where runs are recorded."""
     place = output.absolute()
     while not place.exists():
         place = place.parent
@@ -86,7 +86,7 @@ def look_at_disk(output: Path) -> Iterator[Finding]:
 
 
 def look_at_ports() -> Iterator[Finding]:
-    """Loopback, the own host name, and how many ports are left to choose from."""
+    """Loopback, the host name, and the number of ephemeral ports."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()

@@ -10,7 +10,7 @@ _SECONDS = 10
 
 
 def look_at_docker() -> Iterator[Finding]:
-    """A Docker engine that answers; no broken one, since most jobs need none."""
+    """Whether a Docker engine answers; at worst a warning, since most jobs need none."""
     if shutil.which("docker") is None:
         yield Finding("docker", "warning", "not installed", "apt-get install docker.io")
         return

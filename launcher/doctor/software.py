@@ -61,7 +61,7 @@ def look_at_tensorflow() -> Iterator[Finding]:
 
 
 def judge_kernels(status: dict[str, str | None]) -> Finding:
-    """What computes the statistics of layers: several times slower without the kernels in C++."""
+    """How the layers' statistics are computed: several times slower without the C++ kernels."""
     text, reason = str(status["text"]), status["reason"] or ""
     if status["path"] == "native" or "GPU" in reason or "SYNCBN_NATIVE" in reason:
         return Finding("kernels", "ok", text)
@@ -84,14 +84,14 @@ def look_at_horovod() -> Iterator[Finding]:
         text = f"{installed_version()}, built for this TensorFlow, with {engines}"
         yield Finding("Horovod", "ok", text)
     elif installed_version() is None:
-        # Not needed where MPI or tf.distribute carry the job.
+        # Not needed for jobs over MPI or tf.distribute.
         yield Finding("Horovod", "warning", f"not installed: {why_missing(gpu)}", fix)
     else:
         yield Finding("Horovod", "broken", fault, fix)
 
 
 def look_at_mpi() -> Iterator[Finding]:
-    """mpirun, of the generation that horovodrun can talk to."""
+    """mpirun, of a version that horovodrun supports."""
     mpirun = find_mpirun()
     if mpirun is None:
         yield Finding("MPI", "warning", "no mpirun", "pip install 'syncbn[mpi]'")

@@ -1,7 +1,7 @@
-"""What can be seen of a job: `definitions` has every metric, `page` what one is.
+"""The metrics of a job: `definitions` has every metric, `page` their types.
 
-`server` offers a page over HTTP, `snapshots` keeps those of ranks in files, `job` joins them into
-the launcher's page for the whole job.
+`server` serves a page over HTTP, `snapshots` stores those of ranks in files, `job` aggregates them
+into the page of the job.
 """
 
 from launcher.metrics.definitions import JOB_METRICS, RANK_METRICS

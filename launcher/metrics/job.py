@@ -1,4 +1,4 @@
-"""The launcher's page for a whole job: what its events tell, and what its ranks have measured."""
+"""The launcher's page for a whole job: metrics from its events, and those of its ranks."""
 
 from collections import Counter
 from contextlib import suppress
@@ -35,7 +35,7 @@ class JobPage:
     def __call__(self, event: Event) -> None:
         take = getattr(self, f"_on_{event.kind}", None)
         if take is not None:
-            # A metric that cannot be kept must not end the job it is about.
+            # A metric that cannot be updated must not end the job.
             with suppress(LookupError, TypeError, ValueError):
                 take(event)
 

@@ -23,7 +23,7 @@ _PLAIN = "text/plain; charset=utf-8"
 
 
 class MetricsServer:
-    """Answers from threads of its own until `close`.
+    """Serves in threads of its own until `close`.
 
     Args:
         text: Gives the page.
@@ -61,7 +61,7 @@ class MetricsServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # A client that says nothing must not hold a thread for ever.
+    # A silent client must not occupy a thread for ever.
     timeout = 10
     protocol_version = "HTTP/1.1"
 
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Scrapes are no news."""
+        """Scrapes are not logged."""
 
     def version_string(self) -> str:
         return "metrics"

@@ -48,7 +48,7 @@ def read_snapshot(path: Path) -> Samples:
 
 
 class JobSamples(Collector):
-    """What the snapshots of a run add up to, for a registry.
+    """The aggregated snapshots of a run, for a registry.
 
     Counters and histograms never go backwards while the run lasts: what earlier attempts had
     counted stays. A rank that is killed takes the last seconds since its last snapshot with it.
@@ -99,7 +99,7 @@ class JobSamples(Collector):
         """For each attempt that left something, oldest first, the samples of its ranks."""
         attempts: dict[int, dict[int, Samples]] = {}
         for attempt, rank, path in layout.snapshots(self._run):
-            with suppress(OSError, ValueError):  # what was read before stays, and counts
+            with suppress(OSError, ValueError):  # the previous snapshot stays valid
                 self._read[attempt, rank] = read_snapshot(path)
         for (attempt, rank), samples in self._read.items():
             attempts.setdefault(attempt, {})[rank] = samples

@@ -20,7 +20,7 @@ class Finding:
 
 
 def findings(run: Run) -> list[Finding]:
-    """All that can be said, the bad news first."""
+    """All conclusions, the problems first."""
     sources = (
         _end,
         _loss,
@@ -135,7 +135,7 @@ def _communication(run: Run) -> Iterator[Finding]:
         each_step = np.average(
             run.parts[part], axis=0, weights=[window["steps"] for window in run.windows]
         )
-        # Who waits for nobody pays for the messages alone.
+        # A rank that waits for no other spends only the time of the messages.
         unavoidable = float(each_step.min())
         together = seconds_text(each_step.mean())
         least = f"{seconds_text(unavoidable)} on the rank that waits least for others"

@@ -109,7 +109,7 @@ def _about(run: Run) -> str:
 
 
 def facts(run: Run) -> list[Fact]:
-    """The numbers one asks for first."""
+    """The most important numbers."""
     steps = run.step_seconds
     quantiles = np.quantile(steps, [0.5, 0.95]) if len(steps) else [None, None]
     accuracy, loss = run.held_out
@@ -146,7 +146,7 @@ def _figures(runs: Sequence[Run]) -> str:
     curves = [_figure(figure) for figure in shared_figures(runs)]
     if len(runs) == 1:
         return _section("figures", [*curves, *map(_figure, own_figures(runs[0]))])
-    # What the runs share, then theirs in pairs.
+    # Shared settings, then the differing ones in pairs.
     own = [own_figures(run) for run in runs]
     titles = list(dict.fromkeys(figure.title for figures in own for figure in figures))
     pairs = [

@@ -1,4 +1,4 @@
-"""What a run left behind, read back: metrics.jsonl, summary.json, and the launcher's journal."""
+"""The files of a run, read back: metrics.jsonl, summary.json, and the launcher's journal."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def status(self) -> str:
-        """succeeded, stopped, failed, or unfinished (running, or killed without a word)."""
+        """succeeded, stopped, failed, or unfinished: running, or killed before its end was recorded."""
         done = self.events_of("done")
         if done:
             return str(done[-1]["result"])

@@ -1,7 +1,7 @@
-"""What a job says of itself where its ranks run in containers: the image, and more for Kubernetes.
+"""The part of a job for containers: the image and its settings, and more for Kubernetes.
 
 The tables `[container]` and `[kubernetes]` of a job's file. Every name and amount is checked here,
-so that nothing wrong is ever sent to an engine or a cluster.
+so that nothing invalid is sent to Docker or to a cluster.
 """
 
 from typing import Annotated, Literal
@@ -59,12 +59,12 @@ class Container(Data):
     output: AbsolutePath = "/runs"
 
     def image_for(self, ssh: bool, gpus: bool) -> str:
-        """The image named, else the target of our Dockerfile that serves."""
+        """The image of the job, else that of the suitable target of our Dockerfile."""
         return self.image or f"syncbn:{'mpi' if ssh else 'gpu' if gpus else 'cpu'}"
 
 
 class Toleration(Data):
-    """A taint that the job's pods put up with; without a key, every taint."""
+    """A taint that the job's pods tolerate; without a key, every taint."""
 
     key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Exists"

@@ -1,4 +1,4 @@
-"""The kinds of values a job's fields may hold, each with its limits."""
+"""The types of a job's fields, each with its limits."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _AMOUNT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]i?)?B?")
 
 
 class Data(BaseModel):
-    """Fields that are checked, never change, and are all known."""
+    """A model with checked, immutable fields and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +40,7 @@ def _directory(value: object) -> object:
     return value
 
 
-# TOML tells whole numbers from others and from true and false, and so do we.
+# TOML distinguishes integers, floats and booleans, and so do these.
 Whole = Annotated[int, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=_LONGEST, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]

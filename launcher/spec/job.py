@@ -36,7 +36,7 @@ class Host(Data):
 class Resources(Data):
     """What each rank gets. Everything left out is chosen from the machine's cores and GPUs.
 
-    `memory` is a limit in bytes on what the rank and its children hold together. `binding` ties
+    `memory` is a limit in bytes on what the rank and its children hold together. `binding` binds
     ranks to cores: `auto` binds by NUMA node where there is more than one.
     """
 
@@ -106,8 +106,8 @@ class Metrics(Data):
 
 
 class JobSpec(Data):
-    """One job. Times are in seconds; `ranks` is the world size, and `oversubscribe` the leave to
-    start far more of them than this machine has cores.
+    """One job. Times are in seconds; `ranks` is the world size; `oversubscribe` allows to start
+    far more of them than this machine has cores.
 
     `pass_environment` names variables whose values are taken from the launcher's own environment at
     the start and never recorded: the place for secrets. `hang_timeout` 0 turns hang detection off.

@@ -1,4 +1,4 @@
-"""What is said of a wrong field of a job: what was expected, a line to write, what was received."""
+"""Messages about invalid fields of a job: what was expected, an example, what was received."""
 
 import difflib
 import json
@@ -51,7 +51,7 @@ EXAMPLES: dict[str, object] = {
     "kubernetes.managed_by": "kueue.x-k8s.io/multikueue",
 }
 
-# What pydantic calls the problem, and what we say was expected.
+# pydantic's name of the problem, and what our message says was expected.
 _EXPECTED = {
     "string_type": "text in quotes",
     "int_type": "a whole number",
@@ -118,7 +118,7 @@ def _complaint(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _suggested(names: tuple[str, ...], received: object) -> object:
-    """What was meant, where that can be told from what was written."""
+    """What was probably meant, where that follows from what was written."""
     if names == ("command",) and isinstance(received, str) and received.isprintable():
         try:
             return shlex.split(received) or None

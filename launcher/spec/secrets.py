@@ -8,7 +8,7 @@ _SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "PR
 
 
 def without_secrets(spec: JobSpec) -> dict[str, Any]:
-    """The job as JSON, with the values of variables that sound secret left out."""
+    """The job as JSON, without the values of variables whose names suggest a secret."""
     content = spec.model_dump(mode="json")
     for name in spec.environment:
         if is_secret(name):

@@ -24,8 +24,8 @@ _HELD_SECONDS = 0.5
 class Lines:
     """Prints whole lines: `[rank] text` for ranks, `launcher: text` (on stderr) for the job.
 
-    Lines of ranks are held back for half a second. When a rank fails, what the others say from then
-    on is kept until the cause is known, and printed after it with a mark.
+    Lines of ranks are held back for half a second. When a rank fails, the lines that the others
+    print from then on are held until the cause is known, and printed after it with a mark.
     """
 
     def __init__(self, spec: JobSpec, quiet: bool = False) -> None:

@@ -27,7 +27,7 @@ class LiveTable(Lines):
     def __call__(self, event: Event) -> None:
         self._run.apply(event.as_json())
         if event.kind == "done":
-            self._live.stop()  # the table stays above the last words
+            self._live.stop()  # the table stays above the last lines
         super().__call__(event)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the states of pods and events mean, in the classes of cause that local jobs have too."""
+"""The causes behind the states of pods and events, in the same classes as those of local jobs."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, get_args
 from launcher.supervision.causes import Cause, CauseClass
 from launcher.targets.kubernetes.manifests import Manifest
 
-# How the supervisor inside a pod has told the cause in its last lines.
+# How the supervisor inside a pod reports the cause in its last lines.
 _TOLD = re.compile(rf"launcher: ({'|'.join(get_args(CauseClass))}): (.+)")
 
 # Why a container does not start: reason, and how to fix it.
@@ -131,7 +131,7 @@ def _terminated(pod: Manifest) -> dict[str, Any]:
 
 
 def _order(pod: Manifest) -> tuple[int, str]:
-    """What the platform did comes before what the leader says, that before an exit code alone."""
+    """Actions of the platform come before reports of the leader, these before a mere exit code."""
     ended, status = _terminated(pod), pod.get("status", {})
     by_platform = (
         ended.get("reason") == "OOMKilled"

@@ -42,7 +42,7 @@ def manifests(spec: JobSpec) -> list[Manifest]:
 
 
 def indexed(spec: JobSpec, container_name: str, lost_pods: int) -> Manifest:
-    """The fields of a Job whose pods are numbered, that bears `lost_pods` of them."""
+    """The fields of a Job whose pods are numbered, that tolerates the loss of `lost_pods` pods."""
     pods = pod_count(spec)
     fields: Manifest = {
         "completionMode": "Indexed",

@@ -1,4 +1,4 @@
-"""What the manifests of all kinds share: names, labels, the objects beside the job itself."""
+"""What the manifests of all kinds share: names, labels, and the objects beside the job."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def suspended(spec: JobSpec) -> Manifest:
 
 
 def headless_service(spec: JobSpec) -> Manifest:
-    """Gives every pod a name that the others find, before it is ready too."""
+    """Gives every pod a name in DNS, also before it is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -83,7 +83,7 @@ def headless_service(spec: JobSpec) -> Manifest:
 
 
 def disruption_budget(spec: JobSpec) -> list[Manifest]:
-    """Keeps node drains away: one pod gone stops them all."""
+    """Blocks node drains: the loss of one pod stops them all."""
     if not spec.kubernetes.disruption_budget:
         return []
     return [

@@ -2,7 +2,7 @@
 
 LauncherError
 ├── ConflictError           an object of that name is there already
-├── GoneError               what was asked for is there no more, or a watch is too old
+├── GoneError               the object no longer exists, or a watch is too old
 └── UsageError              refused for good: no rights, no such kind, a quota, a wrong field
 """
 
@@ -42,7 +42,7 @@ def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
 
 
 def unreachable(host: str, error: Exception) -> LauncherError:
-    """The error for a connection that did not come about or broke."""
+    """The error for a connection that could not be made or broke."""
     reason = getattr(error, "reason", None) or error
     return LauncherError(
         f"no answer from the cluster at {host}: {reason}; see `kubectl cluster-info`, or choose "

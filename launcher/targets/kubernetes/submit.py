@@ -75,7 +75,7 @@ def _create(cluster: Cluster, manifest: Manifest, digest: str) -> Manifest | Non
 
 
 def _give_to_job(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
-    """Lets the other objects go when the job is deleted, by whomever."""
+    """Makes the job own the other objects, so that they are deleted with it."""
     *others, job = manifests
     there = cluster.get(RESOURCES[job["kind"]], job["metadata"]["name"])
     if there is None:

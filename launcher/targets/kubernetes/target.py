@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class KubernetesTarget(Target):
-    """One namespace of a cluster. What a job says is checked before the cluster hears of it."""
+    """One namespace of a cluster. A job is checked before anything is sent."""
 
     name = "kubernetes"
 

@@ -1,6 +1,6 @@
-"""A TrainJob of the Kubeflow trainer, with the TrainingRuntime it needs: none for us is published.
+"""A TrainJob of the Kubeflow trainer, with its TrainingRuntime, of which none is published.
 
-The runtime holds how the pods look, the TrainJob what they run.
+The runtime describes the pods, the TrainJob what they run.
 """
 
 from launcher.errors import SpecError

@@ -131,8 +131,8 @@ def look(cluster: Cluster, kind: JobKind, job: Manifest) -> ClusterJob:
 def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[ClusterJob]:
     """Each state of the job that differs from the one before, until it has ended.
 
-    Bears a server that is away for two minutes. Raises LauncherError when it stays away, or when
-    the job is deleted meanwhile.
+    Tolerates a server that does not answer for two minutes. Raises LauncherError after that, or
+    when the job is deleted meanwhile.
     """
     last: ClusterJob | None = None
     heard = time.monotonic()
@@ -165,7 +165,7 @@ def _await_change(
     name = job["metadata"]["name"]
     if status.pods and set(status.pods) <= {"Succeeded", "Failed"}:
         version = str(job["metadata"]["resourceVersion"])
-        fields = f"metadata.name={name}"  # all pods have ended: the job's own word is next
+        fields = f"metadata.name={name}"  # all pods have ended: the status of the job changes next
         changes = cluster.changes(kind.resource, version, _WATCH_SECONDS, fields=fields)
     else:
         labels = f"{kind.pods}={name}"

@@ -261,6 +261,25 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
     assert launcher("logs", run, "--rank", "7", where=tmp_path).returncode == 2
 
 
+@pytest.mark.multiprocess
+@pytest.mark.timeout(60)
+def test_submit_waits_and_ends_as_the_job_and_watching_prints_a_line_a_change(
+    tmp_path: Path,
+) -> None:
+    words = ["submit", "--wait", *JOB, "--max-restarts", "0", "--", "python", "-c"]
+    waited = launcher(*words, "import time; time.sleep(1.5); raise SystemExit(3)", where=tmp_path)
+    assert waited.returncode == 1, waited.stderr
+    lines = waited.stdout.splitlines()
+    run = lines[0].split()[0]
+    assert f"{run}: running, restarts: 0" in lines
+    assert re.match(rf"{run} · failed", lines[lines.index(f"{run}: running, restarts: 0") + 1])
+    watched = launcher("status", "--watch", "--json", where=tmp_path)
+    assert (watched.returncode, json.loads(watched.stdout)["state"]) == (1, "failed")
+    refused = launcher("logs", "--worker", "1", where=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("launcher: --worker: expected none")
+
+
 @pytest.mark.timeout(60)
 def test_cancel_now_of_a_job_that_is_ending_anyway(tmp_path: Path) -> None:
     """The launcher is gone before the second signal, which is to end it at once."""
