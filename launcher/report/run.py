@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def status(self) -> str:
-        """succeeded, stopped, failed, or unfinished: running, or killed before its end was recorded."""
+        """succeeded, stopped, failed, or unfinished (running, or killed before its end)."""
         done = self.events_of("done")
         if done:
             return str(done[-1]["result"])
