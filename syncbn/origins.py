@@ -52,7 +52,7 @@ def find_origin(
         found = 1
     outputs: list[bool] = []
     statistics = [v for v in model.non_trainable_variables if _is_floating(v)]
-    before = [np.array(v) for v in statistics]
+    before = [v.numpy() for v in statistics]
 
     def look(layer: Any, output: Any) -> None:
         names.append(layer.path)

@@ -119,7 +119,7 @@ def _ways_to_write(nodes: list[Any]) -> list[tuple[Any, Any]]:
     return [
         (node.start_pos, node.end_pos)
         for node in nodes
-        if node.type == "decorator" and node.children[1].get_code().strip() == "dataclass"
+        if node.type == "decorator" and node.children[1].get_code().startswith("dataclass(")
     ]
 
 

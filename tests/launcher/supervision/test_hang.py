@@ -57,6 +57,8 @@ def at(rank: int, step: int | None, time: float | None) -> RankState:
         ([at(0, 0, 1.0), at(1, None, 2.0)], 0, 0),  # none yet is as far as step 0
         ([at(0, 1, 5.0), at(1, None, None)], 1, 0),
         ([at(0, 0, 5.0), at(1, None, None)], 1, 0),
+        ([at(0, 0, 2.0), at(1, None, 1.0)], 1, 0),
+        ([at(0, 0, 0.5), at(1, None, None)], 1, 0),
         ([at(0, 9, 1.0), left(1, "training"), at(2, 8, 2.0)], 2, 8),
     ],
 )
