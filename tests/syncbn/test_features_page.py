@@ -1,11 +1,38 @@
-"""docs/features.md names a test for each of our cells; every one of them is there."""
+"""docs/features.md names a test for each of our cells: it is there, on the engines it claims."""
 
+import ast
+import importlib
+import inspect
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.syncbn.runs import JOBS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "features.md"
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+
+ON_EVERY_ENGINE = (
+    *("test_matrix.py", "test_matrix_features.py", "test_matrix_collectives.py"),
+    *("test_matrix_two_ranks.py", "test_communicators_on_ranks.py", "test_equal_models.py"),
+)
+# How the page calls the worlds of the tests.
+ENGINES = {
+    "horovod-mpi": "Horovod over MPI",
+    "horovod-gloo": "Horovod over Gloo",
+    "mpi": "MPI",
+    "multiworker": "a TensorFlow cluster",
+}
+# Tests that start their own ranks, and name no engine in their parameters.
+BY_HAND = {
+    "test_rule_8_a_graph_outlives_a_resize_of_the_world": {"horovod-gloo"},
+    "test_model_of_a_horovod_job_lives_on_without_horovod": {"horovod-mpi"},
+}
 
 
 def rows() -> list[list[str]]:
@@ -14,13 +41,62 @@ def rows() -> list[list[str]]:
     return [row for row in cells if row[0] not in ("Feature", "---")]
 
 
-def test_every_cell_of_ours_names_a_test_that_exists() -> None:
+CELLS = [(row[1], *named) for row in rows() for named in NAMED.findall(row[1])]
+
+
+def claimed(cell: str, file: str) -> set[str]:
+    """The engines on which the page says that a test runs."""
+    words = cell.partition(": `")[0]
+    _, _, after = words.rpartition("on ")
+    named = {world for world, name in ENGINES.items() if re.search(rf"(?<!over ){name}\b", after)}
+    if "on Horovod" in words:
+        return named
+    return {*ENGINES} if file in ON_EVERY_ENGINE else set()
+
+
+def given(module: ModuleType, function: Callable[..., Any]) -> set[str]:
+    """The engines among the parameters of a test and of its fixtures."""
+    marks = [*getattr(function, "pytestmark", [])]
+    words = set(_words([mark.args for mark in marks if mark.name == "parametrize"]))
+    for name in inspect.signature(function).parameters:
+        fixture = vars(module).get(name)
+        words |= set(_words(getattr(fixture, "_fixture_function_marker", None)))
+    return {"multiworker" if word == "tf" else word for word in words} & {*ENGINES}
+
+
+def _words(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif hasattr(values, "params"):  # of a fixture
+        yield from _words(values.params)
+    elif isinstance(values, tuple | list | dict):
+        for value in values:
+            yield from _words(value)
+
+
+@pytest.mark.parametrize(("cell", "file", "name"), CELLS, ids=lambda text: text[:60])
+def test_every_named_test_runs_on_the_engines_of_its_cell(cell: str, file: str, name: str) -> None:
+    module = importlib.import_module(f"tests.syncbn.{file.removesuffix('.py')}")
+    engines = BY_HAND.get(name) or given(module, getattr(module, name))
+    assert claimed(cell, file) == engines, cell
+
+
+def test_no_other_test_of_the_page_starts_ranks() -> None:
+    """So that what the page calls a test of one process is one."""
+    for _, file, name in CELLS:
+        if file in ON_EVERY_ENGINE or name in BY_HAND:
+            continue
+        tree = ast.parse((HERE / file).read_text())
+        (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+        asked = {argument.arg for argument in function.args.args}
+        assert not asked & {"mpirun", "horovodrun", "tf_cluster"}, name
+
+
+def test_every_cell_of_ours_names_a_test() -> None:
     assert len(rows()) > 25
+    assert {*JOBS} == {*ENGINES}
     for feature, ours, *_ in rows():
-        named = NAMED.findall(ours)
-        assert named, f"no test named for: {feature}"
-        for file, function in named:
-            assert f"\ndef {function}(" in (HERE / file).read_text(), f"{file}::{function}"
+        assert NAMED.findall(ours), f"no test named for: {feature}"
 
 
 def test_every_note_is_there_and_used() -> None:
