@@ -1,0 +1,241 @@
+"""A run that ends anywhere and goes on reaches the weights of the unbroken run, bit for bit.
+
+One process tells of every moment of a run (`Life`): each piece of a batch, each step, before and
+after an evaluation, before, within and after the writing of a checkpoint. The run is broken off at
+each of them in turn, and stopped after each step; what goes on has nothing but the files. Real
+ranks that are really killed stand in tests/end_to_end/test_train_survival.py.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import launcher.train.checkpoint
+import launcher.train.loop
+from launcher.atomic import replace_file
+from launcher.train.checkpoint import CheckpointStore
+from launcher.train.config import TrainConfig, load_config
+from launcher.train.data.dataset import ArrayExamples, DataSet
+from launcher.train.loop import Trainer
+from launcher.train.observers.base import EpochDone, Observer, SaveDone, StepDone
+from launcher.train.optimizers import make_optimizer
+from launcher.train.replicas import Replicas
+from launcher.train.resume import find_checkpoint, share
+from launcher.train.steps import Steps
+from launcher.train.train_state import Outcome, Position
+from syncbn import SyncBatchNormalization
+from syncbn.communicators.local import LocalCommunicator
+
+ALONE = LocalCommunicator()
+BASE = {"epochs": 2, "batch_size": 4, "deterministic": True, "resume": True, "learning_rate": 0.05}
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "micro-batches": {"micro_batches": 2, "checkpoint_steps": 2, "optimizer": "sgd"},
+    "half": {"precision": "mixed_float16", "schedule": "step", "evaluate_every": 2},
+    "skips": {"on_nan": "skip", "early_stopping": 1, "epochs": 4, "weight_decay": 0.01},
+}
+
+
+class BrokenOffError(BaseException):
+    """The end of a process, wherever it is."""
+
+
+class Life(Observer):
+    """Tells of each moment, and ends the run at the moment with the number `end`."""
+
+    def __init__(self, end: int | None = None) -> None:
+        self.moments: list[str] = []
+        self.epochs: list[tuple[float, ...]] = []
+        self._end = end
+
+    def pass_through(self, moment: str) -> None:
+        self.moments.append(moment)
+        if self._end == len(self.moments) - 1:
+            raise BrokenOffError(moment)
+
+    def on_step(self, step: StepDone) -> None:
+        self.pass_through(f"step {step.step}")
+
+    def on_evaluation(self, step: int) -> None:
+        self.pass_through(f"evaluation after step {step}")
+
+    def on_save(self, step: int) -> None:
+        self.pass_through(f"before saving step {step}")
+
+    def on_saved(self, save: SaveDone) -> None:
+        self.pass_through(f"saved step {save.step}")
+
+    def on_epoch(self, epoch: EpochDone) -> None:
+        told = (epoch.epoch, epoch.step, epoch.loss, epoch.accuracy, epoch.learning_rate)
+        self.epochs.append((*told, epoch.validation_loss or 0.0, epoch.validation_accuracy or 0.0))
+        self.pass_through(f"end of epoch {epoch.epoch}")
+
+
+class Machine:
+    """The compiled parts of a run, which each life of it shares; nothing else is shared."""
+
+    def __init__(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.config, self.data = config, _data(spoiled=config.on_nan == "skip")
+        keras.utils.set_random_seed(1)
+        policy = config.precision
+        self.model = keras.Sequential(
+            [
+                keras.layers.Input((2, 3, 1)),
+                keras.layers.Flatten(dtype=policy),
+                keras.layers.Dense(5, dtype=policy),
+                SyncBatchNormalization(momentum=0.8, dtype=policy),
+                keras.layers.Dropout(0.3, dtype=policy),
+                keras.layers.Dense(3, dtype="float32"),
+            ]
+        )
+        self.optimizer = make_optimizer(config, ALONE)
+        self.optimizer.build(self.model.trainable_variables)
+        replicas, pieces = Replicas(), config.micro_batches
+        self.steps = Steps(config, self.model, self.optimizer, ALONE, replicas, pieces)
+        self.initial = [variable.numpy() for variable in self.variables]
+        monkeypatch.setattr(launcher.train.loop, "Steps", lambda *_: self.steps)
+        monkeypatch.setattr(launcher.train.checkpoint, "replace_file", self._write)
+        for name in ("_train", "_accumulate"):
+            if hasattr(self.steps, name):
+                monkeypatch.setattr(self.steps, name, self._told(getattr(self.steps, name)))
+
+    @property
+    def variables(self) -> list[Any]:
+        return [*self.model.variables, *self.optimizer.variables]
+
+    @property
+    def state(self) -> list[bytes]:
+        return [variable.numpy().tobytes() for variable in self.variables]
+
+    def live(
+        self, directory: Path, life: Life, stop: Callable[[int], bool] = lambda step: False
+    ) -> Outcome:
+        """One process of the run, from its files to its end; `stop` is asked after each step."""
+        self._be_born()
+        self.life = life
+        store = CheckpointStore(directory, keep=3)
+        found = find_checkpoint(self.config, store, self.variables, ALONE)
+        resumed = share(found, self.config, 1, ALONE)
+        position = Position() if resumed is None else Position(**resumed.meta["position"])
+        if found is not None:
+            for variable in self.variables:  # whatever is not in the file shows
+                variable.assign(tf.ones_like(variable.value))
+            for variable, array in zip(self.variables, found[0].arrays, strict=True):
+                variable.assign(array)
+        trainer = Trainer(
+            self.config,
+            self.data,
+            self.model,
+            self.optimizer,
+            ALONE,
+            Replicas(),
+            store,
+            life,
+            lambda: stop(trainer.position.step),
+            lambda epoch_ended: life.pass_through(f"commit {epoch_ended}"),
+            position,
+            self.config.micro_batches,
+        )
+        return trainer.run()
+
+    def _be_born(self) -> None:
+        """What a new process has: the weights of its seed, and no half of a step."""
+        for variable, value in zip(self.variables, self.initial, strict=True):
+            variable.assign(value)
+        for total in getattr(self.steps, "_sums", []):
+            total.assign(tf.zeros_like(total))
+        if self.steps.guard is not None:  # nor a step that was left out, and not counted yet
+            self.steps._left_out = float(self.steps.guard.left_out)
+
+    def _told(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def told(*arguments: Any) -> Any:
+            self.life.pass_through("before a batch")
+            result = compute(*arguments)
+            self.life.pass_through("after a batch")
+            return result
+
+        return told
+
+    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        def write_and_tell(file: BinaryIO) -> None:
+            write(file)
+            self.life.pass_through(f"within saving {path.name}")
+
+        replace_file(path, write_and_tell)
+
+
+def _data(spoiled: bool) -> DataSet:
+    """Ten examples to train on: steps of 4, 4 and 2 rows."""
+    generator = np.random.default_rng(3)
+    features = generator.normal(size=(14, 2, 3, 1)).astype("float32")
+    labels = generator.integers(0, 3, 14)
+    if spoiled:
+        features[5] = np.nan
+    train, held = (
+        ArrayExamples(features[part], labels[part]) for part in (slice(10), slice(10, 14))
+    )
+    return DataSet("some", train, held, (2, 3, 1), 3)
+
+
+_SLOW = {"half", "skips"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(run, marks=[pytest.mark.slow] * (run in _SLOW)) for run in RUNS],
+)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Machine(load_config({**BASE, **RUNS[request.param]}), monkeypatch)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_ends_anywhere_goes_on_to_the_very_same_weights(
+    machine: Machine, tmp_path: Path
+) -> None:
+    whole = Life()
+    outcome = machine.live(tmp_path / "whole", whole)
+    expected = machine.state
+    steps = [moment for moment in whole.moments if moment.startswith("step ")]
+    assert len(steps) >= 6
+    for number, moment in enumerate(whole.moments):
+        broken, second = tmp_path / f"broken-{number}", Life()
+        with pytest.raises(BrokenOffError, match=moment):
+            machine.live(broken, Life(number))
+        ended = machine.live(broken, second)
+        assert machine.state == expected, f"broken off at {moment}, moment {number}"
+        _check_the_end(second, whole, ended, outcome)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_very_same_weights(
+    machine: Machine, tmp_path: Path
+) -> None:
+    whole = Life()
+    outcome = machine.live(tmp_path / "whole", whole)
+    expected, last = machine.state, int(whole.epochs[-1][1])
+    # Stopped once at each step; and at every step, so that each life has one.
+    for number in range(last):
+        second = Life()
+        stopped = tmp_path / f"stopped-{number}"
+        assert machine.live(stopped, Life(), lambda step, n=number: step >= n).stopped
+        ended = machine.live(stopped, second)
+        assert machine.state == expected, f"stopped after step {number + 1}"
+        _check_the_end(second, whole, ended, outcome)
+    for _ in range(last):
+        assert machine.live(tmp_path / "always", Life(), lambda step: True).stopped
+    _check_the_end(second := Life(), whole, machine.live(tmp_path / "always", second), outcome)
+    assert machine.state == expected, "stopped after every step"
+
+
+def _check_the_end(life: Life, whole: Life, ended: Outcome, outcome: Outcome) -> None:
+    """What the last life tells is what the unbroken run told of the same epochs."""
+    assert not ended.stopped
+    assert life.epochs == whole.epochs[len(whole.epochs) - len(life.epochs) :]
+    assert ended.validation == outcome.validation
+    assert ended.stopped_early == outcome.stopped_early
