@@ -7,6 +7,8 @@ ranks that are really killed stand in tests/end_to_end/test_train_survival.py.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import le
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -223,7 +225,7 @@ def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_very_same_weights(
     for number in range(last):
         second = Life()
         stopped = tmp_path / f"stopped-{number}"
-        assert machine.live(stopped, Life(), lambda step, n=number: step >= n).stopped
+        assert machine.live(stopped, Life(), partial(le, number)).stopped
         ended = machine.live(stopped, second)
         assert machine.state == expected, f"stopped after step {number + 1}"
         _check_the_end(second, whole, ended, outcome)
