@@ -18,23 +18,19 @@ import pytest
 import tensorflow as tf
 
 import launcher.train.checkpoint
-import launcher.train.loop
 from launcher.atomic import replace_file
-from launcher.train.checkpoint import CheckpointStore
+from launcher.train import program
 from launcher.train.config import TrainConfig, load_config
 from launcher.train.data.dataset import ArrayExamples, DataSet
-from launcher.train.loop import Trainer
-from launcher.train.observers.base import EpochDone, Observer, SaveDone, StepDone
-from launcher.train.optimizers import make_optimizer
+from launcher.train.observers.base import EpochDone, Observer, RunStarted, SaveDone, StepDone
+from launcher.train.optimizer import make_optimizer
 from launcher.train.replicas import Replicas
-from launcher.train.resume import find_checkpoint, share
 from launcher.train.steps import Steps
-from launcher.train.train_state import Outcome, Position
 from syncbn import SyncBatchNormalization
 from syncbn.communicators.local import LocalCommunicator
 
 ALONE = LocalCommunicator()
-BASE = {"epochs": 2, "batch_size": 4, "deterministic": True, "resume": True, "learning_rate": 0.05}
+BASE = {"epochs": 2, "batch_size": 4, "resume": True, "learning_rate": 0.05}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "micro-batches": {"micro_batches": 2, "checkpoint_steps": 2, "optimizer": "sgd"},
@@ -53,6 +49,8 @@ class Life(Observer):
     def __init__(self, end: int | None = None) -> None:
         self.moments: list[str] = []
         self.epochs: list[tuple[float, ...]] = []
+        self.summary: dict[str, Any] = {}
+        self.step = 0
         self._end = end
 
     def pass_through(self, moment: str) -> None:
@@ -60,7 +58,11 @@ class Life(Observer):
         if self._end == len(self.moments) - 1:
             raise BrokenOffError(moment)
 
+    def on_start(self, run: RunStarted) -> None:
+        self.step = run.step
+
     def on_step(self, step: StepDone) -> None:
+        self.step = step.step
         self.pass_through(f"step {step.step}")
 
     def on_evaluation(self, step: int) -> None:
@@ -76,6 +78,16 @@ class Life(Observer):
         told = (epoch.epoch, epoch.step, epoch.loss, epoch.accuracy, epoch.learning_rate)
         self.epochs.append((*told, epoch.validation_loss or 0.0, epoch.validation_accuracy or 0.0))
         self.pass_through(f"end of epoch {epoch.epoch}")
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self.summary = summary
+
+
+class OneLifeAtATime:
+    """The lock of an output directory ends with its process."""
+
+    def settle(self, _: object) -> None:
+        pass
 
 
 class Machine:
@@ -95,12 +107,36 @@ class Machine:
                 keras.layers.Dense(3, dtype="float32"),
             ]
         )
-        self.optimizer = make_optimizer(config, ALONE)
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            loss_scaling=config.precision == "mixed_float16",
+            communicator=ALONE,
+        )
         self.optimizer.build(self.model.trainable_variables)
-        replicas, pieces = Replicas(), config.micro_batches
-        self.steps = Steps(config, self.model, self.optimizer, ALONE, replicas, pieces)
+        self.steps = Steps(
+            self.model,
+            self.optimizer,
+            ALONE,
+            Replicas(),
+            batch_size=config.batch_size,
+            on_nan=config.on_nan,
+            micro_batches=config.micro_batches,
+        )
         self.initial = [variable.numpy() for variable in self.variables]
-        monkeypatch.setattr(launcher.train.loop, "Steps", lambda *_: self.steps)
+        for name, part in {
+            "join": ALONE,
+            "load_dataset": self.data,
+            "build_model": self.model,
+            "make_optimizer": self.optimizer,
+            "Steps": self.steps,
+            "OutputLock": OneLifeAtATime(),
+            "start_rank_log": None,
+        }.items():
+            monkeypatch.setattr(program, name, lambda *_, part=part, **__: part)
+        monkeypatch.setattr(program, "assemble", lambda *_, **__: self.life)
+        monkeypatch.setattr(program, "StopRequest", lambda: self)
         monkeypatch.setattr(launcher.train.checkpoint, "replace_file", self._write)
         for name in ("_train", "_accumulate"):
             if hasattr(self.steps, name):
@@ -116,34 +152,21 @@ class Machine:
 
     def live(
         self, directory: Path, life: Life, stop: Callable[[int], bool] = lambda step: False
-    ) -> Outcome:
-        """One process of the run, from its files to its end; `stop` is asked after each step."""
+    ) -> int:
+        """One process of the run, from its files to its exit code.
+
+        `stop` says whether SIGTERM has come after so many steps.
+        """
         self._be_born()
-        self.life = life
-        store = CheckpointStore(directory, keep=3)
-        found = find_checkpoint(self.config, store, self.variables, ALONE)
-        resumed = share(found, self.config, 1, ALONE)
-        position = Position() if resumed is None else Position(**resumed.meta["position"])
-        if found is not None:
-            for variable in self.variables:  # whatever is not in the file shows
-                variable.assign(tf.ones_like(variable.value))
-            for variable, array in zip(self.variables, found[0].arrays, strict=True):
-                variable.assign(array)
-        trainer = Trainer(
-            self.config,
-            self.data,
-            self.model,
-            self.optimizer,
-            ALONE,
-            Replicas(),
-            store,
-            life,
-            lambda: stop(trainer.position.step),
-            lambda epoch_ended: life.pass_through(f"commit {epoch_ended}"),
-            position,
-            self.config.micro_batches,
-        )
-        return trainer.run()
+        self.life, self._stop = life, stop
+        return program.run(self.config.model_copy(update={"output": directory}))
+
+    def listen(self) -> None:
+        """As of a `StopRequest`."""
+
+    @property
+    def requested(self) -> bool:
+        return self._stop(self.life.step)
 
     def _be_born(self) -> None:
         """What a new process has: the weights of its seed, and no half of a step."""
@@ -152,7 +175,7 @@ class Machine:
         for total in getattr(self.steps, "_sums", []):
             total.assign(tf.zeros_like(total))
         if self.steps.guard is not None:  # nor a step that was left out, and not counted yet
-            self.steps._left_out = float(self.steps.guard.left_out)
+            self.steps._skipped = float(self.steps.guard.left_out)
 
     def _told(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         def told(*arguments: Any) -> Any:
@@ -196,12 +219,12 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield Machine(load_config({**BASE, **RUNS[request.param]}), monkeypatch)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_that_ends_anywhere_goes_on_to_the_very_same_weights(
     machine: Machine, tmp_path: Path
 ) -> None:
     whole = Life()
-    outcome = machine.live(tmp_path / "whole", whole)
+    assert machine.live(tmp_path / "whole", whole) == 0
     expected = machine.state
     steps = [moment for moment in whole.moments if moment.startswith("step ")]
     assert len(steps) >= 6
@@ -209,35 +232,36 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_very_same_weights(
         broken, second = tmp_path / f"broken-{number}", Life()
         with pytest.raises(BrokenOffError, match=moment):
             machine.live(broken, Life(number))
-        ended = machine.live(broken, second)
+        assert machine.live(broken, second) == 0
         assert machine.state == expected, f"broken off at {moment}, moment {number}"
-        _check_the_end(second, whole, ended, outcome)
+        _check_the_end(second, whole)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_very_same_weights(
     machine: Machine, tmp_path: Path
 ) -> None:
     whole = Life()
-    outcome = machine.live(tmp_path / "whole", whole)
+    assert machine.live(tmp_path / "whole", whole) == 0
     expected, last = machine.state, int(whole.epochs[-1][1])
     # Stopped once at each step; and at every step, so that each life has one.
     for number in range(last):
         second = Life()
         stopped = tmp_path / f"stopped-{number}"
-        assert machine.live(stopped, Life(), partial(le, number)).stopped
-        ended = machine.live(stopped, second)
+        assert machine.live(stopped, Life(), partial(le, number)) == 143
+        assert machine.live(stopped, second) == 0
         assert machine.state == expected, f"stopped after step {number + 1}"
-        _check_the_end(second, whole, ended, outcome)
+        _check_the_end(second, whole)
     for _ in range(last):
-        assert machine.live(tmp_path / "always", Life(), lambda step: True).stopped
-    _check_the_end(second := Life(), whole, machine.live(tmp_path / "always", second), outcome)
+        assert machine.live(tmp_path / "always", Life(), partial(le, 0)) == 143
+    second = Life()
+    assert machine.live(tmp_path / "always", second) == 0
     assert machine.state == expected, "stopped after every step"
+    _check_the_end(second, whole)
 
 
-def _check_the_end(life: Life, whole: Life, ended: Outcome, outcome: Outcome) -> None:
+def _check_the_end(life: Life, whole: Life) -> None:
     """What the last life tells is what the unbroken run told of the same epochs."""
-    assert not ended.stopped
     assert life.epochs == whole.epochs[len(whole.epochs) - len(life.epochs) :]
-    assert ended.validation == outcome.validation
-    assert ended.stopped_early == outcome.stopped_early
+    for name in ("accuracy", "loss", "steps", "stopped", "failure"):
+        assert life.summary[name] == whole.summary[name], name
