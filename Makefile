@@ -21,7 +21,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast mutants bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
+.PHONY: help train test test-fast mutants soak bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
 
 help: ## Show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -52,6 +52,9 @@ test-threads: setup ## Run the tests of several processes with 2 and with 4 thre
 
 mutants: setup .venv/.mutation-tools ## Break the code in many places, see whether tests notice: within an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+soak: setup ## Train for half an hour on each engine: launcher and ranks may not grow
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 test-docker: setup ## Build the images in a real engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)

@@ -26,6 +26,7 @@ from launcher.train import __main__ as trainer
 from launcher.train.config import load_config
 from tests.mutants.options import options as mutants_options
 from tests.processes import REPOSITORY
+from tests.soak.options import options as soak_options
 
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 _TARGETS = re.compile(r"^([a-z-]+):", re.MULTILINE)
@@ -182,6 +183,8 @@ def _arguments_of_make(target: str, arguments: list[str]) -> None:
         _train(arguments)
     elif target == "mutants":
         mutants_options().parse_args(arguments)
+    elif target == "soak":
+        soak_options().parse_args(arguments)
     elif not target.startswith("test"):
         raise ValueError(f"make {target} takes no ARGS")
 
