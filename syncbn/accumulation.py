@@ -3,31 +3,26 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 
 class PassSums:
-    """Sums over backward passes, kept in variables of the optimizer so that they are saved with it.
+    """Sums of gradients over backward passes.
 
     Args:
-        optimizer: The optimizer that owns the variables.
         variables: The variables whose gradients are added up.
-        passes: Passes that make one step.
+        add_variable: Creates a variable of zeros from shape, dtype and name; an optimizer's own, so
+            that the sums are saved with it, or one for sums that are not saved.
     """
 
-    def __init__(
-        self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], passes: int
-    ) -> None:
-        add = optimizer.add_variable
-        self._passes = passes
+    def __init__(self, variables: Sequence[Any], add_variable: Callable[..., Any]) -> None:
         self._sums = [
-            add(v.shape, dtype=v.dtype, name=f"pass_sum_{index}")
+            add_variable(v.shape, dtype=v.dtype, name=f"pass_sum_{index}")
             for index, v in enumerate(variables)
         ]
-        self._presence = add((len(variables),), dtype="float32", name="pass_presence")
-        self._weight = add((), dtype="float32", name="pass_weight")
-        self._count = add((), dtype="int32", name="pass_count")
+        self._presence = add_variable((len(variables),), dtype="float32", name="pass_presence")
+        self._weight = add_variable((), dtype="float32", name="pass_weight")
+        self._count = add_variable((), dtype="int32", name="pass_count")
 
     def add(
         self,
@@ -35,27 +30,34 @@ class PassSums:
         indices: Sequence[int],
         presence: tf.Tensor,
         weight: tf.Tensor,
-        step: Callable[[list[tf.Tensor], tf.Tensor, tf.Tensor], None],
-    ) -> None:
-        """Adds one pass; the last of `passes` calls `step(sums, presence, weight)` and starts anew.
+    ) -> tf.Tensor:
+        """Adds the gradients of one pass.
 
         Args:
             gradients: Dense, one for each of `indices`.
-            indices: Places of their variables among the optimizer's.
+            indices: Indices of their variables.
             presence: float32, 1 for each gradient that this rank really has.
-            weight: float32 scalar, what the pass counts.
-            step: Reduces over the ranks and applies.
+            weight: float32 scalar, the weight of the pass.
+
+        Returns:
+            The number of passes added, an int32 scalar.
         """
-        sums = [self._sums[index] for index in indices]
-        for total, gradient in zip(sums, gradients, strict=True):
-            total.assign_add(gradient)
-        self._presence.assign(tf.maximum(self._presence.value, presence))
+        for index, gradient in zip(indices, gradients, strict=True):
+            self._sums[index].assign_add(gradient)
+        self._presence.assign(tf.maximum(tf.convert_to_tensor(self._presence), presence))
         self._weight.assign_add(weight)
         self._count.assign_add(1)
+        return tf.convert_to_tensor(self._count)
 
-        def complete() -> None:
-            step([total.value for total in sums], self._presence.value, self._weight.value)
-            for state in (*sums, self._presence, self._weight, self._count):
-                state.assign(tf.zeros_like(state.value))
-
-        tf.cond(tf.equal(self._count.value, self._passes), complete, lambda: None)
+    def apply(
+        self,
+        indices: Sequence[int],
+        step: Callable[[list[tf.Tensor], tf.Tensor, tf.Tensor], None],
+    ) -> None:
+        """Calls `step(sums, presence, weight)` for the variables of `indices`, then starts anew."""
+        states = [self._sums[index] for index in indices]
+        states += [self._presence, self._weight]
+        *sums, presence, weight = [tf.identity(tf.convert_to_tensor(state)) for state in states]
+        step(sums, presence, weight)
+        for state in (*states, self._count):
+            state.assign(tf.zeros_like(tf.convert_to_tensor(state)))

@@ -100,7 +100,7 @@ class _Distributed:
     def _add_pass_state(self, variables: Sequence[Any]) -> None:
         if self._passes > 1 and self._pass_sums is None:
             # Past the tracking of Keras' own __setattr__: it has the variables already.
-            object.__setattr__(self, "_pass_sums", PassSums(self, variables, self._passes))
+            object.__setattr__(self, "_pass_sums", PassSums(variables, self.add_variable))  # type: ignore[attr-defined]
 
     @contextmanager
     def weighed(self, rows: Any) -> Iterator[None]:
@@ -178,11 +178,13 @@ class _Distributed:
         def step(summed: list[tf.Tensor], held: tf.Tensor, weights: tf.Tensor) -> None:
             self._reduce_and_apply(summed, held, weights, variables, ranks)
 
-        if self._pass_sums is None:
+        sums = self._pass_sums
+        if sums is None:
             step(dense, presence, weight)
         else:
             indices = [self._get_variable_index(v) for v in variables]  # type: ignore[attr-defined]
-            self._pass_sums.add(dense, indices, presence, weight, step)
+            added = sums.add(dense, indices, presence, weight)
+            tf.cond(added == self._passes, lambda: sums.apply(indices, step), lambda: None)
 
     def _update(self, gradients: list[Gradient], variables: Sequence[Any] | None) -> None:
         telemetry.note_norm("gradient_norm", gradients)

@@ -1,5 +1,6 @@
 """The compiled computations on a batch: a training step, possibly in micro-batches; evaluation."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import tensorflow as tf
 
 from launcher.train.replicas import Replicas
 from syncbn import telemetry
+from syncbn.accumulation import PassSums
 from syncbn.communicators import Communicator
 from syncbn.communicators.silent import rows_count_only_if
-from syncbn.gradients import densify
+from syncbn.gradients import densify, presence_of
 from syncbn.update_guard import UpdateGuard, with_defect
 
 # Marks the placeholder rows of a rank whose batch is empty.
@@ -94,10 +96,7 @@ class Steps:
             self._train = replicas.compiled(self._train_body, step)
             self._train_empty = replicas.compiled(self._train_empty_body, step)
         else:
-            self._sums = [
-                tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
-                for variable in model.trainable_variables
-            ]
+            self._pass_sums = PassSums(model.trainable_variables, _zeros)
             self._accumulate = replicas.compiled(self._accumulate_body, batch)
             self._accumulate_empty = replicas.compiled(self._accumulate_empty_body, batch)
             self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([4])])
@@ -199,16 +198,16 @@ class Steps:
         return self._accumulated(*self._gradients(features, labels))
 
     def _accumulated(self, gradients: list[Any], sums: tf.Tensor) -> tf.Tensor:
-        for total, gradient, variable in zip(
-            self._sums, gradients, self._model.trainable_variables, strict=True
-        ):
-            total.assign_add(densify(gradient, variable))
+        variables = self._model.trainable_variables
+        dense = [densify(g, v) for g, v in zip(gradients, variables, strict=True)]
+        self._pass_sums.add(dense, range(len(dense)), presence_of(gradients), sums[2])
         return sums
 
     def _finish_body(self, status: tf.Tensor) -> tf.Tensor:
-        self._apply([tf.identity(total) for total in self._sums], status[2])
-        for total in self._sums:
-            total.assign(tf.zeros_like(total))
+        def apply(sums: list[tf.Tensor], presence: tf.Tensor, rows: tf.Tensor) -> None:
+            self._apply(sums, rows)
+
+        self._pass_sums.apply(range(len(self._model.trainable_variables)), apply)
         return self._over_ranks(status)
 
     def _gradients(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
@@ -237,6 +236,10 @@ class Steps:
         losses = cross_entropy(labels, logits)
         rows = tf.cast(tf.shape(labels)[0], tf.float32)
         return tf.stack([tf.reduce_sum(losses), correct(labels, logits), rows])
+
+
+def _zeros(shape: Sequence[int], dtype: str, name: str) -> tf.Variable:
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False, name=name)
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import launcher.train.checkpoint
 from launcher.atomic import replace_file
@@ -172,8 +171,9 @@ class Machine:
         """What a new process has: the weights of its seed, and no half of a step."""
         for variable, value in zip(self.variables, self.initial, strict=True):
             variable.assign(value)
-        for total in getattr(self.steps, "_sums", []):
-            total.assign(tf.zeros_like(total))
+        if hasattr(self.steps, "_pass_sums"):
+            indices = range(len(self.model.trainable_variables))
+            self.steps._pass_sums.apply(indices, lambda *_: None)
         if self.steps.guard is not None:  # nor a step that was left out, and not counted yet
             self.steps._skipped = float(self.steps.guard.left_out)
 
