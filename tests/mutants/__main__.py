@@ -16,7 +16,7 @@ def main() -> int:
     jobs = [
         (module, mutant)
         for module in chosen
-        for mutant in sample(REPOSITORY, module.path, asked.sample, asked.seed)
+        for mutant in sample(REPOSITORY, module.path, asked.sample, asked.seed, module.equivalent)
     ]
     print(f"{len(jobs)} mutants of {len(chosen)} modules", flush=True)
     OUTPUT.mkdir(parents=True, exist_ok=True)

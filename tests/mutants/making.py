@@ -2,8 +2,9 @@
 
 import ast
 import random
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -56,8 +57,13 @@ def _is_removable(node: Any) -> bool:
     return node.type == "expr_stmt" and node.children[0].type == "atom_expr" and not constructs
 
 
-def sample(root: Path, path: str, size: int, seed: int) -> list[Mutant]:
-    """At most `size` mutants, no two of the same place; all places have the same chance."""
+def sample(
+    root: Path, path: str, size: int, seed: int, equivalent: Sequence[str] = ()
+) -> list[Mutant]:
+    """At most `size` mutants, no two of the same place; all places have the same chance.
+
+    What has a piece of text of `equivalent` that the source has not is no mutant.
+    """
     source = (root / path).read_text()
     places = _places(source)
     chooser = random.Random(f"{seed} {path}")
@@ -70,7 +76,9 @@ def sample(root: Path, path: str, size: int, seed: int) -> list[Mutant]:
         # One place has one to eleven replacements; a few may give no Python.
         for operator, occurrence in chooser.sample(places[start], len(places[start])):
             mutated = mutate_code(source, _make(operator), occurrence)
-            if mutated is not None and _differs(source, mutated):
+            if mutated is None or any(piece in _plain(mutated) for piece in equivalent):
+                continue
+            if _differs(source, mutated):
                 mutants.append(
                     Mutant(path, start[0], operator, mutated, _diff(path, source, mutated))
                 )
@@ -133,6 +141,11 @@ def _is_of_use(name: str) -> bool:
 
 def _make(name: str) -> Operator:
     return StatementRemover() if name == StatementRemover.__name__ else get_operator(name)()
+
+
+def _plain(mutated: str) -> str:
+    """cosmic-ray puts spaces before what it replaces."""
+    return re.sub(r"([(\[{]|(?<=\S) ) +", r"\1", mutated)
 
 
 def _differs(source: str, mutated: str) -> bool:

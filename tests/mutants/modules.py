@@ -15,11 +15,13 @@ class Module:
         path: Relative to the repository.
         tests: Of one process, which run first.
         ranks: Of real ranks or launchers, for what the first leave alive.
+        equivalent: Pieces of mutated lines that change nothing.
     """
 
     path: str
     tests: tuple[str, ...]
     ranks: tuple[str, ...] = ()
+    equivalent: tuple[str, ...] = ()
 
     @property
     def stages(self) -> list[tuple[str, ...]]:
@@ -29,6 +31,6 @@ class Module:
 def known_modules() -> list[Module]:
     """The modules of modules.toml, in its order."""
     return [
-        Module(path, tuple(entry["tests"]), tuple(entry.get("ranks", ())))
+        Module(path, *(tuple(entry.get(key, ())) for key in ("tests", "ranks", "equivalent")))
         for path, entry in tomllib.loads(TABLE.read_text()).items()
     ]

@@ -19,6 +19,12 @@ def test_alone_it_is_the_plain_optimizer() -> None:
     )
 
 
+def test_optimizers_of_one_kind_are_of_one_class() -> None:
+    first, second = (DistributedOptimizer(keras.optimizers.SGD(rate)) for rate in (0.1, 0.2))
+    assert type(first) is type(second)
+    assert type(first) is not type(DistributedOptimizer(keras.optimizers.Adam()))
+
+
 def test_a_saved_model_keeps_the_distribution(tmp_path: Path) -> None:
     """Also where `init` was never called, and with options, schedules and loss scaling inside."""
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)

@@ -164,6 +164,10 @@ def test_what_is_not_said_of_an_exit_is_not_so() -> None:
     assert plain.tail == ()
 
 
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    assert explain(ended(code=-99)).summary == "rank 0 on h was killed by signal 99"
+
+
 def test_the_exit_code_is_that_of_a_shell() -> None:
     codes = [explain(ended(code=code)).exit_code for code in (0, 1, 255, -1, -9)]
     assert codes == [0, 1, 255, 129, 137]
