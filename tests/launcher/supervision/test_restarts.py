@@ -1,5 +1,6 @@
 """When a job is tried again, after how long, and that its target is looked at before."""
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -81,3 +82,22 @@ def test_the_target_is_looked_at_again_before_every_restart(tmp_path: Path) -> N
     causes = [event.details["summary"] for event in events if event.kind == "failed"]
     assert causes == ["h1 was lost"] * 3 + ["h1 cannot be reached"]
     assert (result.outcome, result.exit_code, result.restarts) == ("failed", 1, 3)
+
+
+def test_the_wait_that_is_told_is_waited(tmp_path: Path) -> None:
+    policy = {"max_restarts": 1, "backoff": 0.4, "jitter": 0.0}
+    spec = build_spec({"command": ["a"], "output": tmp_path, "restart": policy})
+    target, record, stop = Unreachable(spec), RunWriter.create(spec), StopRequests()
+    told: list[tuple[str, float]] = []
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        told.append((event.kind, time.monotonic()))
+        events.append(event)
+
+    Supervisor(target, record, [note]).run(stop)
+    record.close()
+    stop.close()
+    at = dict(told)
+    assert [event.details["seconds"] for event in events if event.kind == "restarting"] == [0.4]
+    assert at["failed"] - at["restarting"] >= 0.4, "the second failure follows after the wait"
