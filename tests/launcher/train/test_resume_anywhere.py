@@ -134,6 +134,8 @@ class Machine:
             "start_rank_log": None,
         }.items():
             monkeypatch.setattr(program, name, lambda *_, part=part, **__: part)
+        # It is built, and some build again what they have inside.
+        monkeypatch.setattr(self.optimizer, "build", lambda _: None)
         monkeypatch.setattr(program, "assemble", lambda *_, **__: self.life)
         monkeypatch.setattr(program, "StopRequest", lambda: self)
         monkeypatch.setattr(launcher.train.checkpoint, "replace_file", self._write)
