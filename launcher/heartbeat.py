@@ -16,7 +16,7 @@ from typing import Literal
 
 VARIABLE = "LAUNCHER_HEARTBEAT"
 
-# "leaving": another rank has failed and says why, and this one ends because of it.
+# "leaving": another rank has failed, or was told to stop, and this one ends because of it.
 Phase = Literal["starting", "training", "evaluating", "saving", "done", "leaving"]
 
 # One write of a record that never grows: it needs no free space once it stands, so a full disk does

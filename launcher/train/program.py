@@ -274,4 +274,6 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
     observers.on_end(report)
     if failure is not None:
         return report_failure(failure, communicator, store.paths(), heartbeat)
+    if outcome.stopped and not stop.requested:
+        heartbeat.beat("leaving")
     return EXIT_CODE if outcome.stopped else 0

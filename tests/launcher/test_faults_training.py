@@ -59,6 +59,27 @@ def test_a_restart_does_not_meet_the_lock_of_the_attempt_before(launch: Launch) 
     assert json.loads((Path(launch.run) / ".trainer.lock").read_text())["attempt"] == 1
 
 
+@pytest.mark.timeout(170)
+def test_the_rank_that_was_told_to_stop_is_named(launch: Launch) -> None:
+    training = ["--model", "dnn", "--batch-size", "4", "--epochs", "50", "--checkpoint-steps", "20"]
+    program = ["python", "-m", "launcher.train", *training]
+    launch.start(["-np", "2", "--backend", "horovod", "--max-restarts", "0"], program)
+    launch.wait_until(lambda: launch.events("checkpoint"), seconds=100)
+    told = [p for p in launch.job.alive() if _is_trainer(p) and p.environ()["HOROVOD_RANK"] == "1"]
+    assert len(told) == 1
+    told[0].send_signal(signal.SIGTERM)
+    result = launch.finish(60)
+    assert result.returncode == 1, result.transcript()
+    assert "preempted: rank 1 on localhost was told to stop" in result.output
+    # Rank 0 may end before rank 1 does: it says that it ends because of another.
+    last = {beat["rank"]: beat["phase"] for beat in launch.events("beat")}
+    assert last[0] == "leaving", last
+
+
+def _is_trainer(process: psutil.Process) -> bool:
+    return process.cmdline()[1:3] == ["-m", "launcher.train"]
+
+
 # A checkpoint of it takes 620 kB.
 DISK = ["--model", "dnn", "--epochs", "8", "--keep-checkpoints", "9"]
 
