@@ -60,7 +60,7 @@ def test_a_rank_without_rows_changes_nothing(
 
     refused = single_process(1, TRAIN, arguments("two", "--replicas", "2"), environment=environment)
     assert refused.returncode == 2
-    assert "more than the 1 samples to train on" in refused.stderr[0]
+    assert "must not exceed the 1 training samples" in refused.stderr[0]
 
     for name in ("pieces", "gloo", "horovod", "tf"):
         assert _summary(tmp_path / name)["steps"] == 3
