@@ -23,8 +23,8 @@ def main() -> None:
                 sys.exit(3)
             if how == "raise":
                 raise ValueError("the cause itself")
-    for part in range(8 if how == "export" and rank == 0 else 0):
-        time.sleep(0.5)
+    for part in range(28 if how == "export" and rank == 0 else 0):
+        time.sleep(0.25)
         print(f"part {part}")
 
 

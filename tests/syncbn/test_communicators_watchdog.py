@@ -42,6 +42,7 @@ after = threads()
 print(json.dumps({"before": before, "after": after}), flush=True)
 
 if ranks.rank == 1:
+    time.sleep(1.0)  # rank 0 may still be receiving its part of the last sum
     if fault == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "is stopped":
