@@ -102,7 +102,9 @@ def measure(toy: bool, device: str, ranks: int, rounds: int, steps: int) -> Repo
                 report.timings.append(Timing.of(entry.words, entry.plan, in_words(case), *taken))
         if device == "cpu":
             report.details["copy limit"] = _copy_limit(report, jobs["mpi"], cases[-1], toy)
-            report.details["roads"] = {name: job.call("road")[0] for name, job in jobs.items()}
+            report.details["transports"] = {
+                name: job.call("transport")[0] for name, job in jobs.items()
+            }
     if cases == [SMALL, BIG] and device == "cpu":
         report.bars = _bars(report)
     return report
@@ -138,9 +140,9 @@ def _bars(report: Report) -> list[Bar]:
     keras_small, keras_big = median(KERAS_LOCAL, small), median(KERAS_LOCAL, big)
     sync_small = median(KERAS_SYNC, small)
     return [
-        Bar(f"{small}, mpi, of Keras local", ours_small / keras_small, 0.60, True),
+        Bar(f"{small}, mpi, of Keras local", ours_small / keras_small, 0.45, True),
         Bar(f"{small}, mpi, faster than Keras synchronized", sync_small / ours_small, 20, False),
-        Bar(f"{big}, mpi, of Keras local", ours_big / keras_big, 0.30, True),
+        Bar(f"{big}, mpi, of Keras local", ours_big / keras_big, 0.28, True),
         Bar(
             f"{small}, tf, faster than Keras synchronized",
             sync_small / median(OURS, small, "tf"),

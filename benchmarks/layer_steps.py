@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import syncbn
 from benchmarks.harness import rank
-from syncbn.devices import BYTES_MOVED
+from syncbn.dispatch import BYTES_MOVED
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -76,10 +76,10 @@ class Service(rank.TimingService):
         """How often a layer goes over its tensor, reads and writes counted alike."""
         return BYTES_MOVED.passes
 
-    def road(self) -> str:
+    def transport(self) -> str:
         """How the statistics travel, in words."""
-        quickest = self.ranks.for_small_sums
-        return quickest.name if quickest is self.ranks else f"{quickest.name} directly"
+        transport = self.ranks.transport
+        return transport if transport == self.ranks.name else f"{transport} directly"
 
     def _layer(self, contender: str) -> keras.layers.BatchNormalization:
         if contender == "ours":

@@ -131,7 +131,7 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]
 
 def _layer(details: dict[str, Any]) -> list[str]:
     limit = details["copy limit"]
-    roads = "; ".join(f"{name}: {road}" for name, road in details["roads"].items())
+    transports = "; ".join(f"{name}: {how}" for name, how in details["transports"].items())
     return [
         f"The large case must move {limit['passes over the tensor']:.0f} times its tensor a layer "
         "(forward x twice and y, backward dy and x twice and dx). At the "
@@ -139,7 +139,7 @@ def _layer(details: dict[str, Any]) -> list[str]:
         f"copies, that takes {with_unit(limit['seconds'])}: ours takes "
         f"{limit['ours over the limit']:.2f} times as long.",
         "",
-        f"How the statistics travelled: {roads}.",
+        f"How the statistics travelled: {transports}.",
         "",
         "![Median step of every contender](figures/performance-layer.svg)",
     ]

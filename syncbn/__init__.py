@@ -6,6 +6,7 @@ from syncbn.communicators import Communicator, communicator, init
 from syncbn.compiled_models import load_model, weigh_rows
 from syncbn.consistency import train_independently
 from syncbn.layer import SyncBatchNormalization
+from syncbn.optimizer import DistributedOptimizer
 from syncbn.surgery import (
     convert_sync_batchnorm,
     fold_batchnorm,
@@ -13,7 +14,6 @@ from syncbn.surgery import (
     revert_sync_batchnorm,
 )
 from syncbn.tape import DistributedGradientTape
-from syncbn.training import DistributedOptimizer
 
 __all__ = [
     "Communicator",

@@ -2,12 +2,21 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from syncbn.communicators import Communicator
-from syncbn.communicators.current import BACKENDS
-from syncbn.errors import UnknownBackendError
+from syncbn.communicators.context import BACKENDS
+from syncbn.errors import SyncbnError, UnknownBackendError
 from syncbn.moments import Layout, compute_dtype
+
+
+def check_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise SyncbnError(
+            "SyncBatchNormalization needs the TensorFlow backend of Keras. Received: "
+            f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
+        )
 
 
 def check_communicator(communicator: Any) -> None:

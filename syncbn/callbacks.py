@@ -222,7 +222,7 @@ class WarmUpLearningRate(RanksCallback):
         part = 1.0 if progress >= self._epochs else progress / self._epochs
         optimizer = self.model.optimizer
         optimizer.learning_rate = self._base * (1 + (self.ranks.size - 1) * part)
-        # For the next `fit`, or for whoever loads the model: not to be raised twice.
+        # For the next `fit`, or after loading: not to be raised twice.
         object.__setattr__(optimizer, "_warm_up", (self._base, float(optimizer.learning_rate)))
         self._done = part == 1.0
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn.training import DistributedOptimizer, is_distributed
+from syncbn.optimizer import DistributedOptimizer, is_distributed
 
 
 def weigh_rows(model: keras.Model) -> keras.Model:

@@ -37,7 +37,7 @@ def arm(world: Communicator, mailbox: Mailbox) -> None:
     global _check, _generations
     _generations += 1
     _check = ConsistencyCheck(world, mailbox, _generations)
-    # Keras offers no hook that every update passes, whoever wrote the loop.
+    # Keras offers no hook that every update passes, custom loops included.
     keras.optimizers.Optimizer.apply = _apply_and_check
     atexit.register(_at_exit)
 

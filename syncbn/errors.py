@@ -3,7 +3,7 @@
 SyncbnError
 ├── NotInitializedError      a multi-process job whose communicator was never initialised
 ├── MissingEngineError       an optional engine (TensorFlow, Horovod, mpi4py) is not installed
-├── UnknownBackendError      a backend name nobody knows (also a ValueError)
+├── UnknownBackendError      an unknown backend name (also a ValueError)
 ├── WorldError               the job's processes disagree, or the world cannot be formed
 ├── DivergenceError          the ranks' weights are no longer equal
 └── NonFiniteError           a loss, a gradient or a weight has become NaN or infinite

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
-from syncbn import devices
+from syncbn import dispatch
 from syncbn.communicators.base import Communicator
 from syncbn.communicators.mailboxes import Mailbox
 from syncbn.errors import DivergenceError
@@ -149,7 +149,7 @@ class ConsistencyCheck:
             training.steps += 1
             if _due(training.steps):
                 compare(optimizer.iterations, *variables)
-        elif not devices.inside_xla():
+        elif not dispatch.inside_xla():
             self._compare_in_graph(training, optimizer.iterations, variables, compare)
 
     def _new(self, variables: list[Any], averaged_by: str | None) -> _Training:

@@ -4,24 +4,23 @@ A block is a batch that needs no communication, so the blocks become extra chann
 local normalization. Only the moving statistics are shared by all ranks: the average over blocks.
 """
 
+import dataclasses
+
 import tensorflow as tf
 
 from syncbn import normalize
-from syncbn.communicators.base import Communicator, unique_name
+from syncbn.communicators.base import unique_name
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.moments import Layout, Moments, compute_dtype
+from syncbn.norm_context import NormContext
 
 
 def normalization(
     inputs: tf.Tensor,
     scale: tf.Tensor,
     offset: tf.Tensor,
-    layout: Layout,
-    epsilon: float,
+    context: NormContext,
     block_size: int,
-    communicator: Communicator,
-    name: str,
-    weights: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes every block of `block_size` samples by its own moments.
 
@@ -33,29 +32,25 @@ def normalization(
         ValueError: `block_size` does not divide the batch (an InvalidArgumentError where the batch
             is only known at run time).
     """
-    channels = inputs.shape[layout.axis]
+    layout, weights = context.layout, context.weights
     blocks = _block_count(inputs, block_size)
     packed = _blocks_to_channels(inputs, layout, blocks, block_size)
     packed_weights = None
     if weights is not None:
         spread = tf.broadcast_to(weights, tf.shape(inputs))
         packed_weights = _blocks_to_channels(spread, layout, blocks, block_size)
-    inner = Layout(layout.rank, layout.rank - 1)
-    alone = LocalCommunicator()
-    statistics = normalize.batch_moments(packed, inner, alone, name, packed_weights)
+    alone = dataclasses.replace(
+        context,
+        layout=Layout(layout.rank, layout.rank - 1),
+        communicator=LocalCommunicator(),
+        weights=packed_weights,
+    )
+    statistics = normalize.batch_moments(packed, alone)
     outputs = normalize.apply_moments(
-        packed,
-        statistics,
-        tf.tile(scale, [blocks]),
-        tf.tile(offset, [blocks]),
-        inner,
-        epsilon,
-        alone,
-        name,
-        packed_weights,
+        packed, statistics, tf.tile(scale, [blocks]), tf.tile(offset, [blocks]), alone
     )
     outputs = _channels_to_blocks(outputs, inputs, layout, blocks, block_size)
-    return outputs, _average(statistics, channels, communicator, name)
+    return outputs, _average(statistics, inputs.shape[layout.axis], context)
 
 
 def _block_count(inputs: tf.Tensor, block_size: int) -> tf.Tensor:
@@ -107,14 +102,14 @@ def _channels_to_blocks(
     return outputs
 
 
-def _average(statistics: Moments, channels: int, communicator: Communicator, name: str) -> Moments:
+def _average(statistics: Moments, channels: int, context: NormContext) -> Moments:
     """Mean and variance averaged over the blocks that counted anything, on all ranks."""
     counts = tf.broadcast_to(statistics.count, tf.shape(statistics.mean))
     table = [tf.reshape(v, [-1, channels]) for v in (statistics.mean, statistics.variance, counts)]
     used = tf.cast(table[2] > 0.0, tf.float64)
     columns = [used, used * table[0], used * table[1], table[2]]
     wire = tf.concat([tf.reduce_sum(column, axis=0) for column in columns], axis=0)
-    wire = communicator.all_reduce(wire, unique_name(f"{name}/ghost"))
+    wire = context.communicator.all_reduce(wire, unique_name(f"{context.name}/ghost"))
     number, mean, variance, samples = tf.split(wire, 4)
     # The count serves Bessel's correction, which is that of one block.
     per_block = tf.math.divide_no_nan(samples, number)

@@ -6,10 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn import arguments, consistency, forward
+from syncbn import arguments, consistency, ghost, moving_statistics, normalize
 from syncbn.communicators import Communicator, resolve
+from syncbn.communicators.contribution import contributing
 from syncbn.errors import SyncbnError
-from syncbn.moments import Layout
+from syncbn.moments import Layout, Moments, compute_dtype
+from syncbn.moving_statistics import MovingStatistics, RenormStatistics
+from syncbn.norm_context import NormContext
 
 Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -33,14 +36,10 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         epsilon: Added to the variance.
         center: Whether to add `beta`.
         scale: Whether to multiply by `gamma`.
-        beta_initializer: Initializer of `beta`.
-        gamma_initializer: Initializer of `gamma`.
-        moving_mean_initializer: Initializer of the moving mean.
-        moving_variance_initializer: Initializer of the moving variance.
-        beta_regularizer: Optional regularizer of `beta`.
-        gamma_regularizer: Optional regularizer of `gamma`.
-        beta_constraint: Optional constraint of `beta`.
-        gamma_constraint: Optional constraint of `gamma`.
+        beta_initializer, gamma_initializer: Initializers of `beta` and `gamma`.
+        moving_mean_initializer, moving_variance_initializer: Of the moving statistics.
+        beta_regularizer, gamma_regularizer: Optional regularizers.
+        beta_constraint, gamma_constraint: Optional constraints.
         renorm: Batch renormalization (Ioffe, 2017), with synchronized statistics.
         renorm_clipping: Dictionary with optional keys `rmax`, `rmin`, `dmax`.
         renorm_momentum: Momentum of the statistics renorm corrects towards.
@@ -109,11 +108,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         activation: Any = None,
         **kwargs: Any,
     ) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise SyncbnError(
-                "SyncBatchNormalization needs the TensorFlow backend of Keras. Received: "
-                f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
-            )
+        arguments.check_backend()
         arguments.check_numbers(momentum, renorm_momentum, epsilon)
         if renorm:
             arguments.check_renorm_clipping(renorm_clipping)
@@ -156,9 +151,10 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         super().build(input_shape)
         self._layout = Layout(len(input_shape), self.axis % len(input_shape))
         if self.zero_debias_moving_mean:
-            self.moving_mean_biased = self._statistic("moving_mean_biased")
             # A mask may run along the channels: each counts its own steps.
-            self.moving_mean_step = self._statistic("moving_mean_step")
+            options = {"shape": self.moving_mean.shape, "initializer": "zeros", "trainable": False}
+            for name in ("moving_mean_biased", "moving_mean_step"):
+                setattr(self, name, self.add_weight(name=name, autocast=False, **options))
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # Keras would cast every float argument to the compute dtype, batch_weights included, and
@@ -180,13 +176,89 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         if mask is None:  # Keras hands on the mask of the inputs only to calls of one tensor.
             mask = getattr(inputs, "_keras_mask", None)
         weights = arguments.joint_weights(inputs, self._layout, mask, batch_weights)
+        gamma, beta = self._gamma_beta(compute_dtype(inputs.dtype))
         if training and self.trainable:
             if self.synchronized and self.communicator == "auto" and self.group_size is None:
                 consistency.note_layer(self)
-            outputs = forward.training(self, inputs, self._layout, weights)
+            outputs = self._by_batch_statistics(inputs, weights, gamma, beta)
         else:
-            outputs = forward.inference(self, inputs, self._layout)
+            outputs = normalize.by_moving_statistics(
+                inputs, self._moving(), gamma, beta, self._layout, self.epsilon
+            )
         return self.activation(tf.cast(outputs, self.compute_dtype))
+
+    def _by_batch_statistics(
+        self, inputs: tf.Tensor, weights: tf.Tensor | None, gamma: tf.Tensor, beta: tf.Tensor
+    ) -> tf.Tensor:
+        """Training: outputs by the statistics of the joined batch, which the moving ones follow."""
+        if inputs.dtype != self.compute_dtype or self.adjustment is not None:
+            inputs = tf.cast(inputs, gamma.dtype)  # rounded to half precision once, at the end
+        if self.adjustment is None:
+            return self._normalize(inputs, gamma, beta, weights)
+        outputs = self._normalize(inputs, tf.ones_like(gamma), tf.zeros_like(beta), weights)
+        scale, bias = self.adjustment(tf.shape(outputs))
+        outputs = outputs * tf.cast(scale, outputs.dtype) + tf.cast(bias, outputs.dtype)
+        return outputs * self._layout.spread(gamma) + self._layout.spread(beta)
+
+    def _normalize(
+        self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, weights: tf.Tensor | None
+    ) -> tf.Tensor:
+        """x̂·scale + offset, or with renorm (x̂·r + d)·scale + offset; moves the statistics."""
+        # Not `path`: that of a loaded layer lacks the name of its model, and one rank may load the
+        # model that the others build.
+        context = NormContext(self._layout, self.epsilon, self._group(), self.name, weights)
+        moving, blocks = self._moving(), self.virtual_batch_size
+        if blocks is not None:
+            outputs, batch = ghost.normalization(inputs, scale, offset, context, blocks)
+        elif weights is None and not self.renorm:
+            outputs, batch = normalize.synchronized_normalization(
+                inputs, scale, offset, context, moving
+            )
+        else:
+            batch = normalize.batch_moments(inputs, context)
+            if self.renorm:
+                renorm, limits = self._renorm(), self.renorm_clipping or {}
+                r, d = moving_statistics.renorm_correction(
+                    batch, renorm, limits, self.epsilon, scale.dtype
+                )
+                scale, offset = r * scale, d * scale + offset
+            outputs = normalize.apply_moments(inputs, batch, scale, offset, context)
+        self._update(batch, moving)
+        return outputs
+
+    def _update(self, batch: Moments, moving: MovingStatistics) -> None:
+        after = moving_statistics.plain_update(batch, moving)
+        if self.zero_debias_moving_mean:
+            biased = tf.convert_to_tensor(self.moving_mean_biased)
+            step = tf.convert_to_tensor(self.moving_mean_step)
+            after |= moving_statistics.zero_debiased_update(batch, moving, biased, step)
+        if self.renorm:
+            after |= moving_statistics.renorm_update(batch, moving, self._renorm(), self.epsilon)
+        for name, value in after.items():
+            getattr(self, name).assign(value)
+
+    def _moving(self) -> MovingStatistics:
+        mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        return MovingStatistics(mean, variance, self.momentum, self.bessel_correction)
+
+    def _renorm(self) -> RenormStatistics:
+        mean, stddev, moving = map(
+            tf.convert_to_tensor, (self.renorm_mean, self.renorm_stddev, self.moving_stddev)
+        )
+        return RenormStatistics(mean, stddev, moving, self.renorm_momentum)
+
+    def _group(self) -> Communicator:
+        """The ranks whose samples make up the batch."""
+        everyone = resolve(self.communicator if self.synchronized else "local")
+        group = everyone if self.group_size is None else everyone.subgroup(self.group_size)
+        return contributing(group)
+
+    def _gamma_beta(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        """γ and β, shape (C,), ones and zeros where the layer has none."""
+        shape = self.moving_mean.shape
+        gamma = tf.cast(self.gamma, dtype) if self.scale else tf.ones(shape, dtype)
+        beta = tf.cast(self.beta, dtype) if self.center else tf.zeros(shape, dtype)
+        return gamma, beta
 
     def get_config(self) -> dict[str, Any]:
         chosen = self.communicator
@@ -224,12 +296,6 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
         self._supports_jit = value
-
-    def _statistic(self, name: str) -> Any:
-        shape = self.moving_mean.shape
-        return self.add_weight(
-            shape=shape, name=name, initializer="zeros", trainable=False, autocast=False
-        )
 
 
 # Keras files weights by the name of the class (`layers/batch_normalization/vars` in .weights.h5 and

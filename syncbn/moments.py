@@ -1,9 +1,8 @@
 """The mathematics of batch statistics, on tensors; knows no communicator.
 
 `local` gives the sums of this rank as one vector, `merge` turns the vector summed over ranks into
-the moments of the joined batch, `normalize_with` applies them, `local_gradient_sums` and
-`input_gradient` are the backward pass. The derivation is that of Ioffe and Szegedy (2015), section
-3, with weights.
+the moments of the joined batch, `local_gradient_sums` and `input_gradient` are the backward pass.
+The derivation is that of Ioffe and Szegedy (2015), section 3, with weights.
 
 The vector on the wire is float64, because sums of squares of raw values lose everything below
 ratio² of them, with ratio = mean/std: in float32 all is gone at 1e4, in float64 six digits are left
@@ -74,23 +73,6 @@ class Moments:
     def inverse_count(self) -> tf.Tensor:
         """1/count, and 0 where nothing was counted."""
         return tf.math.divide_no_nan(tf.ones_like(self.count), self.count)
-
-
-@dataclass(frozen=True)
-class MovingAverages:
-    """What moves towards the moments of each batch.
-
-    Attributes:
-        mean: The moving mean as it is, shape (C,).
-        variance: The moving variance as it is, shape (C,), same dtype.
-        momentum: Share of the old value.
-        bessel_correction: Whether the variance moves towards the unbiased estimate.
-    """
-
-    mean: tf.Tensor
-    variance: tf.Tensor
-    momentum: float
-    bessel_correction: bool
 
 
 def compute_dtype(dtype: tf.DType) -> tf.DType:
@@ -235,23 +217,6 @@ def center(inputs: tf.Tensor, layout: Layout, moments: Moments) -> tf.Tensor:
     if moments.mean_rest is not None:
         low += moments.mean_rest
     return (inputs - layout.spread(high)) - layout.spread(tf.cast(low, inputs.dtype))
-
-
-def normalize_with(
-    inputs: tf.Tensor,
-    layout: Layout,
-    moments: Moments,
-    epsilon: float,
-    scale: tf.Tensor,
-    offset: tf.Tensor,
-) -> tf.Tensor:
-    """(inputs − mean)/√(variance + ε) · scale + offset, in the dtype of `inputs`.
-
-    `scale` and `offset` have shape (C,) and the dtype of `inputs`.
-    """
-    factor = tf.cast(moments.inverse_stddev(epsilon), inputs.dtype) * scale
-    centered = center(inputs, layout, moments)
-    return centered * layout.spread(factor) + layout.spread(offset)
 
 
 def local_gradient_sums(

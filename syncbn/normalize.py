@@ -5,46 +5,37 @@ local gradient sums → one all-reduce → input gradient. Between the two only 
 numbers are kept. The gradients of scale and offset stay local sums: the optimizer averages them
 over ranks like every other gradient.
 
-Two paths compute the same thing, with any communicator: TensorFlow operations (`moments.py`) on
-every device, and C++ operations (`native/`) that make fewer passes over the tensor, on the CPU.
-`devices.py` chooses.
+Two implementations, same result, with any communicator: TensorFlow operations (`moments.py`) on
+every device, and fused C++ operations (`native/fused.py`), which make fewer passes over the tensor,
+on the CPU. `dispatch.py` chooses.
 """
 
 from typing import Any
 
 import tensorflow as tf
 
-from syncbn import devices, moments, telemetry
-from syncbn.communicators.base import Communicator, unique_name
-from syncbn.moments import Layout, Moments, MovingAverages
-from syncbn.native.normalization import normalization
+from syncbn import dispatch, moments
+from syncbn.moments import Layout, Moments
+from syncbn.moving_statistics import MovingStatistics
+from syncbn.native import fused
+from syncbn.norm_context import NormContext
 
 
-def batch_moments(
-    inputs: tf.Tensor,
-    layout: Layout,
-    communicator: Communicator,
-    name: str,
-    weights: tf.Tensor | None = None,
-) -> Moments:
+def batch_moments(inputs: tf.Tensor, context: NormContext) -> Moments:
     """The moments of the batch joined over all ranks: one all-reduce, no gradient.
 
     Args:
         inputs: This rank's shard, floating point, possibly without rows.
-        layout: Says which axis holds the C channels.
-        communicator: The group that shares its statistics.
-        name: Stem of the collective's name, the same on every rank.
-        weights: As in `moments.local`.
+        context: Layout, communicator, name and weights.
     """
     with tf.name_scope("moments"):
         values = tf.stop_gradient(inputs)
         values = tf.cast(values, moments.compute_dtype(values.dtype))
-        wire = moments.local(values, layout, weights)
-        wire = telemetry.all_reduce(
-            communicator, wire, unique_name(f"{name}/forward"), "sync_batch_norm"
-        )
-        channels = inputs.shape[layout.axis]
-        return moments.merge(wire, tf.shape(inputs)[layout.axis] if channels is None else channels)
+        wire = moments.local(values, context.layout, context.weights)
+        wire = context.all_reduce(wire, "forward")
+        axis = context.layout.axis
+        channels = inputs.shape[axis]
+        return moments.merge(wire, tf.shape(inputs)[axis] if channels is None else channels)
 
 
 def apply_moments(
@@ -52,11 +43,7 @@ def apply_moments(
     statistics: Moments,
     scale: tf.Tensor,
     offset: tf.Tensor,
-    layout: Layout,
-    epsilon: float,
-    communicator: Communicator,
-    name: str,
-    weights: tf.Tensor | None = None,
+    context: NormContext,
 ) -> tf.Tensor:
     """Normalizes by the moments of the joined batch, whose gradient is part of this one's.
 
@@ -67,9 +54,10 @@ def apply_moments(
         A tensor of the shape of `inputs` in the compute dtype (float32 for half precision).
     """
     dtype = moments.compute_dtype(inputs.dtype)
+    layout, epsilon, weights = context.layout, context.epsilon, context.weights
 
     def settled(values: tf.Tensor) -> tf.Tensor:
-        """x − mean; a masked NaN or infinity counts as the mean, so that it reaches nobody."""
+        """x − mean; a masked NaN or infinity counts as the mean, so that it spreads no further."""
         centered = moments.center(tf.cast(values, dtype), layout, statistics)
         if weights is None:
             return centered
@@ -86,10 +74,7 @@ def apply_moments(
             first, second = moments.local_gradient_sums(upstream, centered, layout)
             wide = tf.cast(scale, tf.float64)
             wire = tf.concat([wide * first, wide * second], axis=0)
-            wire = telemetry.all_reduce(
-                communicator, wire, unique_name(f"{name}/backward"), "sync_batch_norm"
-            )
-            sums = tf.split(wire, 2)
+            sums = tf.split(context.all_reduce(wire, "backward"), 2)
             towards_inputs = moments.input_gradient(
                 upstream, centered, layout, statistics, epsilon, scale, sums, weights
             )
@@ -114,23 +99,38 @@ def synchronized_normalization(
     inputs: tf.Tensor,
     scale: tf.Tensor,
     offset: tf.Tensor,
-    layout: Layout,
-    epsilon: float,
-    moving: MovingAverages,
-    communicator: Communicator,
-    name: str,
+    context: NormContext,
+    moving: MovingStatistics,
 ) -> tuple[tf.Tensor, Moments]:
-    """Both steps at once, by the fastest path: unweighted inputs, scale and offset known.
+    """Both steps at once, by the fastest implementation: no weights, scale and offset known.
 
     Returns:
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
         the joined batch (no gradient).
     """
-    operations = devices.native_operations()
+    operations = dispatch.native_operations()
     if operations is not None:
-        return normalization(
-            operations, inputs, scale, offset, layout, epsilon, moving, communicator, name
-        )
-    statistics = batch_moments(inputs, layout, communicator, name)
-    outputs = apply_moments(inputs, statistics, scale, offset, layout, epsilon, communicator, name)
-    return outputs, statistics
+        return fused.normalization(operations, inputs, scale, offset, context, moving)
+    statistics = batch_moments(inputs, context)
+    return apply_moments(inputs, statistics, scale, offset, context), statistics
+
+
+def by_moving_statistics(
+    inputs: tf.Tensor,
+    moving: MovingStatistics,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    layout: Layout,
+    epsilon: float,
+) -> tf.Tensor:
+    """Inference: (inputs − mean)/√(variance + ε)·scale + offset; communicates nothing.
+
+    `scale` and `offset` (shape (C,)) have the compute dtype, and so has the result.
+    """
+    dtype = scale.dtype
+    variance = tf.cast(moving.variance, dtype)
+    factor = tf.math.rsqrt(variance + tf.constant(epsilon, dtype)) * scale
+    # The mean is subtracted from the inputs, not folded into the offset, where it would cost the
+    # precision of inputs far from zero.
+    centered = tf.cast(inputs, dtype) - layout.spread(tf.cast(moving.mean, dtype))
+    return centered * layout.spread(factor) + layout.spread(offset)

@@ -1,4 +1,4 @@
-"""How long the collectives of this process take, for whoever watches the job.
+"""How long the collectives of this process take, and the norms of gradients.
 
 Costs nothing until `watch()` is called, which must happen before the graphs are traced. From then
 on a collective costs about one microsecond more, and `collect()` hands over what has run since it
@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from syncbn.boards import Board, make_board
 from syncbn.communicators.base import Communicator
+from syncbn.telemetry_buffer import TelemetryBuffer, make_buffer
 
 Kind = Literal["sync_batch_norm", "gradients", "other"]
 
-# Bounds what is held when somebody watches and never collects.
+# Bounds what is held when `collect` is never called.
 _MOST_SPANS = 100_000
 
 
@@ -36,14 +36,14 @@ class Span(NamedTuple):
 
 _watching = False
 _finished: deque[Span] = deque(maxlen=_MOST_SPANS)
-_board: Board | None = None
+_buffer: TelemetryBuffer | None = None
 
 
 def watch() -> None:
     """Starts to measure every collective that is traced or run from now on. May be called twice."""
-    global _watching, _board
+    global _watching, _buffer
     _watching = True
-    _board = _board or make_board()
+    _buffer = _buffer or make_buffer()
 
 
 def collect() -> tuple[list[Span], dict[str, float]]:
@@ -53,22 +53,22 @@ def collect() -> tuple[list[Span], dict[str, float]]:
     """
     spans = [_finished.popleft() for _ in range(len(_finished))]
     numbers: dict[str, float] = {}
-    if _board is not None and _board.places:
-        news = _board.news()
-        for (kind, name), place in _board.places.items():
-            if place not in news:
+    if _buffer is not None and _buffer.slots:
+        written = _buffer.drain()
+        for (kind, name), slot in _buffer.slots.items():
+            if slot not in written:
                 continue
-            first, second = news[place]
+            first, second = written[slot]
             if kind == "number":
                 numbers[name] = first
             else:
-                size = _board.bytes[place]
+                size = _buffer.bytes[slot]
                 spans.append(Span(kind, name, first, max(0.0, second - first), size))  # type: ignore[arg-type]
     return spans, numbers
 
 
 def all_reduce(communicator: Communicator, tensor: tf.Tensor, name: str, kind: Kind) -> tf.Tensor:
-    """`communicator.all_reduce(tensor, name)`, measured when somebody watches."""
+    """`communicator.all_reduce(tensor, name)`, measured once `watch` was called."""
     if not _watching or communicator.size == 1:
         return communicator.all_reduce(tensor, name)
     return _timed(kind, name, [tensor], lambda t: [communicator.all_reduce(t[0], name)])[0]
@@ -77,7 +77,7 @@ def all_reduce(communicator: Communicator, tensor: tf.Tensor, name: str, kind: K
 def all_reduce_many(
     communicator: Communicator, tensors: Sequence[tf.Tensor], name: str, kind: Kind
 ) -> list[tf.Tensor]:
-    """`communicator.all_reduce_many(tensors, name)`, measured when somebody watches."""
+    """`communicator.all_reduce_many(tensors, name)`, measured once `watch` was called."""
     if not _watching or communicator.size == 1:
         return communicator.all_reduce_many(tensors, name)
     return _timed(kind, name, tensors, lambda t: communicator.all_reduce_many(t, name))
@@ -95,17 +95,17 @@ def _timed(
         size = sum(tensor.dtype.size * int(tf.size(tensor)) for tensor in tensors)
         _finished.append(Span(kind, name, start, max(0.0, time.time() - start), size))
         return results
-    place = _board.place(kind, name) if _board is not None and _board.usable else None
-    if _board is None or place is None:
+    slot = _buffer.slot(kind, name) if _buffer is not None and _buffer.usable else None
+    if _buffer is None or slot is None:
         return collective(tensors)
-    _board.bytes[place] = sum(t.dtype.size * (t.shape.num_elements() or 0) for t in tensors)
-    return _board.measure(place, tensors, collective)
+    _buffer.bytes[slot] = sum(t.dtype.size * (t.shape.num_elements() or 0) for t in tensors)
+    return _buffer.measure(slot, tensors, collective)
 
 
 def note_norm(name: str, gradients: Sequence[Any]) -> None:
     """Notes the Euclidean norm of all `gradients` together under `name`; None counts as zero."""
-    if not _watching or _board is None or tf.executing_eagerly() or not _board.usable:
+    if not _watching or _buffer is None or tf.executing_eagerly() or not _buffer.usable:
         return
-    place = _board.place("number", name)
-    if place is not None:
-        _board.note_norm(place, gradients)
+    slot = _buffer.slot("number", name)
+    if slot is not None:
+        _buffer.note_norm(slot, gradients)

@@ -39,14 +39,14 @@ class Plan:
 
     Attributes:
         name: Tells it from the others.
-        road: How its ranks are started, one of `starting.ROADS`.
+        launcher: How its ranks are started, one of `starting.LAUNCHERS`.
         engine: What its ranks join, see `rank.Service`.
         environment: Settings of its ranks.
         stops: Whether its ranks work even when they have nothing to do, and are stopped meanwhile.
     """
 
     name: str
-    road: str
+    launcher: str
     engine: str
     environment: Mapping[str, str] | None = None
     stops: bool = False
@@ -198,7 +198,7 @@ class Conductor:
         job = Job(
             plan,
             log,
-            start(plan.road, command, ranks, environment, log, self._resources, self._device),
+            start(plan.launcher, command, ranks, environment, log, self._resources, self._device),
             ranks,
         )
         self._jobs.append(job)

@@ -30,7 +30,7 @@ Road = Callable[[list[str], int, dict[str, str], Path, ExitStack], list[subproce
 
 
 def start(
-    road: str,
+    launcher: str,
     command: list[str],
     ranks: int,
     environment: Mapping[str, str],
@@ -41,7 +41,7 @@ def start(
     """Starts `command` on every rank.
 
     Args:
-        road: One of ROADS.
+        launcher: One of LAUNCHERS.
         command: Of one rank.
         ranks: How many.
         environment: For every rank, beside what one intra-op thread and a quiet start need.
@@ -57,7 +57,7 @@ def start(
     settled["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     if device == "cpu":
         settled["CUDA_VISIBLE_DEVICES"] = ""
-    return ROADS[road](command, ranks, settled | dict(environment), log, resources)
+    return LAUNCHERS[launcher](command, ranks, settled | dict(environment), log, resources)
 
 
 def _mpirun(
@@ -113,7 +113,7 @@ def _alone(
     return [_spawn(command, environment, log, signal.SIGKILL)]
 
 
-ROADS: dict[str, Road] = {
+LAUNCHERS: dict[str, Road] = {
     "mpirun": _mpirun,
     "horovodrun": _horovodrun,
     "gloo": _gloo,

@@ -17,7 +17,7 @@ import syncbn
 from launcher.errors import LauncherError, UsageError
 from launcher.train.environment import is_elastic
 from syncbn.communicators import Communicator
-from syncbn.communicators.environment import surroundings
+from syncbn.communicators.cluster_environment import cluster_environment
 from syncbn.errors import SyncbnError
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def join(backend: str) -> Communicator:
             would let each rank of a multi-process job train alone.
     """
     try:
-        cluster = surroundings()
+        cluster = cluster_environment()
         if backend == "local" and cluster.size > 1:
             raise UsageError(
                 f"--backend local trains alone, but this is rank {cluster.rank} of {cluster.size} "

@@ -66,11 +66,11 @@ def rank_from_environment() -> int:
     if not any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ):
         return 0
     load_tensorflow()
-    from syncbn.communicators.environment import surroundings
+    from syncbn.communicators.cluster_environment import cluster_environment
     from syncbn.errors import SyncbnError
 
     try:
-        return surroundings().rank
+        return cluster_environment().rank
     except SyncbnError:  # the variables are wrong: every rank prints its error
         return 0
 

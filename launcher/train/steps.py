@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from launcher.train.replicas import Replicas
 from syncbn import telemetry
-from syncbn.accumulation import PassSums
 from syncbn.communicators import Communicator
-from syncbn.communicators.silent import rows_count_only_if
+from syncbn.communicators.contribution import contribute_only_if
+from syncbn.gradient_accumulator import GradientAccumulator
 from syncbn.gradients import densify, presence_of
 from syncbn.update_guard import UpdateGuard, with_defect
 
@@ -96,7 +96,7 @@ class Steps:
             self._train = replicas.compiled(self._train_body, step)
             self._train_empty = replicas.compiled(self._train_empty_body, step)
         else:
-            self._pass_sums = PassSums(model.trainable_variables, _zeros)
+            self._pass_sums = GradientAccumulator(model.trainable_variables, _zeros)
             self._accumulate = replicas.compiled(self._accumulate_body, batch)
             self._accumulate_empty = replicas.compiled(self._accumulate_empty_body, batch)
             self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([4])])
@@ -186,7 +186,7 @@ class Steps:
         # Always False, but TensorFlow must not know that when it traces: it would remove branches
         # that contribute zero, and with them collectives in which the other ranks wait.
         here = tf.reduce_any(labels != _NO_LABEL)
-        with rows_count_only_if(here):
+        with contribute_only_if(here):
             gradients, sums = self._gradients(features, labels)
         for index, variable in enumerate(self._model.trainable_variables):
             if gradients[index] is not None:

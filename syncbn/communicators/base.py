@@ -51,9 +51,9 @@ class Communicator(ABC):
         """Number of processes of the job on this host."""
 
     @property
-    def for_small_sums(self) -> "Communicator":
-        """The same ranks by the engine's quickest road for messages of a few kilobytes."""
-        return self
+    def transport(self) -> str:
+        """The engine that carries the messages, which need not be the one that started the job."""
+        return self.name
 
     @property
     def jit_compatible(self) -> bool:
@@ -66,7 +66,7 @@ class Communicator(ABC):
 
     @property
     def _alone(self) -> bool:
-        """Whether there is nobody to send to, now and as long as a graph traced here may live."""
+        """Whether there is no other rank, now and as long as a graph traced here may live."""
         return self.size == 1
 
     @_as_it_stands

@@ -17,7 +17,7 @@ from syncbn.communicators import listening
 from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.captures import captured
-from syncbn.communicators.environment import cluster_from_tf_config
+from syncbn.communicators.cluster_environment import cluster_from_tf_config
 from syncbn.communicators.mailboxes import ClusterMailbox
 from syncbn.communicators.watchdog import Count, Watchdog
 from syncbn.errors import NotInitializedError, WorldError

@@ -1,7 +1,7 @@
 """Horovod's core operations (its Keras layer is broken on Keras 3 and is not used).
 
 Operations are matched between ranks by name. Where Horovod itself runs over MPI and the tensors are
-on the CPU, everything takes the direct MPI road: one Horovod all-reduce waits for the next cycle
+on the CPU, everything goes over MPI directly: one Horovod all-reduce waits for the next cycle
 (1 ms by default) and then calls MPI, one MPI all-reduce takes microseconds.
 """
 
@@ -14,7 +14,11 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator, matched_name
-from syncbn.communicators.environment import local_ranks, prepare_open_mpi, surroundings
+from syncbn.communicators.cluster_environment import (
+    cluster_environment,
+    local_ranks,
+    prepare_open_mpi,
+)
 from syncbn.communicators.mailboxes import Mailbox, rendezvous_mailbox
 from syncbn.communicators.mpi import MPICommunicator, graph_name
 from syncbn.errors import MissingEngineError
@@ -78,8 +82,8 @@ class HorovodCommunicator(Communicator):
         return int(self._hvd.local_size())
 
     @property
-    def for_small_sums(self) -> Communicator:
-        return self if self._direct is None else self._direct
+    def transport(self) -> str:
+        return self.name if self._direct is None else self._direct.transport
 
     def open_mailbox(self) -> Mailbox | None:
         if self._direct is not None:
@@ -133,7 +137,7 @@ class HorovodCommunicator(Communicator):
         )
 
     def barrier(self) -> None:
-        # Horovod's TensorFlow module has no barrier; nobody has this sum before all have called it.
+        # Horovod's TensorFlow module has no barrier; no rank has this sum before all call it.
         self.all_reduce(tf.zeros([]), "barrier")
 
     def _make_subgroup(self, size: int) -> Communicator:
@@ -150,7 +154,7 @@ class HorovodCommunicator(Communicator):
 
 
 def initialise_horovod() -> HorovodCommunicator:
-    """`hvd.init()` with settings for small messages, and the road of the statistics chosen.
+    """`hvd.init()` with settings for small messages, and chooses how statistics travel.
 
     Settings already in the environment win.
     """
@@ -174,7 +178,7 @@ def choose_cycle_time() -> None:
     and two cores took 7 ms with 50, 7 to 60 ms with 10, 140 ms and more with 1. What a program
     sends by Horovod itself, beside syncbn, then waits for up to 50 ms.
     """
-    over_mpi = surroundings().engine == "mpi" and find_spec("mpi4py") is not None
+    over_mpi = cluster_environment().engine == "mpi" and find_spec("mpi4py") is not None
     if over_mpi and not tf.config.get_visible_devices("GPU"):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
     elif len(os.sched_getaffinity(0)) > local_ranks():
@@ -182,7 +186,7 @@ def choose_cycle_time() -> None:
 
 
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:
-    """The MPI road for host statistics if it exists, saying in the log which road and why."""
+    """Direct MPI for host statistics if it exists; logs the choice and why."""
     if hvd.size() == 1:
         return None
     if not hvd.mpi_enabled():

@@ -1,11 +1,10 @@
 """Where TensorFlow's server listens: on the address that TF_CONFIG names, not on all of them.
 
-The server runs graphs for whoever reaches its port, file operations included, and asks nobody for a
-name. TensorFlow 2.21 opens it on `0.0.0.0` whatever host TF_CONFIG gives this process, without an
-option to change that. So while it is being opened, the `bind` that TensorFlow's libraries call puts
-our address in the place of the wildcard. Their tables of foreign functions are changed in memory
-for that moment, and nothing else of the process: what the program itself listens on is its own
-affair.
+The server runs graphs for every client that reaches its port, file operations included, without
+authentication. TensorFlow 2.21 opens it on `0.0.0.0` whatever host TF_CONFIG gives this process,
+without an option to change that. While it is being opened, the `bind` that TensorFlow's libraries
+call replaces the wildcard by our address. Only their tables of imported functions are changed in
+memory, for that moment; the program's own sockets are not affected.
 """
 
 import ctypes
@@ -82,8 +81,8 @@ def only_on(address: str) -> Iterator[None]:
         _log.debug("the libraries of TensorFlow cannot be read: %s", error)
     if not slots:
         _log.warning(
-            "TensorFlow's server listens on all addresses of this machine, not on %s alone: keep "
-            "its port from strangers by a firewall (SECURITY.md)",
+            "TensorFlow's server listens on all addresses of this machine, not on %s alone: "
+            "protect its port by a firewall (SECURITY.md)",
             address,
         )
     try:

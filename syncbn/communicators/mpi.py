@@ -1,4 +1,4 @@
-"""MPI through mpi4py: the fastest road for small statistics on CPU.
+"""MPI through mpi4py: the fastest path for small statistics on the CPU.
 
 A sum is one operation that calls MPI, or without the C++ operations one call into Python
 (`tf.numpy_function`). TensorFlow keeps either in program order because they are stateful, which is
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator
-from syncbn.communicators.environment import prepare_open_mpi
+from syncbn.communicators.cluster_environment import prepare_open_mpi
 from syncbn.communicators.mailboxes import MpiMailbox
 from syncbn.errors import MissingEngineError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
@@ -167,7 +167,7 @@ def abort_job_on_uncaught_exception() -> None:
     def abort(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         try:
             previous(kind, error, where)
-        except Exception:  # the job must end even if somebody's hook is broken
+        except Exception:  # the job must end even if another hook is broken
             traceback.print_exception(kind, error, where)
         sys.stdout.flush()
         sys.stderr.flush()

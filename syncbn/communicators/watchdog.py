@@ -71,7 +71,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="collectives", daemon=True)
 
     def watch(self, count: Count) -> None:
-        """Looks at `count` from now on, as long as somebody holds it."""
+        """Looks at `count` from now on, as long as it is referenced."""
         self._counts.add(count)
         if self._thread.ident is None:
             self._thread.start()

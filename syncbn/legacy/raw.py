@@ -13,6 +13,7 @@ from syncbn import normalize
 from syncbn.communicators import resolve
 from syncbn.communicators.base import unique_name
 from syncbn.legacy.switch import floating_inputs
+from syncbn.norm_context import NormContext
 
 
 @tf.autograph.experimental.do_not_convert
@@ -76,16 +77,16 @@ def moments(
 def _joined(rows: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance of (rows, C) over all ranks, shape (C,), in the compute dtype."""
     layout = statistics.Layout(rank=2, axis=1)
-    ranks = resolve("auto")
+    context = NormContext(layout, 0.0, resolve("auto"), name)
     dtype = statistics.compute_dtype(rows.dtype)
 
     @tf.custom_gradient
     def with_gradient(values: tf.Tensor) -> Any:
-        joined = normalize.batch_moments(values, layout, ranks, name)
+        joined = normalize.batch_moments(values, context)
 
         def gradient(towards_mean: tf.Tensor, towards_variance: tf.Tensor) -> tf.Tensor:
             wire = tf.cast(tf.concat([towards_mean, towards_variance], axis=0), tf.float64)
-            wire = ranks.all_reduce(wire, unique_name(f"{name}/backward"))
+            wire = context.communicator.all_reduce(wire, unique_name(f"{name}/backward"))
             first, second = tf.split(wire * tf.tile(joined.inverse_count, [wire.shape[0]]), 2)
             centered = statistics.center(values, layout, joined)
             return tf.cast(first, dtype) + 2.0 * tf.cast(second, dtype) * centered

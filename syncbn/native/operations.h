@@ -105,7 +105,7 @@ class Run {
                                             shape.size() * value_size, status));
   }
 
-  // Output 0, in the memory of input `index` where nobody else needs that. Nothing may hold a
+  // Output 0, in the memory of input `index` where nothing else needs that. Nothing may hold a
   // handle to the input yet.
   Tensor output_in_place_of(int index, const Shape& shape) {
     if (!ok()) return Tensor(nullptr);

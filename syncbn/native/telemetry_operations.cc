@@ -1,5 +1,5 @@
 // What measuring a step takes, at the least price: the clock on both sides of a collective, and the
-// norm of the gradients. Both leave their numbers on a board that Python reads without running a
+// norm of the gradients. Both leave their numbers in a buffer that Python reads without running a
 // graph.
 
 #include <stdint.h>
@@ -12,15 +12,15 @@
 namespace syncbn {
 namespace {
 
-constexpr int64_t kPlaces = 2048;
+constexpr int64_t kSlots = 2048;
 
 // To read the gradients of a large model once more takes milliseconds: their norm is taken no more
 // than once a second.
 constexpr int64_t kMany = 1 << 20;
 constexpr double kSecondsBetween = 1.0;
 
-// A row for each place in a graph: start and end of a collective, or a value and its time.
-double board[kPlaces][2];
+// A row for each slot of a graph: start and end of a collective, or a value and its time.
+double buffer[kSlots][2];
 
 double now() {
   timespec time;
@@ -28,22 +28,22 @@ double now() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-struct Place {
-  explicit Place(Construction& construction) {
-    const int64_t place = construction.integer("place");
-    if (place < 0 || place >= kPlaces)
-      construction.status.set(kInvalidArgument, "the board has %d places. Received: place=%lld",
-                              int(kPlaces), static_cast<long long>(place));
+struct Slot {
+  explicit Slot(Construction& construction) {
+    const int64_t slot = construction.integer("slot");
+    if (slot < 0 || slot >= kSlots)
+      construction.status.set(kInvalidArgument, "the buffer has %d slots. Received: slot=%lld",
+                              int(kSlots), static_cast<long long>(slot));
     else
-      row = board[place];
+      row = buffer[slot];
   }
 
   double* row = nullptr;
 };
 
-struct Clock : Place {
+struct Clock : Slot {
   explicit Clock(Construction& construction)
-      : Place(construction), end(construction.boolean("end")) {}
+      : Slot(construction), end(construction.boolean("end")) {}
 
   bool end;
 };
@@ -57,14 +57,14 @@ double sum_of_squares(const Tensor& tensor) {
   return kernels_of(tensor.type()).sum_of_squares(tensor.data(), tensor.size());
 }
 
-void note_norm(const Place& place, Run& run) {
+void note_norm(const Slot& slot, Run& run) {
   int64_t size = 0;
   for (int i = 0; i < run.inputs() && run.ok(); ++i) size += run.input(i).size();
-  if (!run.ok() || (size > kMany && now() - place.row[1] < kSecondsBetween)) return;
+  if (!run.ok() || (size > kMany && now() - slot.row[1] < kSecondsBetween)) return;
   double sum = 0;
   for (int i = 0; i < run.inputs() && run.ok(); ++i) sum += sum_of_squares(run.input(i));
-  place.row[0] = __builtin_sqrt(sum);
-  place.row[1] = now();
+  slot.row[0] = __builtin_sqrt(sum);
+  slot.row[1] = now();
 }
 
 void same_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
@@ -78,18 +78,18 @@ void no_shapes(TF_ShapeInferenceContext*, TF_Status*) {}
 
 void register_telemetry() {
   register_operation(define<Clock, note_time>("SyncbnClock",
-                                              {"T: list(type)", "place: int", "end: bool"},
+                                              {"T: list(type)", "slot: int", "end: bool"},
                                               {"tensors: T"}, {"same: T"}, same_shapes));
   // Stateful, or a graph would leave it out, for nothing comes of it.
-  register_operation(define<Place, note_norm>(
-      "SyncbnNorm", {"T: list({half, bfloat16, float, double})", "place: int"}, {"tensors: T"}, {},
+  register_operation(define<Slot, note_norm>(
+      "SyncbnNorm", {"T: list({half, bfloat16, float, double})", "slot: int"}, {"tensors: T"}, {},
       no_shapes, /*stateful=*/true));
 }
 
 }  // namespace syncbn
 
-// The board, for Python to read, and how many places it has.
-SYNCBN_EXPORT double* syncbn_board(int64_t* places) {
-  *places = syncbn::kPlaces;
-  return &syncbn::board[0][0];
+// The buffer, for Python to read, and how many slots it has.
+SYNCBN_EXPORT double* syncbn_telemetry_buffer(int64_t* slots) {
+  *slots = syncbn::kSlots;
+  return &syncbn::buffer[0][0];
 }

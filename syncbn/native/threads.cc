@@ -38,7 +38,7 @@ struct Job {
 
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t work_waits = PTHREAD_COND_INITIALIZER;
-Job* first_job = nullptr;  // those with parts that nobody has taken, the oldest first
+Job* first_job = nullptr;  // those with parts that no thread has taken, the oldest first
 int wanted_threads = 1, started_threads = 0;
 
 void add(Job* job) {

@@ -1,4 +1,4 @@
-"""A data set as passes over its inputs, for whoever must read it more than once."""
+"""A data set as passes over its inputs, for code that reads it more than once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

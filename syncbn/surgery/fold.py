@@ -153,7 +153,7 @@ class _Folder:
 
 
 def _count_calls(model: keras.Model) -> Counter[int]:
-    """How often each layer is called, by id; more than once where nobody can tell."""
+    """How often each layer is called, by id; more than once where it is unknown."""
     calls: Counter[int] = Counter()
     seen: set[int] = set()
     waiting = [model]

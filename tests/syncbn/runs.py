@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from syncbn import devices
+from syncbn import dispatch
 from syncbn.communicators.local import LocalCommunicator
 from tests.engines import require_horovod
 from tests.processes import Horovodrun, Launcher, Mpirun, TensorFlowCluster
@@ -25,11 +25,11 @@ JOBS: dict[str, tuple[type[Launcher], list[str], str]] = {
     "multiworker": (TensorFlowCluster, [], "tf"),
 }
 # A program that never called `init` but brought its own strategy. Once it has found its
-# communicator there, it goes the road of the world inside a strategy: one dtype shows that.
+# communicator there, it takes the path of the world inside a strategy: one dtype shows that.
 ALONE = "multiworker-strategy-alone"
 # Further worlds of the multi-worker job, by their names in a rank's answer.
 INSIDE_STRATEGY = {"multiworker-strategy": "tf-strategy", ALONE: "tf-strategy-alone"}
-# The second world goes the road of TensorFlow operations, as on a GPU.
+# The second world takes the path of TensorFlow operations, as on a GPU.
 LOCAL = ("local", "local-by-tensorflow")
 IN_PROCESS = [
     *(pytest.param(world, 1) for world in LOCAL),
@@ -93,7 +93,7 @@ class Runs:
             self._reports[job, size] = report(ProcessWorld(LocalCommunicator()))
             return
         if job == "local-by-tensorflow":
-            with mock.patch.object(devices, "native_operations", return_value=None):
+            with mock.patch.object(dispatch, "native_operations", return_value=None):
                 self._reports[job, size] = report(ProcessWorld(LocalCommunicator()))
             return
         if job == "mirrored":

@@ -6,7 +6,7 @@ import pytest
 
 from syncbn import callbacks, weigh_rows
 from syncbn.errors import NonFiniteError
-from syncbn.training import DistributedOptimizer
+from syncbn.optimizer import DistributedOptimizer
 
 
 def test_the_alarm_is_silent_alone() -> None:

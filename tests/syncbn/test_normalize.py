@@ -7,36 +7,38 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from syncbn import devices, native, normalize
+from syncbn import dispatch, native, normalize
 from syncbn.communicators.local import LocalCommunicator
-from syncbn.moments import Layout, Moments, MovingAverages
-from syncbn.native.normalization import normalization
+from syncbn.moments import Layout, Moments
+from syncbn.moving_statistics import MovingStatistics
+from syncbn.native import fused
+from syncbn.norm_context import NormContext
 from tests.syncbn import oracle
 from tests.syncbn.oracle import relative_error
 
 EPSILON = 1e-3
 
 
-def averages(channels: int, dtype: tf.DType) -> MovingAverages:
-    return MovingAverages(tf.zeros(channels, dtype), tf.ones(channels, dtype), 0.99, False)
+def statistics(channels: int, dtype: tf.DType) -> MovingStatistics:
+    return MovingStatistics(tf.zeros(channels, dtype), tf.ones(channels, dtype), 0.99, False)
+
+
+def alone(layout: Layout) -> NormContext:
+    return NormContext(layout, EPSILON, LocalCommunicator(), "test")
 
 
 def by_graph(inputs: Any, scale: Any, offset: Any, layout: Layout) -> tuple[tf.Tensor, Moments]:
-    moving = averages(scale.shape[0], scale.dtype)
-    with mock.patch.object(devices, "native_operations", return_value=None):
-        return normalize.synchronized_normalization(
-            inputs, scale, offset, layout, EPSILON, moving, LocalCommunicator(), "test"
-        )
+    moving = statistics(scale.shape[0], scale.dtype)
+    with mock.patch.object(dispatch, "native_operations", return_value=None):
+        return normalize.synchronized_normalization(inputs, scale, offset, alone(layout), moving)
 
 
 def by_native(inputs: Any, scale: Any, offset: Any, layout: Layout) -> tuple[tf.Tensor, Moments]:
     operations = native.operations()
     if operations is None:
         pytest.skip("no C++ compiler: python -m syncbn.native.build says more")
-    moving = averages(scale.shape[0], scale.dtype)
-    return normalization(
-        operations, inputs, scale, offset, layout, EPSILON, moving, LocalCommunicator(), "test"
-    )
+    moving = statistics(scale.shape[0], scale.dtype)
+    return fused.normalization(operations, inputs, scale, offset, alone(layout), moving)
 
 
 PATHS = pytest.mark.parametrize("path", [by_graph, by_native])

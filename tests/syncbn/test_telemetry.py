@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from syncbn import telemetry
-from syncbn.training import DistributedOptimizer
+from syncbn.optimizer import DistributedOptimizer
 
 
 def test_what_xla_compiles_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "_watching", False)
-    monkeypatch.setattr(telemetry, "_board", None)
+    monkeypatch.setattr(telemetry, "_buffer", None)
     telemetry.watch()
     rows = np.ones((4, 3), "float32")
     noted = []

@@ -18,7 +18,7 @@ from launcher.runs.layout import snapshot_path
 from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
 from launcher.version import versions
 from syncbn.communicators import Communicator
-from syncbn.communicators.environment import cluster_from_tf_config
+from syncbn.communicators.cluster_environment import cluster_from_tf_config
 
 _SECONDS_BETWEEN_SNAPSHOTS = 2.0
 

@@ -26,6 +26,6 @@ def run(communicator: Communicator) -> dict[str, list[dict[str, Any]]]:
     Horovod over MPI sums gradients itself and statistics by MPI, as the engine `mpi` does: there
     only the trainings are run.
     """
-    by_mpi = communicator.for_small_sums is not communicator
-    names = ["training"] if by_mpi else PARTS
+    over_mpi = communicator.transport != communicator.name
+    names = ["training"] if over_mpi else PARTS
     return {name: [PARTS[name](communicator)] for name in names}

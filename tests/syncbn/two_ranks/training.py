@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks, by every road a program may take, on uneven rows."""
+"""Gradients averaged over ranks, in every way a program may take, on uneven rows."""
 
 from collections.abc import Sequence
 from typing import Any

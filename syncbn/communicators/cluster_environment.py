@@ -14,7 +14,7 @@ from syncbn.errors import WorldError
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ClusterEnvironment:
     """The job as its launcher describes it.
 
     Attributes:
@@ -55,7 +55,7 @@ def cluster_from_tf_config(text: str) -> tuple[list[str], int]:
     return addresses, index
 
 
-def surroundings(environ: dict[str, str] | None = None) -> Surroundings:
+def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnvironment:
     """Reads rank and size, the most specific launcher first.
 
     Horovod's own variables win over MPI's because `horovodrun --gloo` may run inside an MPI
@@ -75,12 +75,12 @@ def surroundings(environ: dict[str, str] | None = None) -> Surroundings:
                     f"{size_key} and {rank_key} must be whole numbers. "
                     f"Received: {env[size_key]!r}, {env.get(rank_key)!r}"
                 ) from error
-            return Surroundings(engine, rank, size, size_key)
+            return ClusterEnvironment(engine, rank, size, size_key)
     if env.get("TF_CONFIG"):
         addresses, index = cluster_from_tf_config(env["TF_CONFIG"])
         if len(addresses) > 1:
-            return Surroundings("tf", index, len(addresses), "TF_CONFIG")
-    return Surroundings("local", 0, 1, "")
+            return ClusterEnvironment("tf", index, len(addresses), "TF_CONFIG")
+    return ClusterEnvironment("local", 0, 1, "")
 
 
 def local_ranks() -> int:
@@ -105,5 +105,5 @@ def prepare_open_mpi() -> None:
     MPI would look for its programs where it was built, find none, and abort the process.
     """
     os.environ.setdefault("OMPI_MCA_btl_vader_eager_limit", str(_EAGER_BYTES))
-    if surroundings().engine != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
+    if cluster_environment().engine != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
         os.environ.setdefault("OPAL_PREFIX", sys.prefix)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from syncbn.communicators import horovod
-from syncbn.communicators.environment import cluster_from_tf_config, surroundings
+from syncbn.communicators.cluster_environment import cluster_environment, cluster_from_tf_config
 from syncbn.errors import WorldError
 
 TF_CONFIG = json.dumps(
@@ -34,7 +34,7 @@ TF_CONFIG = json.dumps(
     ids=str,
 )
 def test_what_the_launcher_says(variables: dict[str, str], expected: tuple[str, int, int]) -> None:
-    around = surroundings(variables)
+    around = cluster_environment(variables)
     assert (around.engine, around.rank, around.size) == expected
 
 
@@ -47,7 +47,7 @@ def test_broken_tf_config(text: str) -> None:
 
 def test_broken_numbers_of_ranks() -> None:
     with pytest.raises(WorldError, match=r"must be whole numbers\. Received: 'two'"):
-        surroundings({"HOROVOD_SIZE": "two"})
+        cluster_environment({"HOROVOD_SIZE": "two"})
 
 
 @pytest.mark.parametrize("mpi4py", [True, False])

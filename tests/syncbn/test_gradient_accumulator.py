@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn.accumulation import PassSums
+from syncbn.gradient_accumulator import GradientAccumulator
 
 
 def _zeros(shape: Any, dtype: str, name: str) -> tf.Variable:
@@ -12,7 +12,7 @@ def _zeros(shape: Any, dtype: str, name: str) -> tf.Variable:
 
 
 def test_sums_are_handed_over_once_and_start_anew() -> None:
-    sums = PassSums([tf.Variable([0.0, 0.0]), tf.Variable(0.0)], _zeros)
+    sums = GradientAccumulator([tf.Variable([0.0, 0.0]), tf.Variable(0.0)], _zeros)
     seen: list[tuple[Any, ...]] = []
 
     def step(totals: list[tf.Tensor], presence: tf.Tensor, weight: tf.Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Where graphs leave their measurements: two numbers for each place, read all at once.
+"""Where graphs leave their measurements: two numbers for each slot, read all at once.
 
-A place is a row: start and end of a collective's last run in seconds since the epoch, or a value
+A slot is a row: start and end of a collective's last run in seconds since the epoch, or a value
 and its time.
 """
 
@@ -13,22 +13,22 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from syncbn import devices, native
+from syncbn import dispatch, native
 from syncbn.native.loading import Kernels
 
-_VARIABLE_PLACES = 2048
+_VARIABLE_SLOTS = 2048
 
 
-class Board(ABC):
-    """The places of this process' graphs.
+class TelemetryBuffer(ABC):
+    """The slots of this process' graphs.
 
     Attributes:
-        places: Kind and name to row.
+        slots: Kind and name to row.
         bytes: Row to the size of the message, for collectives.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.places: dict[tuple[str, str], int] = {}
+        self.slots: dict[tuple[str, str], int] = {}
         self.bytes: dict[int, int] = {}
         self._capacity = capacity
         self._seen = np.zeros([capacity, 2])
@@ -36,20 +36,20 @@ class Board(ABC):
     @property
     def usable(self) -> bool:
         """Whether the graph that is traced now can be measured: XLA compiles no clock."""
-        return not devices.inside_xla()
+        return not dispatch.inside_xla()
 
-    def place(self, kind: str, name: str) -> int | None:
+    def slot(self, kind: str, name: str) -> int | None:
         """The row of a collective, the same each time it is traced; None when all are taken."""
-        known = self.places.setdefault((kind, name), len(self.places))
+        known = self.slots.setdefault((kind, name), len(self.slots))
         return known if known < self._capacity else None
 
-    def news(self) -> dict[int, tuple[float, float]]:
+    def drain(self) -> dict[int, tuple[float, float]]:
         """The rows written since the last call."""
-        used = min(len(self.places), self._capacity)
+        used = min(len(self.slots), self._capacity)
         rows = self._rows(used)
         changed = np.flatnonzero(rows[:, 1] != self._seen[:used, 1])
         self._seen[:used] = rows
-        return {int(place): (rows[place, 0], rows[place, 1]) for place in changed}
+        return {int(slot): (rows[slot, 0], rows[slot, 1]) for slot in changed}
 
     @abstractmethod
     def _rows(self, used: int) -> np.ndarray:
@@ -58,26 +58,26 @@ class Board(ABC):
     @abstractmethod
     def measure(
         self,
-        place: int,
+        slot: int,
         tensors: Sequence[tf.Tensor],
         collective: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
         """`collective(tensors)`, from the moment all `tensors` are there to the last result."""
 
     @abstractmethod
-    def note_norm(self, place: int, gradients: Sequence[Any]) -> None:
+    def note_norm(self, slot: int, gradients: Sequence[Any]) -> None:
         """The Euclidean norm of all `gradients` together."""
 
 
-class NativeBoard(Board):
+class NativeBuffer(TelemetryBuffer):
     """By C++ operations that pass tensors on as they are and cost about a microsecond each."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._operations = kernels.operations
-        board = kernels.functions.syncbn_board
-        board.argtypes, board.restype = [ctypes.c_void_p], ctypes.POINTER(ctypes.c_double)
+        export = kernels.functions.syncbn_telemetry_buffer
+        export.argtypes, export.restype = [ctypes.c_void_p], ctypes.POINTER(ctypes.c_double)
         capacity = ctypes.c_int64()
-        address = board(ctypes.byref(capacity))
+        address = export(ctypes.byref(capacity))
         super().__init__(capacity.value)
         self._memory = np.ctypeslib.as_array(address, (capacity.value, 2))
 
@@ -86,38 +86,38 @@ class NativeBoard(Board):
 
     def measure(
         self,
-        place: int,
+        slot: int,
         tensors: Sequence[tf.Tensor],
         collective: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
-        results = collective(self._clock(place, tensors, end=False))
-        return self._clock(place, results, end=True)
+        results = collective(self._clock(slot, tensors, end=False))
+        return self._clock(slot, results, end=True)
 
-    def _clock(self, place: int, tensors: Sequence[tf.Tensor], end: bool) -> list[tf.Tensor]:
+    def _clock(self, slot: int, tensors: Sequence[tf.Tensor], end: bool) -> list[tf.Tensor]:
         with tf.device("CPU:0"):
-            passed = self._operations.syncbn_clock(tensors=list(tensors), place=place, end=end)
+            passed = self._operations.syncbn_clock(tensors=list(tensors), slot=slot, end=end)
         for after, before in zip(passed, tensors, strict=True):
             after.set_shape(before.shape)
         return list(passed)
 
-    def note_norm(self, place: int, gradients: Sequence[Any]) -> None:
+    def note_norm(self, slot: int, gradients: Sequence[Any]) -> None:
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
         with tf.device("CPU:0"):
             self._operations.syncbn_norm(
-                tensors=[tf.convert_to_tensor(v) for v in values if v is not None], place=place
+                tensors=[tf.convert_to_tensor(v) for v in values if v is not None], slot=slot
             )
 
 
-class VariableBoard(Board):
+class VariableBuffer(TelemetryBuffer):
     """By TensorFlow's own operations: for GPUs, and where there is no C++ compiler.
 
     On a GPU the end is the host's view: until the collective has been queued, not until it has run.
     """
 
     def __init__(self) -> None:
-        super().__init__(_VARIABLE_PLACES)
+        super().__init__(_VARIABLE_SLOTS)
         with tf.init_scope(), tf.device("CPU:0"):
-            self._table = tf.Variable(tf.zeros([_VARIABLE_PLACES, 2], tf.float64), trainable=False)
+            self._table = tf.Variable(tf.zeros([_VARIABLE_SLOTS, 2], tf.float64), trainable=False)
 
     @property
     def usable(self) -> bool:
@@ -129,7 +129,7 @@ class VariableBoard(Board):
 
     def measure(
         self,
-        place: int,
+        slot: int,
         tensors: Sequence[tf.Tensor],
         collective: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
@@ -139,22 +139,22 @@ class VariableBoard(Board):
             results = collective([tf.identity(tensor) for tensor in tensors])
         with tf.control_dependencies(results):
             end = tf.timestamp()
-        self._write(place, start, end)
+        self._write(slot, start, end)
         return results
 
-    def note_norm(self, place: int, gradients: Sequence[Any]) -> None:
+    def note_norm(self, slot: int, gradients: Sequence[Any]) -> None:
         norm = tf.cast(tf.linalg.global_norm(list(gradients)), tf.float64)
         with tf.control_dependencies([norm]):
-            self._write(place, norm, tf.timestamp())
+            self._write(slot, norm, tf.timestamp())
 
-    def _write(self, place: int, first: tf.Tensor, second: tf.Tensor) -> None:
+    def _write(self, slot: int, first: tf.Tensor, second: tf.Tensor) -> None:
         with tf.device("CPU:0"):
             tf.raw_ops.ResourceScatterUpdate(
-                resource=self._table.handle, indices=place, updates=tf.stack([first, second])
+                resource=self._table.handle, indices=slot, updates=tf.stack([first, second])
             )
 
 
-def make_board() -> Board:
-    """The cheapest board that fits the devices of this process."""
-    kernels = None if devices.native_operations() is None else native.kernels()
-    return VariableBoard() if kernels is None else NativeBoard(kernels)
+def make_buffer() -> TelemetryBuffer:
+    """The cheapest buffer that fits the devices of this process."""
+    kernels = None if dispatch.native_operations() is None else native.kernels()
+    return VariableBuffer() if kernels is None else NativeBuffer(kernels)

@@ -16,7 +16,7 @@ from syncbn.communicators.base import Communicator
 _counts: ContextVar[tf.Tensor | None] = ContextVar("counts", default=None)
 
 
-class SilentCommunicator(Communicator):
+class ConditionalCommunicator(Communicator):
     """The ranks of another communicator, to whose sums this one adds zeros unless it counts.
 
     Args:
@@ -50,6 +50,10 @@ class SilentCommunicator(Communicator):
     def _alone(self) -> bool:
         return self._ranks._alone
 
+    @property
+    def transport(self) -> str:
+        return self._ranks.transport
+
     def barrier(self) -> None:
         self._ranks.barrier()
 
@@ -61,11 +65,11 @@ class SilentCommunicator(Communicator):
         return self._ranks.broadcast(tensors, root)
 
     def _make_subgroup(self, size: int) -> Communicator:
-        return SilentCommunicator(self._ranks.subgroup(size), self._counts)
+        return ConditionalCommunicator(self._ranks.subgroup(size), self._counts)
 
 
 @contextmanager
-def rows_count_only_if(counts: tf.Tensor) -> Iterator[None]:
+def contribute_only_if(counts: tf.Tensor) -> Iterator[None]:
     """Within it, the statistics of synchronized layers leave out this rank's rows unless `counts`.
 
     The gradients of that step have to be left out too: `apply_gradients(..., rows=0)`.
@@ -77,7 +81,7 @@ def rows_count_only_if(counts: tf.Tensor) -> Iterator[None]:
         _counts.reset(token)
 
 
-def heard(ranks: Communicator) -> Communicator:
+def contributing(ranks: Communicator) -> Communicator:
     """`ranks` as this rank takes part in their sums at this point of the program."""
     counts = _counts.get()
-    return ranks if counts is None else SilentCommunicator(ranks, counts)
+    return ranks if counts is None else ConditionalCommunicator(ranks, counts)

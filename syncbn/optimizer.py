@@ -14,11 +14,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn import consistency, devices, telemetry
-from syncbn.accumulation import PassSums
+from syncbn import consistency, dispatch, telemetry
 from syncbn.communicators import communicator as current_communicator
 from syncbn.communicators import resolve
 from syncbn.communicators.base import Communicator
+from syncbn.gradient_accumulator import GradientAccumulator
 from syncbn.gradients import (
     Gradient,
     densify,
@@ -38,7 +38,7 @@ class _Distributed:
     _ranks: Communicator | None
     _collective: str
     _passes: int
-    _pass_sums: PassSums | None
+    _pass_sums: GradientAccumulator | None
     _average: bool
     _wire: tf.DType | None
     _rows: tf.Tensor | None
@@ -100,7 +100,8 @@ class _Distributed:
     def _add_pass_state(self, variables: Sequence[Any]) -> None:
         if self._passes > 1 and self._pass_sums is None:
             # Past the tracking of Keras' own __setattr__: it has the variables already.
-            object.__setattr__(self, "_pass_sums", PassSums(variables, self.add_variable))  # type: ignore[attr-defined]
+            sums = GradientAccumulator(variables, self.add_variable)  # type: ignore[attr-defined]
+            object.__setattr__(self, "_pass_sums", sums)
 
     @contextmanager
     def weighed(self, rows: Any) -> Iterator[None]:
@@ -159,7 +160,7 @@ class _Distributed:
         if ranks.size == 1 and self._passes == 1 and weight is None:
             self._update(list(grads), trainable_variables)
             return
-        if devices.inside_xla():
+        if dispatch.inside_xla():
             raise ValueError(
                 "Gradients cannot be averaged inside a graph compiled by XLA: "
                 "call compile(..., jit_compile=False) "

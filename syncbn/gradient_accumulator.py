@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 
-class PassSums:
+class GradientAccumulator:
     """Sums of gradients over backward passes.
 
     Args:

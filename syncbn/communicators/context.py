@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from syncbn.communicators.base import Communicator
-from syncbn.communicators.environment import Surroundings, surroundings
+from syncbn.communicators.cluster_environment import ClusterEnvironment, cluster_environment
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.errors import MissingEngineError, NotInitializedError, UnknownBackendError, WorldError
 
@@ -53,11 +53,11 @@ _ENGINES: dict[str, Callable[[], Communicator]] = {
 }
 
 
-def _choose(around: Surroundings) -> str:
+def _choose(around: ClusterEnvironment) -> str:
     """The engine for `backend="auto"`.
 
-    An initialised Horovod is taken at its word. In an MPI job the direct road is the fastest on
-    CPU, while on GPUs only Horovod reduces in device memory.
+    An initialised Horovod is used. In an MPI job direct MPI is the fastest on CPUs, while on
+    GPUs only Horovod reduces in device memory.
     """
     hvd = sys.modules.get("horovod.tensorflow")
     if hvd is not None and hvd.is_initialized():
@@ -118,7 +118,7 @@ def init(backend: str = "auto", check_consistency: bool = True) -> Communicator:
             f"backend must be one of {', '.join(BACKENDS)}. Received: backend={backend!r}"
         )
     with _lock:
-        around = surroundings()
+        around = cluster_environment()
         if _current is not None:
             if backend in ("auto", _current.name):
                 return _current
@@ -150,7 +150,7 @@ def _arm_consistency_check(world: Communicator) -> None:
         consistency.arm(world, mailbox)
     else:
         _log.warning(
-            "nobody will notice if the ranks train different models: comparing them needs mpi4py "
+            "the ranks' models are not compared with each other: that needs mpi4py "
             "where Horovod runs over MPI (pip install 'syncbn[mpi]')"
         )
 
@@ -186,7 +186,7 @@ def communicator() -> Communicator:
     """
     if _current is not None:
         return _current
-    around = surroundings()
+    around = cluster_environment()
     if around.size > 1:
         raise NotInitializedError(
             f"this process is rank {around.rank} of {around.size} ({around.source}), but no "
@@ -241,10 +241,10 @@ def _inside_strategy(choice: str, replica: "ReplicaCommunicator") -> Communicato
             "replicas, which it does not know. Use communicator='auto'"
         )
     if replica.spans_processes:
-        # One replica a process and our own cluster: its collectives are the shorter road.
+        # One replica a process and our own cluster: its collectives are faster.
         ours = _current if _current is not None and _current.name == "tf" else None
         return ours if ours is not None and ours.size == replica.size else replica
-    processes = surroundings().size if _current is None else _current.size
+    processes = cluster_environment().size if _current is None else _current.size
     if choice == "auto" and processes > 1:
         raise WorldError(
             f"the strategy joins the {replica.size} replicas of this process, and the job has "

@@ -1,4 +1,4 @@
-"""The layer by the kernels: four operations, with any communicator's sums between them.
+"""Fused normalization: four C++ operations, with any communicator's sums between them.
 
 Forward: local sums → all-reduce → normalize. Backward: gradient sums → all-reduce → input gradient.
 """
@@ -7,15 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn import telemetry
-from syncbn.communicators.base import Communicator, unique_name
-from syncbn.moments import (
-    NO_SECOND_DERIVATIVE,
-    Layout,
-    Moments,
-    MovingAverages,
-    compute_dtype,
-)
+from syncbn.moments import NO_SECOND_DERIVATIVE, Moments, compute_dtype
+from syncbn.moving_statistics import MovingStatistics
+from syncbn.norm_context import NormContext
 
 
 @tf.RegisterGradient("SyncbnGradientSums")
@@ -29,25 +23,22 @@ def normalization(
     inputs: tf.Tensor,
     scale: tf.Tensor,
     offset: tf.Tensor,
-    layout: Layout,
-    epsilon: float,
-    moving: MovingAverages,
-    communicator: Communicator,
-    name: str,
+    context: NormContext,
+    moving: MovingStatistics,
 ) -> tuple[tf.Tensor, Moments]:
     """What `normalize.synchronized_normalization` returns, by the operations of `native`.
 
     Half precision stays as it is: read and written as such, computed in float32, rounded once.
     """
-    channels, axis = inputs.shape[layout.axis], layout.axis
+    axis = context.layout.axis
+    channels = inputs.shape[axis]
     dtype = compute_dtype(inputs.dtype)
-    options = tf.constant([epsilon, moving.momentum, moving.bessel_correction], tf.float64)
+    options = tf.constant([context.epsilon, moving.momentum, moving.bessel_correction], tf.float64)
     mean, variance = tf.cast(moving.mean, dtype), tf.cast(moving.variance, dtype)
 
     def total(wire: tf.Tensor, direction: str, length: int) -> tf.Tensor:
         wire.set_shape([length])
-        wire_name = unique_name(f"{name}/{direction}")
-        return telemetry.all_reduce(communicator, wire, wire_name, "sync_batch_norm")
+        return context.all_reduce(wire, direction)
 
     @tf.custom_gradient
     def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
