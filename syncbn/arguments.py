@@ -100,7 +100,7 @@ def check_axis(
         )
 
 
-def check_floating(inputs: tf.Tensor) -> None:
+def _check_floating(inputs: tf.Tensor) -> None:
     if not inputs.dtype.is_floating:
         raise ValueError(
             "inputs must be floating point; cast them first, for example with "
@@ -119,7 +119,13 @@ def joint_weights(
     Returns:
         Weights in the compute dtype, size 1 along the channel axis unless the mask runs along it;
         None when there is neither mask nor weights.
+
+    Raises:
+        ValueError: The inputs are not floating point, or a shape or a weight is wrong.
     """
+    _check_floating(inputs)
+    if mask is None:  # Keras hands on the mask of the inputs only to calls of one tensor.
+        mask = getattr(inputs, "_keras_mask", None)
     dtype = compute_dtype(inputs.dtype)
     weights = None
     if mask is not None:

@@ -1,17 +1,20 @@
 """Ghost batches (Hoffer et al., 2017): each block of a rank's samples has statistics of its own.
 
-A block is a batch that needs no communication, so the blocks become extra channels of an ordinary
-local normalization. Only the moving statistics are shared by all ranks: the average over blocks.
+A block is a batch that needs no communication: the C++ operations take blocks as they are; for
+TensorFlow operations they become extra channels of an ordinary local normalization. Only the moving
+statistics are shared by all ranks: the average over blocks.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-from syncbn import normalize
+from syncbn import dispatch, normalize
 from syncbn.communicators.base import unique_name
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.moments import Layout, Moments, compute_dtype
+from syncbn.moving_statistics import MovingStatistics
+from syncbn.native import fused
 from syncbn.norm_context import NormContext
 
 
@@ -20,6 +23,7 @@ def normalization(
     scale: tf.Tensor,
     offset: tf.Tensor,
     context: NormContext,
+    moving: MovingStatistics,
     block_size: int,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes every block of `block_size` samples by its own moments.
@@ -33,24 +37,28 @@ def normalization(
             is only known at run time).
     """
     layout, weights = context.layout, context.weights
+    channels = inputs.shape[layout.axis]
     blocks = _block_count(inputs, block_size)
+    alone = dataclasses.replace(context, communicator=LocalCommunicator())
+    operations = dispatch.native_operations()
+    if operations is not None and fused.fits(alone):
+        outputs, sums = fused.ghost_normalization(
+            operations, inputs, scale, offset, alone, moving, blocks
+        )
+        return outputs, _average(sums, context)
     packed = _blocks_to_channels(inputs, layout, blocks, block_size)
     packed_weights = None
     if weights is not None:
         spread = tf.broadcast_to(weights, tf.shape(inputs))
         packed_weights = _blocks_to_channels(spread, layout, blocks, block_size)
-    alone = dataclasses.replace(
-        context,
-        layout=Layout(layout.rank, layout.rank - 1),
-        communicator=LocalCommunicator(),
-        weights=packed_weights,
-    )
+    inner = Layout(layout.rank, layout.rank - 1)
+    alone = dataclasses.replace(alone, layout=inner, weights=packed_weights)
     statistics = normalize.batch_moments(packed, alone)
     outputs = normalize.apply_moments(
         packed, statistics, tf.tile(scale, [blocks]), tf.tile(offset, [blocks]), alone
     )
-    outputs = _channels_to_blocks(outputs, inputs, layout, blocks, block_size)
-    return outputs, _average(statistics, inputs.shape[layout.axis], context)
+    outputs = context.activated(_channels_to_blocks(outputs, inputs, layout, blocks, block_size))
+    return outputs, _average(_sums(statistics, channels), context)
 
 
 def _block_count(inputs: tf.Tensor, block_size: int) -> tf.Tensor:
@@ -102,14 +110,18 @@ def _channels_to_blocks(
     return outputs
 
 
-def _average(statistics: Moments, channels: int, context: NormContext) -> Moments:
-    """Mean and variance averaged over the blocks that counted anything, on all ranks."""
+def _sums(statistics: Moments, channels: int) -> tf.Tensor:
+    """How many blocks counted anything; the sums of their means, variances, counts: (4C,)."""
     counts = tf.broadcast_to(statistics.count, tf.shape(statistics.mean))
     table = [tf.reshape(v, [-1, channels]) for v in (statistics.mean, statistics.variance, counts)]
     used = tf.cast(table[2] > 0.0, tf.float64)
     columns = [used, used * table[0], used * table[1], table[2]]
-    wire = tf.concat([tf.reduce_sum(column, axis=0) for column in columns], axis=0)
-    wire = context.communicator.all_reduce(wire, unique_name(f"{context.name}/ghost"))
+    return tf.concat([tf.reduce_sum(column, axis=0) for column in columns], axis=0)
+
+
+def _average(sums: tf.Tensor, context: NormContext) -> Moments:
+    """Mean and variance averaged over the blocks that counted anything, on all ranks."""
+    wire = context.communicator.all_reduce(sums, unique_name(f"{context.name}/ghost"))
     number, mean, variance, samples = tf.split(wire, 4)
     # The count serves Bessel's correction, which is that of one block.
     per_block = tf.math.divide_no_nan(samples, number)

@@ -10,9 +10,9 @@ from syncbn import arguments, consistency, ghost, moving_statistics, normalize
 from syncbn.communicators import Communicator, resolve
 from syncbn.communicators.contribution import contributing
 from syncbn.errors import SyncbnError
-from syncbn.moments import Layout, Moments, compute_dtype
+from syncbn.moments import Layout, compute_dtype
 from syncbn.moving_statistics import MovingStatistics, RenormStatistics
-from syncbn.norm_context import NormContext
+from syncbn.norm_context import NormContext, rectifier_of
 
 Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -172,80 +172,78 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         mask: tf.Tensor | None = None,
         batch_weights: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        arguments.check_floating(inputs)
-        if mask is None:  # Keras hands on the mask of the inputs only to calls of one tensor.
-            mask = getattr(inputs, "_keras_mask", None)
         weights = arguments.joint_weights(inputs, self._layout, mask, batch_weights)
         gamma, beta = self._gamma_beta(compute_dtype(inputs.dtype))
         if training and self.trainable:
             if self.synchronized and self.communicator == "auto" and self.group_size is None:
                 consistency.note_layer(self)
-            outputs = self._by_batch_statistics(inputs, weights, gamma, beta)
-        else:
-            outputs = normalize.by_moving_statistics(
-                inputs, self._moving(), gamma, beta, self._layout, self.epsilon
-            )
+            return self._by_batch_statistics(inputs, weights, gamma, beta)
+        outputs = normalize.by_moving_statistics(
+            inputs, self._moving(), gamma, beta, self._layout, self.epsilon
+        )
         return self.activation(tf.cast(outputs, self.compute_dtype))
 
     def _by_batch_statistics(
         self, inputs: tf.Tensor, weights: tf.Tensor | None, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tf.Tensor:
         """Training: outputs by the statistics of the joined batch, which the moving ones follow."""
-        if inputs.dtype != self.compute_dtype or self.adjustment is not None:
-            inputs = tf.cast(inputs, gamma.dtype)  # rounded to half precision once, at the end
         if self.adjustment is None:
-            return self._normalize(inputs, gamma, beta, weights)
+            if inputs.dtype != self.compute_dtype:
+                inputs = tf.cast(inputs, gamma.dtype)  # rounded to half precision once, at the end
+            return self._normalize(inputs, gamma, beta, weights, self.activation)
+        adjusted, bias = (tf.cast(v, gamma.dtype) for v in self.adjustment(tf.shape(inputs)))
+        scale = adjusted * self._layout.spread(gamma)
+        offset = bias * self._layout.spread(gamma) + self._layout.spread(beta)
+        inputs = tf.cast(inputs, gamma.dtype)
+        if self._layout.by_channel(scale.shape) and self._layout.by_channel(offset.shape):
+            scale, offset = (tf.reshape(v, [-1]) for v in (scale, offset))
+            return self._normalize(inputs, scale, offset, weights, self.activation)
         outputs = self._normalize(inputs, tf.ones_like(gamma), tf.zeros_like(beta), weights)
-        scale, bias = self.adjustment(tf.shape(outputs))
-        outputs = outputs * tf.cast(scale, outputs.dtype) + tf.cast(bias, outputs.dtype)
-        return outputs * self._layout.spread(gamma) + self._layout.spread(beta)
+        return self.activation(tf.cast(outputs * scale + offset, self.compute_dtype))
 
     def _normalize(
-        self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, weights: tf.Tensor | None
+        self,
+        inputs: tf.Tensor,
+        scale: tf.Tensor,
+        offset: tf.Tensor,
+        weights: tf.Tensor | None,
+        activation: Any = None,
     ) -> tf.Tensor:
-        """x̂·scale + offset, or with renorm (x̂·r + d)·scale + offset; moves the statistics."""
+        """activation(x̂·scale + offset), or with renorm of (x̂·r + d)·scale + offset."""
         # Not `path`: that of a loaded layer lacks the name of its model, and one rank may load the
         # model that the others build.
-        context = NormContext(self._layout, self.epsilon, self._group(), self.name, weights)
-        moving, blocks = self._moving(), self.virtual_batch_size
-        if blocks is not None:
-            outputs, batch = ghost.normalization(inputs, scale, offset, context, blocks)
-        elif weights is None and not self.renorm:
-            outputs, batch = normalize.synchronized_normalization(
-                inputs, scale, offset, context, moving
-            )
+        rectifier = rectifier_of(activation)
+        context = NormContext(
+            self._layout, self.epsilon, self._group(), self.name, weights, rectifier
+        )
+        moving, block_size = self._moving(), self.virtual_batch_size
+        renorm = self._renorm() if self.renorm else None
+        if block_size is not None:
+            outputs, batch = ghost.normalization(inputs, scale, offset, context, moving, block_size)
         else:
-            batch = normalize.batch_moments(inputs, context)
-            if self.renorm:
-                renorm, limits = self._renorm(), self.renorm_clipping or {}
-                r, d = moving_statistics.renorm_correction(
-                    batch, renorm, limits, self.epsilon, scale.dtype
-                )
-                scale, offset = r * scale, d * scale + offset
-            outputs = normalize.apply_moments(inputs, batch, scale, offset, context)
-        self._update(batch, moving)
-        return outputs
-
-    def _update(self, batch: Moments, moving: MovingStatistics) -> None:
-        after = moving_statistics.plain_update(batch, moving)
+            outputs, batch = normalize.synchronized_normalization(
+                inputs, scale, offset, context, moving, renorm
+            )
+        after = dict(batch.moved or moving_statistics.update(batch, moving, renorm, self.epsilon))
         if self.zero_debias_moving_mean:
             biased = tf.convert_to_tensor(self.moving_mean_biased)
             step = tf.convert_to_tensor(self.moving_mean_step)
             after |= moving_statistics.zero_debiased_update(batch, moving, biased, step)
-        if self.renorm:
-            after |= moving_statistics.renorm_update(batch, moving, self._renorm(), self.epsilon)
         for name, value in after.items():
             getattr(self, name).assign(value)
+        if activation is not None:
+            outputs = tf.cast(outputs, self.compute_dtype)
+        return outputs if activation is None or rectifier is not None else activation(outputs)
 
     def _moving(self) -> MovingStatistics:
         mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         return MovingStatistics(mean, variance, self.momentum, self.bessel_correction)
 
     def _renorm(self) -> RenormStatistics:
-        mean, stddev, moving = map(
-            tf.convert_to_tensor, (self.renorm_mean, self.renorm_stddev, self.moving_stddev)
-        )
-        return RenormStatistics(mean, stddev, moving, self.renorm_momentum)
+        tracked = (self.renorm_mean, self.renorm_stddev, self.moving_stddev)
+        mean, stddev, moving = map(tf.convert_to_tensor, tracked)
+        limits = self.renorm_clipping or {}
+        return RenormStatistics(mean, stddev, moving, self.renorm_momentum, limits)
 
     def _group(self) -> Communicator:
         """The ranks whose samples make up the batch."""

@@ -18,7 +18,7 @@ rounding only touches what is left of r, and q. `merge` moves everything to one 
 again. The variance keeps thirteen digits at mean/std 1e5, with any number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -40,6 +40,13 @@ class Layout:
     def reduction_axes(self) -> list[int]:
         return [i for i in range(self.rank) if i != self.axis]
 
+    def by_channel(self, shape: tf.TensorShape) -> bool:
+        """Whether a tensor of this shape, broadcast against the inputs, varies by channel only."""
+        if shape.rank is None or shape.rank > self.rank:
+            return False
+        axis = self.axis - (self.rank - shape.rank)
+        return all(size == 1 for i, size in enumerate(shape) if i != axis)
+
     def spread(self, per_channel: tf.Tensor) -> tf.Tensor:
         """A (C,) or (1,) vector shaped to broadcast against the inputs."""
         if self.axis == self.rank - 1:
@@ -56,14 +63,15 @@ class Moments:
         mean: Shape (C,). Zero where the count is zero.
         variance: The population variance, shape (C,), never negative.
         mean_rest: What float64 rounds off the mean, shape (C,); None where that does not matter.
-        moved: The next moving mean and variance, where they were computed on the way.
+        moved: The weights of the layer after the step, by their names, where they were computed on
+            the way.
     """
 
     count: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
     mean_rest: tf.Tensor | None = None
-    moved: tuple[tf.Tensor, tf.Tensor] | None = None
+    moved: Mapping[str, tf.Tensor] | None = None
 
     def inverse_stddev(self, epsilon: float) -> tf.Tensor:
         """1/√(variance + ε), float64, shape (C,)."""

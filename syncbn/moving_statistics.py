@@ -37,27 +37,37 @@ class RenormStatistics:
         stddev: `renorm_stddev` of the layer, the same of √(variance + ε).
         moving_stddev: What the moving variance is computed from.
         momentum: Of the first two.
+        clipping: Limits `rmin`, `rmax`, `dmax`; those that are absent or None do not limit.
     """
 
     mean: tf.Tensor
     stddev: tf.Tensor
     moving_stddev: tf.Tensor
     momentum: float
+    clipping: Mapping[str, float]
 
 
-def plain_update(batch: Moments, moving: MovingStatistics) -> dict[str, tf.Tensor]:
-    """What the moving mean and variance are after a step, as in Keras.
+def update(
+    batch: Moments, moving: MovingStatistics, renorm: RenormStatistics | None, epsilon: float
+) -> dict[str, tf.Tensor]:
+    """What the statistics are after a step, as in Keras.
 
     Returns:
         The weights of the layer after the step, by their names.
     """
-    if batch.moved is not None:
-        mean, variance = batch.moved
-    else:
-        mean = _moved(moving.mean, batch.mean, moving.momentum, batch)
-        target = _target_variance(batch, moving)
-        variance = _moved(moving.variance, target, moving.momentum, batch)
-    return {"moving_mean": mean, "moving_variance": variance}
+    variance = _target_variance(batch, moving)
+    after = {"moving_mean": _moved(moving.mean, batch.mean, moving.momentum, batch)}
+    if renorm is None:
+        after["moving_variance"] = _moved(moving.variance, variance, moving.momentum, batch)
+        return after
+    stddev = tf.sqrt(variance + tf.constant(epsilon, tf.float64))
+    tracked = _moved(renorm.moving_stddev, stddev, moving.momentum, batch)
+    return after | {
+        "renorm_mean": _moved(renorm.mean, batch.mean, renorm.momentum, batch),
+        "renorm_stddev": _moved(renorm.stddev, stddev, renorm.momentum, batch),
+        "moving_stddev": tracked,
+        "moving_variance": tf.nn.relu(tracked * tracked - epsilon),
+    }
 
 
 def zero_debiased_update(
@@ -87,25 +97,6 @@ def zero_debiased_update(
     }
 
 
-def renorm_update(
-    batch: Moments, moving: MovingStatistics, renorm: RenormStatistics, epsilon: float
-) -> dict[str, tf.Tensor]:
-    """What renormalization tracks, as Keras tracks it.
-
-    Returns:
-        The weights of the layer after the step, by their names.
-    """
-    variance = _target_variance(batch, moving)
-    stddev = tf.sqrt(variance + tf.constant(epsilon, tf.float64))
-    tracked = _moved(renorm.moving_stddev, stddev, moving.momentum, batch)
-    return {
-        "renorm_mean": _moved(renorm.mean, batch.mean, renorm.momentum, batch),
-        "renorm_stddev": _moved(renorm.stddev, stddev, renorm.momentum, batch),
-        "moving_stddev": tracked,
-        "moving_variance": tf.nn.relu(tracked * tracked - epsilon),
-    }
-
-
 def _moved(now: tf.Tensor, target: tf.Tensor, momentum: float, batch: Moments) -> tf.Tensor:
     """`now·momentum + target·(1 − momentum)`; `now` in channels without samples."""
     after = now * momentum + tf.cast(target, now.dtype) * (1.0 - momentum)
@@ -124,7 +115,6 @@ def _target_variance(batch: Moments, moving: MovingStatistics) -> tf.Tensor:
 def renorm_correction(
     batch: Moments,
     renorm: RenormStatistics,
-    clipping: Mapping[str, float],
     epsilon: float,
     dtype: tf.DType,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -135,10 +125,10 @@ def renorm_correction(
     Args:
         batch: Moments of the joined batch.
         renorm: What they are corrected towards, before its update.
-        clipping: Limits `rmin`, `rmax`, `dmax`; those that are absent or None do not limit.
         epsilon: Added to the variance.
         dtype: Of the result.
     """
+    clipping = renorm.clipping
     wide_epsilon = tf.constant(epsilon, tf.float64)
     stddev = tf.sqrt(batch.variance + wide_epsilon)
     # Early in training the tracked deviation may still be near zero.

@@ -1,12 +1,44 @@
 """What all functions of one normalization have in common, as one value."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from syncbn import telemetry
 from syncbn.communicators.base import Communicator, unique_name
 from syncbn.moments import Layout
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A piecewise linear activation: z·slope below zero, z up to `cap`, and `cap` above.
+
+    Attributes:
+        slope: 0 for ReLU and ReLU6, 0.2 for Keras' leaky ReLU.
+        cap: 6 for ReLU6, else infinite.
+    """
+
+    slope: float = 0.0
+    cap: float = math.inf
+
+    def __call__(self, values: tf.Tensor) -> tf.Tensor:
+        positive = tf.nn.relu(values) if self.cap == math.inf else tf.nn.relu6(values)
+        return positive if self.slope == 0.0 else tf.nn.leaky_relu(values, self.slope)
+
+
+_RECTIFIERS = (
+    (keras.activations.relu, Rectifier()),
+    (keras.activations.relu6, Rectifier(cap=6.0)),
+    (keras.activations.leaky_relu, Rectifier(slope=0.2)),
+)
+
+
+def rectifier_of(activation: Any) -> Rectifier | None:
+    """The rectifier that `activation` is, with Keras' default arguments; None if it is another."""
+    return next((ours for theirs, ours in _RECTIFIERS if theirs is activation), None)
 
 
 @dataclass(frozen=True)
@@ -20,6 +52,7 @@ class NormContext:
         name: Stem of the names of the collectives, the same on every rank.
         weights: As in `moments.local`: same dtype as the inputs and broadcastable to them, zero at
             positions that do not count. None: all count once.
+        rectifier: Applied to the normalized values; None for none.
     """
 
     layout: Layout
@@ -27,6 +60,11 @@ class NormContext:
     communicator: Communicator
     name: str
     weights: tf.Tensor | None = None
+    rectifier: Rectifier | None = None
+
+    def activated(self, outputs: tf.Tensor) -> tf.Tensor:
+        """`outputs` behind the rectifier, if there is one."""
+        return outputs if self.rectifier is None else self.rectifier(outputs)
 
     def all_reduce(self, wire: tf.Tensor, direction: str) -> tf.Tensor:
         """The sum of `wire` over all ranks, counted as traffic of this layer.

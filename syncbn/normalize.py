@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from syncbn import dispatch, moments
 from syncbn.moments import Layout, Moments
-from syncbn.moving_statistics import MovingStatistics
+from syncbn.moving_statistics import MovingStatistics, RenormStatistics, renorm_correction
 from syncbn.native import fused
 from syncbn.norm_context import NormContext
 
@@ -101,18 +101,25 @@ def synchronized_normalization(
     offset: tf.Tensor,
     context: NormContext,
     moving: MovingStatistics,
+    renorm: RenormStatistics | None = None,
 ) -> tuple[tf.Tensor, Moments]:
-    """Both steps at once, by the fastest implementation: no weights, scale and offset known.
+    """Both steps at once, by the fastest implementation.
+
+    With `renorm` outputs are (x̂·r + d)·scale + offset; the context's rectifier follows.
 
     Returns:
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
         the joined batch (no gradient).
     """
     operations = dispatch.native_operations()
-    if operations is not None:
-        return fused.normalization(operations, inputs, scale, offset, context, moving)
+    if operations is not None and fused.fits(context):
+        return fused.normalization(operations, inputs, scale, offset, context, moving, renorm)
     statistics = batch_moments(inputs, context)
-    return apply_moments(inputs, statistics, scale, offset, context), statistics
+    if renorm is not None:
+        r, d = renorm_correction(statistics, renorm, context.epsilon, scale.dtype)
+        scale, offset = r * scale, d * scale + offset
+    outputs = apply_moments(inputs, statistics, scale, offset, context)
+    return context.activated(outputs), statistics
 
 
 def by_moving_statistics(

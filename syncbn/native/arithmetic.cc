@@ -17,14 +17,17 @@ constexpr syncbn::Kernels kernels() {
   return {
       sizeof(In),
       sizeof(T),
-      [](const void* x, Planes p, double* pivot) {
-        choose_pivot(static_cast<const In*>(x), p, pivot);
+      [](const void* x, Planes p, const void* weights, double* pivot) {
+        choose_pivot(static_cast<const In*>(x), p, static_cast<const T*>(weights), pivot);
       },
-      [](const void* x, Planes p, const double* pivot, double* r, double* q) {
-        local_sums(static_cast<const In*>(x), p, pivot, r, q);
+      [](const void* x, Planes p, const void* weights, const double* pivot, double* r, double* q) {
+        local_sums(static_cast<const In*>(x), p, static_cast<const T*>(weights), pivot, r, q);
       },
-      [](const void* g, const void* x, Planes p, const double* mean, double* r, double* q) {
-        gradient_sums(static_cast<const In*>(g), static_cast<const In*>(x), p, mean, r, q);
+      [](const void* g, const void* x, Planes p, const void* weights, const double* moments,
+         const void* terms, Rectifier rectifier, double* r, double* q) {
+        const auto sums = rectifier.rectifies() ? gradient_sums<In, true> : gradient_sums<In, false>;
+        sums(static_cast<const In*>(g), static_cast<const In*>(x), p,
+             static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r, q);
       },
       [](const double* sums, const double* moments, int64_t channels, double epsilon,
          const void* scale, double* wire, void* of_scale, void* of_offset) {
@@ -38,17 +41,24 @@ constexpr syncbn::Kernels kernels() {
                             static_cast<const T*>(offset), static_cast<T*>(terms));
       },
       [](const double* moments, int64_t channels, double epsilon, const void* scale,
-         const double* sums, void* terms) {
-        gradient_terms(moments, channels, epsilon, static_cast<const T*>(scale), sums,
-                       static_cast<T*>(terms));
+         const void* offset, const double* sums, void* terms) {
+        gradient_terms(moments, channels, epsilon, static_cast<const T*>(scale),
+                       static_cast<const T*>(offset), sums, static_cast<T*>(terms));
       },
-      [](const void* x, Planes p, const void* terms, void* y) {
-        normalize(static_cast<const In*>(x), p, static_cast<const T*>(terms), static_cast<In*>(y));
+      [](const void* x, Planes p, const void* weights, const void* terms, Rectifier rectifier,
+         void* y) {
+        const auto all = rectifier.rectifies() ? normalize<In, true> : normalize<In, false>;
+        all(static_cast<const In*>(x), p, static_cast<const T*>(weights),
+            static_cast<const T*>(terms), rectifier, static_cast<In*>(y));
       },
-      [](const void* g, const void* x, Planes p, const void* terms, void* dx) {
-        input_gradient(static_cast<const In*>(g), static_cast<const In*>(x), p,
-                       static_cast<const T*>(terms), static_cast<In*>(dx));
+      [](const void* g, const void* x, Planes p, const void* weights, const void* terms,
+         Rectifier rectifier, void* dx) {
+        const auto all = rectifier.rectifies() ? input_gradient<In, true> : input_gradient<In, false>;
+        all(static_cast<const In*>(g), static_cast<const In*>(x), p,
+            static_cast<const T*>(weights), static_cast<const T*>(terms), rectifier,
+            static_cast<In*>(dx));
       },
+      [](const void* weights, int64_t size) { return total(static_cast<const T*>(weights), size); },
       [](const void* now, const double* target, double momentum, int64_t channels, void* next) {
         move(static_cast<const T*>(now), target, momentum, channels, static_cast<T*>(next));
       },

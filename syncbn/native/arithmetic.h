@@ -20,19 +20,30 @@ struct Planes {
   int64_t stride() const { return channels * inner; }
 };
 
+// y = z·slope below zero and no more than cap above: ReLU, ReLU6, leaky ReLU; z itself with slope 1
+// and an infinite cap.
+struct Rectifier {
+  double slope, cap;
+  bool rectifies() const { return slope != 1 || cap <= 1.7976931348623157e308; }
+};
+
 // The functions for one type of values. T is what is computed in: double for double, else float.
 // Moments are those of `merge`: count, means, variances and rests (1, C, C, C).
 struct Kernels {
   int64_t value_size, compute_size;  // bytes
 
-  // A value near the data of each channel.
-  void (*choose_pivot)(const void* x, Planes p, double* pivot);
+  // A value near the data of each channel. Weights, here and below: of type T, one for each position
+  // (outer, inner), or null where each counts once.
+  void (*choose_pivot)(const void* x, Planes p, const void* weights, double* pivot);
 
-  // r += Σ(x − pivot), q += Σ(x − pivot)².
-  void (*local_sums)(const void* x, Planes p, const double* pivot, double* r, double* q);
+  // r += Σw(x − pivot), q += Σw(x − pivot)².
+  void (*local_sums)(const void* x, Planes p, const void* weights, const double* pivot, double* r,
+                     double* q);
 
-  // r += Σg, q += Σg·(x − mean).
-  void (*gradient_sums)(const void* g, const void* x, Planes p, const double* mean, double* r,
+  // r += Σg, q += Σg·(x − mean), with g the gradient of what the rectifier got: `terms` are those of
+  // `normalization_terms`, of use only where there is a rectifier.
+  void (*gradient_sums)(const void* g, const void* x, Planes p, const void* weights,
+                        const double* moments, const void* terms, Rectifier rectifier, double* r,
                         double* q);
 
   // From this rank's sums (2, C) about the rounded mean to the wire (2, C) and γ's and β's
@@ -46,11 +57,16 @@ struct Kernels {
   void (*normalization_terms)(const double* moments, int64_t channels, double epsilon,
                               const void* scale, const void* offset, void* terms);
   void (*gradient_terms)(const double* moments, int64_t channels, double epsilon, const void* scale,
-                         const double* sums, void* terms);
+                         const void* offset, const double* sums, void* terms);
 
   // By those terms. dx may be the very memory of g.
-  void (*normalize)(const void* x, Planes p, const void* terms, void* y);
-  void (*input_gradient)(const void* g, const void* x, Planes p, const void* terms, void* dx);
+  void (*normalize)(const void* x, Planes p, const void* weights, const void* terms,
+                    Rectifier rectifier, void* y);
+  void (*input_gradient)(const void* g, const void* x, Planes p, const void* weights,
+                         const void* terms, Rectifier rectifier, void* dx);
+
+  // Σw
+  double (*total)(const void* weights, int64_t size);
 
   // The moving averages' next values: now·momentum + target·(1 − momentum).
   void (*move)(const void* now, const double* target, double momentum, int64_t channels,

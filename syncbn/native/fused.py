@@ -3,19 +3,27 @@
 Forward: local sums → all-reduce → normalize. Backward: gradient sums → all-reduce → input gradient.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from syncbn.moments import NO_SECOND_DERIVATIVE, Moments, compute_dtype
-from syncbn.moving_statistics import MovingStatistics
-from syncbn.norm_context import NormContext
+from syncbn.moving_statistics import MovingStatistics, RenormStatistics
+from syncbn.norm_context import NormContext, Rectifier
 
 
 @tf.RegisterGradient("SyncbnGradientSums")
 @tf.RegisterGradient("SyncbnInputGradient")
 def _refuse(operation: tf.Operation, *_: tf.Tensor) -> None:
     raise LookupError(NO_SECOND_DERIVATIVE)
+
+
+def fits(context: NormContext) -> bool:
+    """Whether the operations know such weights: none, or one for each position."""
+    weights = context.weights
+    return weights is None or weights.shape[context.layout.axis] == 1
 
 
 def normalization(
@@ -25,66 +33,179 @@ def normalization(
     offset: tf.Tensor,
     context: NormContext,
     moving: MovingStatistics,
+    renorm: RenormStatistics | None = None,
 ) -> tuple[tf.Tensor, Moments]:
     """What `normalize.synchronized_normalization` returns, by the operations of `native`.
 
     Half precision stays as it is: read and written as such, computed in float32, rounded once.
+
+    Args:
+        operations: The module of operations.
+        inputs: Floating point, with a static number C of channels.
+        scale: Shape (C,), compute dtype.
+        offset: Likewise.
+        context: How to normalize; its weights `fits`.
+        moving: The moving statistics before the step.
+        renorm: Those of batch renormalization, if the outputs are to be corrected by them.
     """
-    axis = context.layout.axis
-    channels = inputs.shape[axis]
-    dtype = compute_dtype(inputs.dtype)
-    options = tf.constant([context.epsilon, moving.momentum, moving.bessel_correction], tf.float64)
-    mean, variance = tf.cast(moving.mean, dtype), tf.cast(moving.variance, dtype)
+    channels = inputs.shape[context.layout.axis]
+    layer = _Layer(operations, inputs, context, moving, None)
+    wire = layer.local_sums(inputs)
+    wire.set_shape([4 * channels + 2])
+    wire = context.all_reduce(wire, "forward")
+    corrected: dict[str, tf.Tensor] = {}
+    if renorm is not None:
+        r, d, corrected = _renorm(operations, wire, context.epsilon, moving, renorm, scale.dtype)
+        scale, offset = r * scale, d * scale + offset
 
-    def total(wire: tf.Tensor, direction: str, length: int) -> tf.Tensor:
-        wire.set_shape([length])
-        return context.all_reduce(wire, direction)
+    def total(backward: tf.Tensor) -> tf.Tensor:
+        backward.set_shape([2 * channels])
+        return context.all_reduce(backward, "backward")
 
-    @tf.custom_gradient
-    def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
-        wire = operations.syncbn_local_sums(x=values, axis=axis)
-        wire = total(wire, "forward", 4 * channels + 2)
-        outputs, moments, *moved = operations.syncbn_normalize(
-            x=values,
-            wire=wire,
-            scale=scale,
-            offset=offset,
-            moving_mean=mean,
-            moving_variance=variance,
-            options=options,
-            axis=axis,
-        )
-        moments.set_shape([3 * channels + 1])
+    outputs, moments, mean, variance = layer.normalize(inputs, wire, scale, offset, total)
+    moments.set_shape([3 * channels + 1])
+    moved = {"moving_mean": mean, "moving_variance": variance} | corrected
+    moved = {name: tf.cast(value, moving.mean.dtype) for name, value in moved.items()}
+    count, average, spread, rest = tf.split(moments, [1, channels, channels, channels])
+    return outputs, Moments(count, average, spread, rest, moved)
 
-        def gradients(
-            upstream: tf.Tensor, *_: tf.Tensor | None
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            wire, towards_scale, towards_offset = operations.syncbn_gradient_sums(
-                gradient=upstream,
+
+def ghost_normalization(
+    operations: Any,
+    inputs: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    context: NormContext,
+    moving: MovingStatistics,
+    blocks: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Normalizes each of `blocks` equal parts of the first axis by its own moments.
+
+    Args:
+        blocks: An integer scalar.
+        others: As in `normalization`.
+
+    Returns:
+        The outputs, and a vector of float64, shape (4C,): how many blocks counted anything, and the
+        sums of their means, variances and counts.
+    """
+    channels = inputs.shape[context.layout.axis]
+    layer = _Layer(operations, inputs, context, moving, blocks)
+    wire = layer.local_sums(inputs)
+    outputs, moments, *_ = layer.normalize(inputs, wire, scale, offset, lambda backward: backward)
+    sums = operations.syncbn_block_sums(moments=moments, channels=channels)
+    sums.set_shape([4 * channels])
+    return outputs, sums
+
+
+class _Layer:
+    """The operations with what all of them take."""
+
+    def __init__(
+        self,
+        operations: Any,
+        inputs: tf.Tensor,
+        context: NormContext,
+        moving: MovingStatistics,
+        blocks: tf.Tensor | None,
+    ) -> None:
+        dtype = compute_dtype(inputs.dtype)
+        numbers = [context.epsilon, moving.momentum, moving.bessel_correction]
+        rectifier = context.rectifier or Rectifier(slope=1.0, cap=math.inf)
+        rest = [rectifier.slope, rectifier.cap]
+        if blocks is None:
+            options = tf.constant([*numbers, 1, *rest], tf.float64)
+        else:
+            parts = (numbers, tf.cast([blocks], tf.float64), rest)
+            options = tf.concat([tf.convert_to_tensor(part, tf.float64) for part in parts], 0)
+        self._operations = operations
+        self._moving_mean = tf.cast(moving.mean, dtype)
+        self._moving_variance = tf.cast(moving.variance, dtype)
+        self._common = {
+            "weights": _by_position(inputs, context, dtype),
+            "options": options,
+            "axis": context.layout.axis,
+        }
+
+    def local_sums(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The wire of each block, one after the other."""
+        return self._operations.syncbn_local_sums(x=tf.stop_gradient(inputs), **self._common)
+
+    def normalize(
+        self,
+        inputs: tf.Tensor,
+        wire: tf.Tensor,
+        scale: tf.Tensor,
+        offset: tf.Tensor,
+        total: Callable[[tf.Tensor], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        """Outputs; and without gradient: moments, next moving mean and variance.
+
+        `total` adds up the backward sums over all ranks.
+        """
+        operations, common = self._operations, self._common
+
+        @tf.custom_gradient
+        def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
+            outputs, moments, *moved = operations.syncbn_normalize(
                 x=values,
-                moments=moments,
-                scale=scale,
-                options=options,
-                axis=axis,
-            )
-            wire = total(wire, "backward", 2 * channels)
-            towards_inputs = operations.syncbn_input_gradient(
-                gradient=upstream,
-                x=values,
-                moments=moments,
-                scale=scale,
                 wire=wire,
-                options=options,
-                axis=axis,
+                scale=scale,
+                offset=offset,
+                moving_mean=self._moving_mean,
+                moving_variance=self._moving_variance,
+                **common,
             )
-            return towards_inputs, towards_scale, towards_offset
 
-        return (outputs, moments, *moved), gradients
+            def gradients(
+                upstream: tf.Tensor, *_: tf.Tensor | None
+            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                known = {"gradient": upstream, "x": values, "moments": moments}
+                known |= {"scale": scale, "offset": offset}
+                backward, towards_scale, towards_offset = operations.syncbn_gradient_sums(
+                    **known, **common
+                )
+                towards_inputs = operations.syncbn_input_gradient(
+                    wire=total(backward), **known, **common
+                )
+                return towards_inputs, towards_scale, towards_offset
 
-    outputs, moments, *moved = normalized(inputs, scale, offset)
-    moments = tf.stop_gradient(moments)
-    moved_mean, moved_variance = (
-        tf.stop_gradient(tf.cast(value, moving.mean.dtype)) for value in moved
+            return (outputs, moments, *moved), gradients
+
+        outputs, *statistics = normalized(inputs, scale, offset)
+        return [outputs, *map(tf.stop_gradient, statistics)]
+
+
+def _by_position(inputs: tf.Tensor, context: NormContext, dtype: tf.DType) -> tf.Tensor:
+    """The weights, one number for each position, or none."""
+    if context.weights is None:
+        return tf.zeros([0], dtype)
+    shape = tf.unstack(tf.shape(inputs), num=context.layout.rank)
+    shape[context.layout.axis] = tf.constant(1)
+    weights = tf.broadcast_to(tf.cast(context.weights, dtype), tf.stack(shape))
+    return tf.reshape(tf.stop_gradient(weights), [-1])
+
+
+def _renorm(
+    operations: Any,
+    wire: tf.Tensor,
+    epsilon: float,
+    moving: MovingStatistics,
+    renorm: RenormStatistics,
+    dtype: tf.DType,
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """r and d, and what the statistics are after the step, by their names."""
+    limits = renorm.clipping
+    numbers = [epsilon, moving.momentum, moving.bessel_correction, renorm.momentum]
+    for name, none in (("rmin", -math.inf), ("rmax", math.inf), ("dmax", math.inf)):
+        limit = limits.get(name)
+        numbers.append(none if limit is None else limit)
+    r, d, *after = operations.syncbn_renorm(
+        wire=wire,
+        renorm_mean=tf.cast(renorm.mean, dtype),
+        renorm_stddev=tf.cast(renorm.stddev, dtype),
+        moving_stddev=tf.cast(renorm.moving_stddev, dtype),
+        options=tf.constant(numbers, tf.float64),
     )
-    count, average, variance, rest = tf.split(moments, [1, channels, channels, channels])
-    return outputs, Moments(count, average, variance, rest, (moved_mean, moved_variance))
+    names = ("renorm_mean", "renorm_stddev", "moving_stddev", "moving_variance")
+    return tf.stop_gradient(r), tf.stop_gradient(d), dict(zip(names, after, strict=True))

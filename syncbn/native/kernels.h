@@ -1,44 +1,24 @@
-// The mathematics of moments.py as loops over memory, for any type of values.
+// The mathematics of moments.py as bodies of loops, for any type of values.
 //
 // In is what is stored (half precision, float or double), T what is computed in (float, or double
-// for double). Sums run in T over short blocks and are widened to double between them. Which values
-// are added to which, and in what order, is laid down here and depends on no processor: lanes and
-// columns are as many for narrow vector units as for wide ones, and products are rounded before
-// they are added
-// (-ffp-contract=off). So every level of instructions gives the same bits.
+// for double).
 //
 // Speed is a matter of bytes: forward reads x twice and writes y, backward reads dy and x twice and
-// writes dx. The second pass of each direction starts where the first one ended, on what the cache
-// still holds; hence the first goes from the last block to the first.
+// writes dx.
 
 #ifndef SYNCBN_NATIVE_KERNELS_H_
 #define SYNCBN_NATIVE_KERNELS_H_
 
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "arithmetic.h"
 #include "half.h"
+#include "loops.h"
 #include "moments.h"
-
-// The next loop's passes do not depend on each other, whatever the pointers look like.
-#ifdef __clang__
-#define SYNCBN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define SYNCBN_INDEPENDENT _Pragma("GCC ivdep")
-#endif
 
 namespace {
 
-using syncbn::Planes;
-
-// Rows of channels are folded until they are this wide, so that few channels fill the vector units
-// as well as many.
-constexpr int64_t kWidth = 512;
-
-// Folded rows added up in float before widening: the rounding of a partial sum stays below 1e-6.
-constexpr int64_t kBlock = 128;
+using syncbn::Rectifier;
 
 template <typename In>
 struct ComputeType {
@@ -49,55 +29,20 @@ struct ComputeType<double> {
   using type = double;
 };
 
-// So many rows are folded into one.
-inline int64_t fold_of(int64_t channels) {
-  return most<int64_t>(1, kWidth / most<int64_t>(1, channels));
-}
-inline int64_t width_of(int64_t channels) { return fold_of(channels) * channels; }
-
-// One value per column of a folded row: those of the channels, one group after the other.
-template <typename T, typename Value>
-void fold(int64_t channels, T* columns, Value value) {
-  for (int64_t c = 0; c < channels; ++c) columns[c] = value(c);
-  for (int64_t f = 1; f < fold_of(channels); ++f)
-    memcpy(columns + f * channels, columns, channels * sizeof(T));
-}
-
-// Adds the columns of each channel to total, and starts again from zero.
-template <typename T>
-void drain(int64_t channels, T* columns, double* total) {
-  for (int64_t f = 0; f < fold_of(channels); ++f)
-    for (int64_t c = 0; c < channels; ++c) total[c] += columns[f * channels + c];
-  memset(columns, 0, width_of(channels) * sizeof(T));
-}
-
-// Memory on a line of the cache, all zero.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) {
-    const size_t bytes = (most<int64_t>(1, count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(aligned_alloc(64, bytes));
-    if (data_ == nullptr) abort();
-    memset(data_, 0, bytes);
-  }
-  ~Buffer() { free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  T* data() { return data_; }
-
- private:
-  T* data_;
-};
-
-// A value near the data of each channel: the median of three positions, so that one outlier, in
-// whatever position, cannot become the pivot.
-template <typename In>
-void choose_pivot(const In* x, Planes p, double* pivot) {
+// A value near the data of each channel: the median of three positions that count, so that one
+// outlier, in whatever position, cannot become the pivot.
+template <typename In, typename T = typename ComputeType<In>::type>
+void choose_pivot(const In* x, Planes p, const T* weights, double* pivot) {
   const int64_t n = p.outer * p.inner;
+  int64_t begin = 0, middle_position = n / 2, end = n - 1;
+  if (weights != nullptr) {
+    while (begin < n && !(weights[begin] > 0)) ++begin;
+    while (end > begin && !(weights[end] > 0)) --end;
+    while (middle_position < end && !(weights[middle_position] > 0)) ++middle_position;
+    if (middle_position > end || middle_position < begin) middle_position = end;
+  }
   for (int64_t c = 0; c < p.channels; ++c) {
-    if (n == 0) {
+    if (begin >= n) {
       pivot[c] = 0;
       continue;
     }
@@ -105,84 +50,37 @@ void choose_pivot(const In* x, Planes p, double* pivot) {
       return static_cast<double>(static_cast<typename ComputeType<In>::type>(
           x[position / p.inner * p.stride() + c * p.inner + position % p.inner]));
     };
-    const double first = at(0), middle = at(n / 2), last = at(n - 1);
+    const double first = at(begin), middle = at(middle_position), last = at(end);
     pivot[c] = sixteen_bits(most(least(first, middle), least(most(first, middle), last)));
   }
 }
 
-// The loop behind both kinds of sums: terms(i, column, s, t) adds the two terms of value i to s and
-// t; r and q (C, double) take the totals.
-template <typename T, typename Terms>
-void channel_sums(Planes p, double* r, double* q, Terms terms) {
-  if (p.inner > 1) {
-    constexpr int64_t kLanes = 16, kRun = 16 * kBlock;
-    for (int64_t run = p.outer * p.channels - 1; run >= 0; --run) {
-      const int64_t c = run % p.channels, end = (run + 1) * p.inner;
-      for (int64_t start = run * p.inner; start < end; start += kRun) {
-        T s[kLanes] = {}, t[kLanes] = {};
-        const int64_t stop = least(start + kRun, end),
-                      whole = start + (stop - start) / kLanes * kLanes;
-        for (int64_t i = start; i < whole; i += kLanes)
-          for (int64_t l = 0; l < kLanes; ++l) terms(i + l, c, s[l], t[l]);
-        for (int64_t i = whole; i < stop; ++i) terms(i, c, s[0], t[0]);
-        for (int64_t l = 0; l < kLanes; ++l) r[c] += s[l], q[c] += t[l];
-      }
-    }
-    return;
-  }
-  const int64_t width = width_of(p.channels), rows = width > 0 ? p.size() / width : 0;
-  Buffer<T> first(width), second(width);
-  T* __restrict s = first.data();
-  T* __restrict t = second.data();
-  for (int64_t i = rows * width; i < p.size(); ++i) {
-    const int64_t c = i - rows * width;
-    terms(i, c, s[c], t[c]);
-  }
-  for (int64_t start = (rows - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t stop = least(start + kBlock, rows);
-    int64_t row = start;
-    for (; row + 4 <= stop; row += 4) {
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < width; ++c) {
-        T a = s[c], b = t[c];
-        for (int64_t k = 0; k < 4; ++k) terms((row + k) * width + c, c, a, b);
-        s[c] = a, t[c] = b;
-      }
-    }
-    for (; row < stop; ++row) {
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < width; ++c) terms(row * width + c, c, s[c], t[c]);
-    }
-    drain(p.channels, s, r), drain(p.channels, t, q);
-  }
+// Whether it is a number, and not infinite.
+template <typename T>
+inline bool finite(T value) {
+  return value - value == 0;
 }
 
-// r += Σ(x − pivot), q += Σ(x − pivot)².
-template <typename In>
-void local_sums(const In* __restrict x, Planes p, const double* pivot, double* r, double* q) {
-  using T = typename ComputeType<In>::type;
+// r += Σw(x − pivot), q += Σw(x − pivot)²; without weights each counts once. A value of weight zero
+// has no share, even one that is not finite.
+template <typename In, typename T = typename ComputeType<In>::type>
+void local_sums(const In* __restrict x, Planes p, const T* weights, const double* pivot, double* r,
+                double* q) {
   Buffer<T> folded(width_of(p.channels));
   fold(p.channels, folded.data(), [=](int64_t c) { return static_cast<T>(pivot[c]); });
   const T* __restrict k = folded.data();
+  if (weights != nullptr) {
+    weighted_sums<T>(p, weights, r, q, [x, k](int64_t i, int64_t c, T w, T& s, T& t) {
+      const T d = w > 0 ? static_cast<T>(x[i]) - k[c] : T(0);
+      s += w * d;
+      t += w * (d * d);
+    });
+    return;
+  }
   channel_sums<T>(p, r, q, [x, k](int64_t i, int64_t c, T& s, T& t) {
     const T d = static_cast<T>(x[i]) - k[c];
     s += d;
     t += d * d;
-  });
-}
-
-// r += Σg, q += Σg·(x − mean).
-template <typename In>
-void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, const double* mean,
-                   double* r, double* q) {
-  using T = typename ComputeType<In>::type;
-  Buffer<T> folded(width_of(p.channels));
-  fold(p.channels, folded.data(), [=](int64_t c) { return static_cast<T>(mean[c]); });
-  const T* __restrict h = folded.data();
-  channel_sums<T>(p, r, q, [g, x, h](int64_t i, int64_t c, T& s, T& t) {
-    const T value = static_cast<T>(g[i]);
-    s += value;
-    t += value * (static_cast<T>(x[i]) - h[c]);
   });
 }
 
@@ -191,6 +89,72 @@ template <typename T>
 double low_part(const double* moments, int64_t channels, int64_t c) {
   const double mean = moments[1 + c], rest = moments[1 + 2 * channels + c];
   return (mean - static_cast<T>(mean)) + rest;
+}
+
+// What happens to each value: six folded rows. The mean goes in two parts, high and low: one float
+// would be off by half a percent of the deviation at mean/deviation 1e5.
+template <typename Pointer>
+struct Terms {
+  Pointer high, low, factor, offset, constant, slope;
+
+  Terms(Pointer rows, int64_t channels)
+      : high(rows),
+        low(high + width_of(channels)),
+        factor(low + width_of(channels)),
+        offset(factor + width_of(channels)),
+        constant(offset + width_of(channels)),
+        slope(constant + width_of(channels)) {}
+};
+
+// What the rectifier makes of z, not a number included.
+template <typename T>
+inline T rectified(T z, T slope, T cap) {
+  return z < 0 ? z * slope : z > cap ? cap : z;
+}
+
+// Its derivative, as TensorFlow has it where it jumps.
+template <typename T>
+inline T rectified_slope(T z, T slope, T cap) {
+  return z > 0 ? (z < cap ? T(1) : T(0)) : slope;
+}
+
+// r += Σg, q += Σg·(x − mean), with the mean rounded to T, and g behind the rectifier, if there is
+// one. A value of weight zero that is not finite counts as the mean.
+template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
+void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, const T* weights,
+                   const double* moments, const T* rows, Rectifier rectifier, double* r,
+                   double* q) {
+  const double* mean = moments + 1;
+  const int64_t width = width_of(p.channels);
+  Buffer<T> folded(width), rounded_off(weights == nullptr ? 0 : width);
+  fold(p.channels, folded.data(), [=](int64_t c) { return static_cast<T>(mean[c]); });
+  if (weights != nullptr)
+    fold(p.channels, rounded_off.data(),
+         [=](int64_t c) { return static_cast<T>(low_part<T>(moments, p.channels, c)); });
+  const T* __restrict h = folded.data();
+  const T* __restrict m = rounded_off.data();
+  const Terms<const T*> terms(rows, rectifies ? p.channels : 0);
+  const T* __restrict l = terms.low;
+  const T* __restrict f = terms.factor;
+  const T* __restrict b = terms.offset;
+  const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
+  const auto behind = [=](T value, T d, int64_t c) {
+    return rectifies ? value * rectified_slope((d - l[c]) * f[c] + b[c], slope, cap) : value;
+  };
+  if (weights != nullptr) {
+    weighted_sums<T>(p, weights, r, q, [=](int64_t i, int64_t c, T w, T& s, T& t) {
+      const T off = static_cast<T>(x[i]) - h[c], d = w > 0 || finite(off) ? off : m[c];
+      const T value = behind(static_cast<T>(g[i]), d, c);
+      s += value;
+      t += value * d;
+    });
+    return;
+  }
+  channel_sums<T>(p, r, q, [=](int64_t i, int64_t c, T& s, T& t) {
+    const T d = static_cast<T>(x[i]) - h[c], value = behind(static_cast<T>(g[i]), d, c);
+    s += value;
+    t += value * d;
+  });
 }
 
 // The wire and the gradients of γ and β from Σg and Σg·(x − mean), the mean rounded to T.
@@ -209,26 +173,12 @@ void finish_gradient_sums(const double* sums, const double* moments, int64_t cha
   }
 }
 
-// What happens to each value: five folded rows. The mean goes in two parts, high and low: one float
-// would be off by half a percent of the deviation at mean/deviation 1e5.
-template <typename Pointer>
-struct Terms {
-  Pointer high, low, factor, constant, slope;
-
-  Terms(Pointer rows, int64_t channels)
-      : high(rows),
-        low(high + width_of(channels)),
-        factor(low + width_of(channels)),
-        constant(factor + width_of(channels)),
-        slope(constant + width_of(channels)) {}
-};
-
 template <typename T>
 int64_t terms_size(int64_t channels) {
-  return 5 * width_of(channels) * sizeof(T);
+  return 6 * width_of(channels) * sizeof(T);
 }
 
-// Of y = (x − mean)·factor + constant.
+// Of z = (x − mean)·factor + offset.
 template <typename T>
 void normalization_terms(const double* moments, int64_t channels, double epsilon, const T* scale,
                          const T* offset, T* rows) {
@@ -239,15 +189,15 @@ void normalization_terms(const double* moments, int64_t channels, double epsilon
        [=](int64_t c) { return static_cast<T>(low_part<T>(moments, channels, c)); });
   fold(channels, terms.factor,
        [=](int64_t c) { return static_cast<T>(scale[c] / __builtin_sqrt(variance[c] + epsilon)); });
-  fold(channels, terms.constant, [=](int64_t c) { return offset[c]; });
+  fold(channels, terms.offset, [=](int64_t c) { return offset[c]; });
 }
 
 // Of dx = g·factor − constant − (x − mean)·slope. `sums` holds Σγ·g and Σγ·g·(x − mean) over all
 // ranks.
 template <typename T>
 void gradient_terms(const double* moments, int64_t channels, double epsilon, const T* scale,
-                    const double* sums, T* rows) {
-  normalization_terms(moments, channels, epsilon, scale, scale, rows);
+                    const T* offset, const double* sums, T* rows) {
+  normalization_terms(moments, channels, epsilon, scale, offset, rows);
   const Terms<T*> terms(rows, channels);
   const double* variance = moments + 1 + channels;
   const double per_sample = moments[0] > 0 ? 1.0 / moments[0] : 0.0;
@@ -260,49 +210,55 @@ void gradient_terms(const double* moments, int64_t channels, double epsilon, con
   });
 }
 
-// Calls body(i, column) for every value, in any order: bodies do not depend on each other.
-template <typename Body>
-void each_value(Planes p, Body body) {
-  if (p.inner > 1) {
-    for (int64_t run = 0; run < p.outer * p.channels; ++run) {
-      const int64_t c = run % p.channels;
-      SYNCBN_INDEPENDENT
-      for (int64_t i = run * p.inner; i < (run + 1) * p.inner; ++i) body(i, c);
-    }
-    return;
-  }
-  const int64_t width = width_of(p.channels);
-  for (int64_t start = 0; start < p.size(); start += width) {
-    const int64_t columns = least(width, p.size() - start);
-    SYNCBN_INDEPENDENT
-    for (int64_t c = 0; c < columns; ++c) body(start + c, c);
-  }
-}
-
-template <typename In, typename T = typename ComputeType<In>::type>
-void normalize(const In* __restrict x, Planes p, const T* rows, In* __restrict y) {
+// A value of weight zero that is not finite counts as the mean.
+template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
+void normalize(const In* __restrict x, Planes p, const T* weights, const T* rows,
+               Rectifier rectifier, In* __restrict y) {
   const Terms<const T*> terms(rows, p.channels);
   const T* __restrict h = terms.high;
   const T* __restrict l = terms.low;
   const T* __restrict f = terms.factor;
-  const T* __restrict b = terms.constant;
+  const T* __restrict b = terms.offset;
+  const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
+  const auto activated = [=](T z) { return rectifies ? rectified(z, slope, cap) : z; };
+  if (weights != nullptr) {
+    each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
+      const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
+      y[i] = static_cast<In>(activated((w > 0 || finite(d) ? d : T(0)) * f[c] + b[c]));
+    });
+    return;
+  }
   each_value(p, [=](int64_t i, int64_t c) {
-    y[i] = static_cast<In>(((static_cast<T>(x[i]) - h[c]) - l[c]) * f[c] + b[c]);
+    y[i] = static_cast<In>(activated(((static_cast<T>(x[i]) - h[c]) - l[c]) * f[c] + b[c]));
   });
 }
 
 // dx may be the very memory of g.
-template <typename In, typename T = typename ComputeType<In>::type>
-void input_gradient(const In* g, const In* __restrict x, Planes p, const T* rows, In* dx) {
+template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
+void input_gradient(const In* g, const In* __restrict x, Planes p, const T* weights, const T* rows,
+                    Rectifier rectifier, In* dx) {
   const Terms<const T*> terms(rows, p.channels);
   const T* __restrict h = terms.high;
   const T* __restrict l = terms.low;
   const T* __restrict f = terms.factor;
+  const T* __restrict o = terms.offset;
   const T* __restrict a = terms.constant;
   const T* __restrict b = terms.slope;
+  const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
+  const auto behind = [=](T value, T d, int64_t c) {
+    return rectifies ? value * rectified_slope(d * f[c] + o[c], slope, cap) : value;
+  };
+  if (weights != nullptr) {
+    each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
+      const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
+      const T through = behind(static_cast<T>(g[i]), d, c) * f[c] - w * (a[c] + d * b[c]);
+      dx[i] = static_cast<In>(w > 0 || finite(d) ? through : T(0));
+    });
+    return;
+  }
   each_value(p, [=](int64_t i, int64_t c) {
-    dx[i] = static_cast<In>(static_cast<T>(g[i]) * f[c] - a[c] -
-                            ((static_cast<T>(x[i]) - h[c]) - l[c]) * b[c]);
+    const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
+    dx[i] = static_cast<In>(behind(static_cast<T>(g[i]), d, c) * f[c] - a[c] - d * b[c]);
   });
 }
 
@@ -310,6 +266,14 @@ template <typename T>
 void move(const T* now, const double* target, double momentum, int64_t channels, T* next) {
   for (int64_t c = 0; c < channels; ++c)
     next[c] = static_cast<T>(now[c] * momentum + target[c] * (1 - momentum));
+}
+
+// Σw, in order.
+template <typename T>
+double total(const T* weights, int64_t size) {
+  double sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += weights[i];
+  return sum;
 }
 
 template <typename In>

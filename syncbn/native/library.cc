@@ -18,6 +18,7 @@ const char* missing = nullptr;
 __attribute__((constructor)) void on_load() {
   if (!find_tensorflow(&missing)) return;
   register_layer();
+  register_statistics();
   register_mpi();
   register_telemetry();
   registered = true;

@@ -15,6 +15,7 @@ const Arithmetic& chosen_arithmetic();
 const Kernels& kernels_of(DataType type);
 
 void register_layer();
+void register_statistics();
 void register_mpi();
 void register_telemetry();
 

@@ -1,7 +1,8 @@
 // The arithmetic of the kernels without TensorFlow: `arithmetic_program [LEVEL] < IN > OUT`.
 //
-// IN: six int64 (type: 0 half, 1 bfloat16, 2 float, 3 double; outer, channels, inner; bytes of a
-// value and of what is computed in), then x, dy, gamma, beta, and the moving mean and variance.
+// IN: seven int64 (type: 0 half, 1 bfloat16, 2 float, 3 double; outer, channels, inner; bytes of a
+// value and of what is computed in; 1 for weights and a leaky ReLU), then x, dy, gamma, beta, the
+// moving mean and variance, and weights if there are.
 // OUT: the wire forward, moments, next mean and variance, y, the wire backward, the gradients of
 // gamma and beta, dx. All as for one rank, with epsilon 1e-3 and momentum 0.9. The level used goes
 // to standard error.
@@ -15,10 +16,12 @@
 
 using syncbn::Kernels;
 using syncbn::Planes;
+using syncbn::Rectifier;
 using Bytes = std::vector<char>;
 
 namespace {
 
+constexpr Rectifier kNone{1.0, __builtin_inf()}, kLeaky{0.2, __builtin_inf()};
 constexpr double kEpsilon = 1e-3, kMomentum = 0.9;
 
 Bytes read(int64_t size) {
@@ -32,7 +35,7 @@ void write(const Bytes& bytes) { write(bytes.data(), bytes.size()); }
 void write(const std::vector<double>& v) { write(v.data(), v.size() * sizeof(double)); }
 
 void run(const syncbn::Arithmetic& arithmetic) {
-  int64_t header[6];
+  int64_t header[7];
   const Bytes raw = read(sizeof(header));
   __builtin_memcpy(header, raw.data(), sizeof(header));
   const Kernels* all[] = {&arithmetic.half, &arithmetic.bfloat16, &arithmetic.single,
@@ -44,11 +47,16 @@ void run(const syncbn::Arithmetic& arithmetic) {
   const Bytes x = read(p.size() * kernels.value_size), dy = read(p.size() * kernels.value_size);
   const Bytes gamma = read(by_channel), beta = read(by_channel);
   const Bytes mean_now = read(by_channel), variance_now = read(by_channel);
+  const bool special = header[6] != 0;
+  const int64_t positions = p.outer * p.inner;
+  const Bytes counts = read(special ? positions * kernels.compute_size : 0);
+  const void* weights = special ? counts.data() : nullptr;
+  const Rectifier rectifier = special ? kLeaky : kNone;
 
   std::vector<double> pivot(channels), sums(2 * channels), wire(4 * channels + 2);
-  kernels.choose_pivot(x.data(), p, pivot.data());
-  kernels.local_sums(x.data(), p, pivot.data(), sums.data(), sums.data() + channels);
-  arithmetic.pack(double(p.outer * p.inner), pivot.data(), sums.data(), sums.data() + channels,
+  kernels.choose_pivot(x.data(), p, weights, pivot.data());
+  kernels.local_sums(x.data(), p, weights, pivot.data(), sums.data(), sums.data() + channels);
+  arithmetic.pack(special ? kernels.total(weights, positions) : double(positions), pivot.data(), sums.data(), sums.data() + channels,
                   channels, wire.data());
   write(wire);
   std::vector<double> moments(3 * channels + 1);
@@ -62,21 +70,21 @@ void run(const syncbn::Arithmetic& arithmetic) {
   Bytes terms(kernels.terms_size(channels)), y(x.size());
   kernels.normalization_terms(moments.data(), channels, kEpsilon, gamma.data(), beta.data(),
                               terms.data());
-  kernels.normalize(x.data(), p, terms.data(), y.data());
+  kernels.normalize(x.data(), p, weights, terms.data(), rectifier, y.data());
   write(y);
 
   std::vector<double> gradients(2 * channels), backward(2 * channels);
   Bytes of_gamma(by_channel), of_beta(by_channel), dx(x.size());
-  kernels.gradient_sums(dy.data(), x.data(), p, &moments[1], gradients.data(),
-                        gradients.data() + channels);
+  kernels.gradient_sums(dy.data(), x.data(), p, weights, moments.data(), terms.data(), rectifier,
+                        gradients.data(), gradients.data() + channels);
   kernels.finish_gradient_sums(gradients.data(), moments.data(), channels, kEpsilon, gamma.data(),
                                backward.data(), of_gamma.data(), of_beta.data());
   write(backward);
   write(of_gamma);
   write(of_beta);
-  kernels.gradient_terms(moments.data(), channels, kEpsilon, gamma.data(), backward.data(),
-                         terms.data());
-  kernels.input_gradient(dy.data(), x.data(), p, terms.data(), dx.data());
+  kernels.gradient_terms(moments.data(), channels, kEpsilon, gamma.data(), beta.data(),
+                         backward.data(), terms.data());
+  kernels.input_gradient(dy.data(), x.data(), p, weights, terms.data(), rectifier, dx.data());
   write(dx);
 }
 

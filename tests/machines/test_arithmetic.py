@@ -37,9 +37,11 @@ class Case:
 
     kind: np.dtype
     shape: tuple[int, int, int]
+    special: bool = False  # weights, and a leaky ReLU behind
 
     def __str__(self) -> str:
-        return f"{self.kind.name}-{'x'.join(map(str, self.shape))}"
+        kind = f"{self.kind.name}-{'x'.join(map(str, self.shape))}"
+        return f"{kind}-special" if self.special else kind
 
     @property
     def computed(self) -> np.dtype:
@@ -53,12 +55,19 @@ class Case:
         far = 3.0 if self.kind.itemsize == 2 else 1e3
         x, dy = (random.normal(mean, size=self.shape).astype(self.kind) for mean in (far, 0.1))
         small = [random.uniform(0.5, 2.0, channels).astype(self.computed) for _ in range(4)]
-        return [x, dy, *small]
+        positions = (self.shape[0], self.shape[2]) if self.special else (0, 0)
+        return [x, dy, *small, random.choice([0.0, 0.5, 1.0, 3.0], positions).astype(self.computed)]
 
     def ask(self, run: Run, level: str = "") -> tuple[str, dict[str, np.ndarray]]:
         """The level that was used, and the results."""
         header = np.array(
-            [_TYPES.index(self.kind), *self.shape, self.kind.itemsize, self.computed.itemsize]
+            [
+                _TYPES.index(self.kind),
+                *self.shape,
+                self.kind.itemsize,
+                self.computed.itemsize,
+                self.special,
+            ]
         )
         source = b"".join(part.tobytes() for part in (header, *self.data))
         done = run(level, input=source)
@@ -83,7 +92,10 @@ def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
     return done.stderr.decode().splitlines()[-1]
 
 
-CASES = [Case(kind, shape) for kind in _TYPES for shape in _SHAPES]
+CASES = [
+    *(Case(kind, shape) for kind in _TYPES for shape in _SHAPES),
+    *(Case(kind, shape, special=True) for kind in _TYPES for shape in _SHAPES),
+]
 
 
 def _needs(*programs: str) -> None:
@@ -138,8 +150,17 @@ def _check_bits(reference: dict[Case, dict[str, np.ndarray]], run: Run, level: s
 def test_this_processor_beside_the_oracle(
     case: Case, reference: dict[Case, dict[str, np.ndarray]]
 ) -> None:
-    x, dy, gamma, beta, mean, variance = case.data
-    exact = oracle.normalize(x, dy, gamma, beta, 1)
+    x, dy, gamma, beta, mean, variance, weights = case.data
+    count, y = float(x.size // case.shape[1]), None
+    if case.special:
+        spread = np.broadcast_to(weights[:, None, :], x.shape)
+        count = float(np.asarray(weights, "float64").sum())
+        y = oracle.normalize(x, dy, gamma, beta, 1, weights=spread).outputs
+        dy = np.where(y > 0, 1.0, 0.2) * np.asarray(dy, "float64")
+        exact = oracle.normalize(x, dy, gamma, beta, 1, weights=spread)
+        y = np.where(y > 0, y, 0.2 * y)
+    else:
+        exact = oracle.normalize(x, dy, gamma, beta, 1)
     found, channels = reference[case], case.shape[1]
     half, single = case.kind.itemsize == 2, case.computed == np.float32
     of_sums = 2e-6 if single else 1e-12
@@ -157,11 +178,11 @@ def test_this_processor_beside_the_oracle(
         ("moving variance", found["variance"], next_variance, of_sums),
         ("dgamma", found["dgamma"], exact.dgamma.sum(axis=(0, 2)), of_sums),
         ("dbeta", found["dbeta"], exact.dbeta.sum(axis=(0, 2)), of_sums),
-        ("y", found["y"].reshape(x.shape), exact.outputs, of_values),
+        ("y", found["y"].reshape(x.shape), exact.outputs if y is None else y, of_values),
         ("dx", found["dx"].reshape(x.shape), exact.dx, of_values),
     ):
         assert relative_error(ours, expected) < limit, name
-    assert found["moments"][0] == x.size // channels
+    assert found["moments"][0] == count
     assert half == (found["y"].itemsize == 2)
 
 
