@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import page
 
-NAMES = ("layer", "training", "latency", "memory", "scaling")
+NAMES = ("layer", "options", "training", "latency", "memory", "scaling")
 
 
 def main() -> None:

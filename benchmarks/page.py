@@ -23,7 +23,7 @@ _COLUMNS = {
     "Keras, local": ("Keras local", "mpi"),
     "Keras, synchronized": ("Keras synchronized", "tf"),
 }
-PARTS = ("layer", "training", "latency", "memory", "scaling")
+PARTS = ("layer", "options", "training", "latency", "memory", "scaling")
 
 _INTRODUCTION = {
     "layer": "A chain of layers, forward and backward, with the gradients of γ and β and the "
@@ -31,6 +31,9 @@ _INTRODUCTION = {
     "send nothing; the second is the kernel that Keras 2 used and Keras 3 no longer does. "
     "`horovod` is what `syncbn.init` makes of it; the last rows send the same sums by Horovod as "
     "it comes.",
+    "options": "What an option costs: the median step over that of the layer without it, and over "
+    "that of Keras' local layer with the same option, where Keras has it (a ReLU follows Keras' "
+    "layer; half precision is compared with float32 of our own).",
     "training": "Forward, backward, gradients averaged over the ranks, and the update, of "
     "ResNet-20 on 32x32 images. `Keras local` averages gradients as syncbn does and statistics "
     "not at all.",
@@ -145,6 +148,20 @@ def _layer(details: dict[str, Any]) -> list[str]:
     ]
 
 
+def _options(details: dict[str, Any]) -> list[str]:
+    return _table(
+        ("option", "over the plain layer", "over Keras local with it"),
+        (
+            (
+                row["option"],
+                f"{row['of plain']:.2f}",
+                "" if row["of Keras"] is None else f"{row['of Keras']:.2f}",
+            )
+            for row in details["options"]
+        ),
+    )
+
+
 def _training(_: dict[str, Any]) -> list[str]:
     return ["![Median step of ResNet-20](figures/performance-training.svg)"]
 
@@ -205,6 +222,7 @@ def _scaling(details: dict[str, Any]) -> list[str]:
 
 _DETAILS = {
     "layer": _layer,
+    "options": _options,
     "training": _training,
     "latency": _latency,
     "memory": _memory,
