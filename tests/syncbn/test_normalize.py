@@ -192,7 +192,7 @@ def test_inside_a_graph_without_known_rows(path: Any) -> None:
 
 def test_a_graph_may_know_its_channels_or_not() -> None:
     def mean(x: tf.Tensor) -> tf.Tensor:
-        return normalize.batch_moments(x, Layout(2, 1), LocalCommunicator(), "test").mean
+        return normalize.batch_moments(x, alone(Layout(2, 1))).mean
 
     x = np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 0.0]], "float32")
     for columns in (3, None):
@@ -207,17 +207,8 @@ def test_what_is_not_finite_stays_visible_at_any_weight_but_none(weight: float) 
     counted = Moments(tf.ones(1, tf.float64), tf.zeros(2, tf.float64), tf.ones(2, tf.float64))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = normalize.apply_moments(
-            x,
-            counted,
-            tf.ones(2),
-            tf.zeros(2),
-            Layout(2, 1),
-            0.0,
-            LocalCommunicator(),
-            "t",
-            weights,
-        )
+        context = NormContext(Layout(2, 1), 0.0, LocalCommunicator(), "t", weights)
+        y = normalize.apply_moments(x, counted, tf.ones(2), tf.zeros(2), context)
     dx = tape.gradient(y, x, output_gradients=tf.constant([[0.0, 1.0]] * 4))
     assert np.isnan(y[0, 0])
     assert np.isinf(y[1, 1])

@@ -15,7 +15,7 @@ LATE_SECONDS = 0.3
 
 
 def run(communicator: Communicator) -> dict[str, Any]:
-    with mock.patch.multiple(telemetry, _watching=False, _board=None):
+    with mock.patch.multiple(telemetry, _watching=False, _buffer=None):
         return _watched(communicator)
 
 
