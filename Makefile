@@ -78,14 +78,18 @@ docs: .venv/.installed ## Build the documentation into build/site; a warning is 
 bench: setup ## Measure speed and memory beside the rivals; renews docs/performance.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
+CPP := $(wildcard syncbn/native/*.cc syncbn/native/*.h)
+
 lint: .venv/.installed ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
 format: .venv/.installed ## Put the code into its layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 setup: .venv/.horovod .venv/.native ## Make .venv with all that this machine can build
 

@@ -1,8 +1,8 @@
-// The arithmetic for one level of instructions: compiled once for each, with its own -march.
+// The arithmetic for one instruction set level, compiled once per level with its -march.
 //
-// SYNCBN_LEVEL names the table. Everything else has internal linkage, and no header of the standard
-// C++ library is included: of an inline function compiled twice the linker keeps one, whichever,
-// and a processor of a lower level would run the other's instructions.
+// SYNCBN_LEVEL is the name of the table. Everything else has internal linkage, and no header of the
+// C++ standard library is included: of an inline function compiled twice the linker keeps any one,
+// and a processor of a lower level could execute unsupported instructions.
 
 #include "arithmetic.h"
 
@@ -10,7 +10,7 @@
 
 namespace {
 
-// The templates of kernels.h behind pointers without types.
+// Untyped wrappers of the templates in kernels.h.
 template <typename In>
 constexpr syncbn::Kernels kernels() {
   using T = typename ComputeType<In>::type;
@@ -25,9 +25,11 @@ constexpr syncbn::Kernels kernels() {
       },
       [](const void* g, const void* x, Planes p, const void* weights, const double* moments,
          const void* terms, Rectifier rectifier, double* r, double* q) {
-        const auto sums = rectifier.rectifies() ? gradient_sums<In, true> : gradient_sums<In, false>;
+        const auto sums =
+            rectifier.rectifies() ? gradient_sums<In, true> : gradient_sums<In, false>;
         sums(static_cast<const In*>(g), static_cast<const In*>(x), p,
-             static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r, q);
+             static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r,
+             q);
       },
       [](const double* sums, const double* moments, int64_t channels, double epsilon,
          const void* scale, double* wire, void* of_scale, void* of_offset) {
@@ -53,10 +55,10 @@ constexpr syncbn::Kernels kernels() {
       },
       [](const void* g, const void* x, Planes p, const void* weights, const void* terms,
          Rectifier rectifier, void* dx) {
-        const auto all = rectifier.rectifies() ? input_gradient<In, true> : input_gradient<In, false>;
-        all(static_cast<const In*>(g), static_cast<const In*>(x), p,
-            static_cast<const T*>(weights), static_cast<const T*>(terms), rectifier,
-            static_cast<In*>(dx));
+        const auto all =
+            rectifier.rectifies() ? input_gradient<In, true> : input_gradient<In, false>;
+        all(static_cast<const In*>(g), static_cast<const In*>(x), p, static_cast<const T*>(weights),
+            static_cast<const T*>(terms), rectifier, static_cast<In*>(dx));
       },
       [](const void* weights, int64_t size) { return total(static_cast<const T*>(weights), size); },
       [](const void* now, const double* target, double momentum, int64_t channels, void* next) {

@@ -1,4 +1,4 @@
-// How the work on a tensor is cut: into ghost batches, and into parts for threads.
+// Divides the work on a tensor into ghost batches, and into parts for threads.
 
 #ifndef SYNCBN_NATIVE_BATCHES_H_
 #define SYNCBN_NATIVE_BATCHES_H_
@@ -14,10 +14,10 @@
 namespace syncbn {
 namespace {
 
-// Below so many values a thread costs more than it saves.
+// Fewer values are not worth an additional thread.
 constexpr int64_t kValuesPerThread = 1 << 16;
 
-// What each of the four keeps.
+// The attributes of each of the four operations.
 struct Layer {
   explicit Layer(Construction& construction)
       : axis(construction.integer("axis")),
@@ -26,13 +26,13 @@ struct Layer {
 
   DataType computed() const { return type == kDouble ? kDouble : kFloat; }
 
-  // False, with the error in `run`, where x has no such axis.
+  // False, with the error in `run`, if x has no such axis.
   bool planes(const Tensor& x, Run& run, Planes* p) const {
-    if (axis < 0 || axis >= x.rank() || x.rank() > kMostDims) {
+    if (axis < 0 || axis >= x.rank() || x.rank() > kMaxDims) {
       run.status.set(
           kInvalidArgument,
-          "the channel axis must be one of x, which may have %d. Received: axis %d of %d",
-          kMostDims, int(axis), x.rank());
+          "the channel axis must be one of x, which may have %d. Received: axis %d of %d", kMaxDims,
+          int(axis), x.rank());
       return false;
     }
     *p = {1, x.dim(axis), 1};
@@ -53,7 +53,7 @@ struct Layer {
   const Kernels* kernels;
 };
 
-// Into how many parts the outer positions of `p` are cut.
+// The number of parts into which the outer axis of `p` is divided.
 int64_t parts_of(Planes p) {
   int64_t parts = p.size() / kValuesPerThread;
   if (p.outer < parts) parts = p.outer;
@@ -70,7 +70,7 @@ void in_parts(Planes p, int64_t parts, const Work& work) {
   });
 }
 
-// Two sums by channel: add(offset, planes, r, q) adds those of one part.
+// Two sums per channel: add(offset, planes, r, q) adds those of one part.
 class Sums {
  public:
   template <typename Add>
@@ -93,20 +93,21 @@ class Sums {
   Scratch partial_;
 };
 
-// The batches that x consists of: one, or several ghost batches.
+// The batches in x: one, or several ghost batches.
 class Batches {
  public:
-  // `whole` is all of x; false in `run` where its rows cannot be cut into so many blocks.
+  // `whole` is all of x; sets an error in `run` if its rows cannot be divided into these blocks.
   Batches(const Layer& layer, Planes whole, const Tensor& x, const Tensor& weights,
           const Tensor& options, Run& run)
       : layer_(layer), whole_(whole), options_(options.data<double>()) {
     const int64_t rows = x.rank() > 0 ? x.dim(0) : 0;
-    count_ = most_of_one(static_cast<int64_t>(options_[3]));
+    count_ = at_least_one(static_cast<int64_t>(options_[3]));
     if (count_ > 1 && (layer.axis == 0 || rows % count_ != 0))
-      run.status.set(kInvalidArgument, "%lld rows cannot be cut into %lld blocks",
+      run.status.set(kInvalidArgument, "%lld rows cannot be divided into %lld blocks",
                      static_cast<long long>(rows), static_cast<long long>(count_));
     if (weights.size() > 0 && weights.size() != whole.outer * whole.inner)
-      run.status.set(kInvalidArgument, "weights must be one for each position. Received: %lld of %lld",
+      run.status.set(kInvalidArgument,
+                     "weights must have one value per position. Received: %lld of %lld",
                      static_cast<long long>(weights.size()),
                      static_cast<long long>(whole.outer * whole.inner));
     weights_ = weights.size() > 0 ? weights.data() : nullptr;
@@ -114,27 +115,27 @@ class Batches {
 
   int64_t count() const { return count_; }
   Planes one() const { return whole_.part(whole_.outer / count_); }
-  // Into how many parts one batch is cut: several batches are shared out whole.
+  // The number of parts of one batch: several batches are not divided further.
   int64_t parts() const { return count_ > 1 ? 1 : parts_of(whole_); }
   double epsilon() const { return options_[0]; }
   Rectifier rectifier() const { return {options_[4], options_[5]}; }
 
-  // Calls work(batch, offset of its first value).
+  // Calls work(batch, offset of its first value) for each batch.
   template <typename Work>
   void each(const Work& work) const {
     if (count_ == 1) return work(0, 0);
     for_each_part(count_, [&](int64_t batch) { work(batch, batch * one().size()); });
   }
 
-  // The weights from the position of this value on.
+  // The weights from the position of the value at `offset`.
   const void* weights_at(int64_t offset) const {
     if (weights_ == nullptr) return nullptr;
     return static_cast<const char*>(weights_) +
-           offset / most_of_one(whole_.channels) * layer_.kernels->compute_size;
+           offset / at_least_one(whole_.channels) * layer_.kernels->compute_size;
   }
 
  private:
-  static int64_t most_of_one(int64_t count) { return count > 1 ? count : 1; }
+  static int64_t at_least_one(int64_t count) { return count > 1 ? count : 1; }
 
   const Layer& layer_;
   Planes whole_;

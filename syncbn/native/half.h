@@ -1,7 +1,7 @@
-// The two 16-bit floating-point types: widened exactly, narrowed to the nearest, ties to even.
+// The two 16-bit floating-point types: widened exactly, rounded to the nearest, ties to even.
 //
-// By integer operations alone, which compilers turn into vectors on every processor, and which do
-// not depend on whether denormal numbers are flushed to zero.
+// Uses integer operations only, which compilers vectorize for every processor, and which do not
+// depend on whether denormals are flushed to zero.
 
 #ifndef SYNCBN_NATIVE_HALF_H_
 #define SYNCBN_NATIVE_HALF_H_
@@ -30,12 +30,11 @@ struct Half {
   Half() = default;
   explicit Half(float value) {
     const uint32_t all = bits_of(value), sign = (all >> 16) & 0x8000, size = all & 0x7FFFFFFF;
-    // Below 2^-14 the last bit is worth 2^-24, that of a float between 1/2 and 1: adding 1/2
-    // rounds.
+    // Below 2^-14 the last bit is 2^-24, like that of a float between 1/2 and 1: adding 1/2 rounds.
     const uint32_t small = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
     const uint32_t normal = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
     const uint32_t finite = size < (113u << 23) ? small : normal;
-    const uint32_t huge = size > (255u << 23) ? 0x7E00 : 0x7C00;  // not a number, or infinite
+    const uint32_t huge = size > (255u << 23) ? 0x7E00 : 0x7C00;  // NaN or infinity
     bits = static_cast<uint16_t>(sign | (size >= (143u << 23) ? huge : finite));
   }
 

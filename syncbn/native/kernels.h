@@ -1,10 +1,10 @@
-// The mathematics of moments.py as bodies of loops, for any type of values.
+// The mathematics of moments.py as loop bodies, for any type of values.
 //
-// In is what is stored (half precision, float or double), T what is computed in (float, or double
-// for double).
+// In is the storage type (half precision, float or double), T the compute type (double for double,
+// otherwise float).
 //
-// Speed is a matter of bytes: forward reads x twice and writes y, backward reads dy and x twice and
-// writes dx.
+// Memory traffic determines the speed: forward reads x twice and writes y, backward reads dy and x
+// twice and writes dx.
 
 #ifndef SYNCBN_NATIVE_KERNELS_H_
 #define SYNCBN_NATIVE_KERNELS_H_
@@ -29,8 +29,8 @@ struct ComputeType<double> {
   using type = double;
 };
 
-// A value near the data of each channel: the median of three positions that count, so that one
-// outlier, in whatever position, cannot become the pivot.
+// A value near the data of each channel: the median of three positions of positive weight, so that
+// a single outlier cannot become the pivot.
 template <typename In, typename T = typename ComputeType<In>::type>
 void choose_pivot(const In* x, Planes p, const T* weights, double* pivot) {
   const int64_t n = p.outer * p.inner;
@@ -51,18 +51,18 @@ void choose_pivot(const In* x, Planes p, const T* weights, double* pivot) {
           x[position / p.inner * p.stride() + c * p.inner + position % p.inner]));
     };
     const double first = at(begin), middle = at(middle_position), last = at(end);
-    pivot[c] = sixteen_bits(most(least(first, middle), least(most(first, middle), last)));
+    pivot[c] = sixteen_bits(max_of(min_of(first, middle), min_of(max_of(first, middle), last)));
   }
 }
 
-// Whether it is a number, and not infinite.
+// Whether `value` is neither NaN nor infinite.
 template <typename T>
 inline bool finite(T value) {
   return value - value == 0;
 }
 
-// r += Σw(x − pivot), q += Σw(x − pivot)²; without weights each counts once. A value of weight zero
-// has no share, even one that is not finite.
+// r += Σw(x − pivot), q += Σw(x − pivot)²; w = 1 without weights. A value of weight zero is
+// ignored, even if it is not finite.
 template <typename In, typename T = typename ComputeType<In>::type>
 void local_sums(const In* __restrict x, Planes p, const T* weights, const double* pivot, double* r,
                 double* q) {
@@ -84,15 +84,15 @@ void local_sums(const In* __restrict x, Planes p, const T* weights, const double
   });
 }
 
-// The part of a channel's mean that T rounds off.
+// The rounding error of a channel's mean in T.
 template <typename T>
 double low_part(const double* moments, int64_t channels, int64_t c) {
   const double mean = moments[1 + c], rest = moments[1 + 2 * channels + c];
   return (mean - static_cast<T>(mean)) + rest;
 }
 
-// What happens to each value: six folded rows. The mean goes in two parts, high and low: one float
-// would be off by half a percent of the deviation at mean/deviation 1e5.
+// The coefficients of each value: six folded rows. The mean has two parts, high and low: a single
+// float has an error of half a percent of the standard deviation at mean/std 1e5.
 template <typename Pointer>
 struct Terms {
   Pointer high, low, factor, offset, constant, slope;
@@ -106,20 +106,20 @@ struct Terms {
         slope(constant + width_of(channels)) {}
 };
 
-// What the rectifier makes of z, not a number included.
+// The rectifier; NaN stays NaN.
 template <typename T>
 inline T rectified(T z, T slope, T cap) {
   return z < 0 ? z * slope : z > cap ? cap : z;
 }
 
-// Its derivative, as TensorFlow has it where it jumps.
+// The derivative of the rectifier, with TensorFlow's values at the discontinuities.
 template <typename T>
 inline T rectified_slope(T z, T slope, T cap) {
   return z > 0 ? (z < cap ? T(1) : T(0)) : slope;
 }
 
-// r += Σg, q += Σg·(x − mean), with the mean rounded to T, and g behind the rectifier, if there is
-// one. A value of weight zero that is not finite counts as the mean.
+// r += Σg, q += Σg·(x − mean), with the mean rounded to T, and g multiplied by the derivative of
+// the rectifier, if there is one. A non-finite value of weight zero is replaced by the mean.
 template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
 void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, const T* weights,
                    const double* moments, const T* rows, Rectifier rectifier, double* r,
@@ -138,20 +138,20 @@ void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, con
   const T* __restrict f = terms.factor;
   const T* __restrict b = terms.offset;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto behind = [=](T value, T d, int64_t c) {
+  const auto through_rectifier = [=](T value, T d, int64_t c) {
     return rectifies ? value * rectified_slope((d - l[c]) * f[c] + b[c], slope, cap) : value;
   };
   if (weights != nullptr) {
     weighted_sums<T>(p, weights, r, q, [=](int64_t i, int64_t c, T w, T& s, T& t) {
       const T off = static_cast<T>(x[i]) - h[c], d = w > 0 || finite(off) ? off : m[c];
-      const T value = behind(static_cast<T>(g[i]), d, c);
+      const T value = through_rectifier(static_cast<T>(g[i]), d, c);
       s += value;
       t += value * d;
     });
     return;
   }
   channel_sums<T>(p, r, q, [=](int64_t i, int64_t c, T& s, T& t) {
-    const T d = static_cast<T>(x[i]) - h[c], value = behind(static_cast<T>(g[i]), d, c);
+    const T d = static_cast<T>(x[i]) - h[c], value = through_rectifier(static_cast<T>(g[i]), d, c);
     s += value;
     t += value * d;
   });
@@ -163,7 +163,7 @@ void finish_gradient_sums(const double* sums, const double* moments, int64_t cha
                           double epsilon, const T* scale, double* wire, T* of_scale, T* of_offset) {
   const double* variance = moments + 1 + channels;
   for (int64_t c = 0; c < channels; ++c) {
-    // What the mean lost when it was rounded is the same for all values.
+    // The rounding error of the mean is the same for all values.
     const double first = sums[c];
     const double second = sums[channels + c] - low_part<T>(moments, channels, c) * first;
     wire[c] = scale[c] * first;
@@ -178,7 +178,7 @@ int64_t terms_size(int64_t channels) {
   return 6 * width_of(channels) * sizeof(T);
 }
 
-// Of z = (x − mean)·factor + offset.
+// The coefficients of z = (x − mean)·factor + offset.
 template <typename T>
 void normalization_terms(const double* moments, int64_t channels, double epsilon, const T* scale,
                          const T* offset, T* rows) {
@@ -192,8 +192,8 @@ void normalization_terms(const double* moments, int64_t channels, double epsilon
   fold(channels, terms.offset, [=](int64_t c) { return offset[c]; });
 }
 
-// Of dx = g·factor − constant − (x − mean)·slope. `sums` holds Σγ·g and Σγ·g·(x − mean) over all
-// ranks.
+// The coefficients of dx = g·factor − constant − (x − mean)·slope. `sums` has Σγ·g and
+// Σγ·g·(x − mean) over all ranks.
 template <typename T>
 void gradient_terms(const double* moments, int64_t channels, double epsilon, const T* scale,
                     const T* offset, const double* sums, T* rows) {
@@ -210,7 +210,7 @@ void gradient_terms(const double* moments, int64_t channels, double epsilon, con
   });
 }
 
-// A value of weight zero that is not finite counts as the mean.
+// A non-finite value of weight zero is replaced by the mean.
 template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
 void normalize(const In* __restrict x, Planes p, const T* weights, const T* rows,
                Rectifier rectifier, In* __restrict y) {
@@ -233,7 +233,7 @@ void normalize(const In* __restrict x, Planes p, const T* weights, const T* rows
   });
 }
 
-// dx may be the very memory of g.
+// dx may alias g.
 template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
 void input_gradient(const In* g, const In* __restrict x, Planes p, const T* weights, const T* rows,
                     Rectifier rectifier, In* dx) {
@@ -245,20 +245,21 @@ void input_gradient(const In* g, const In* __restrict x, Planes p, const T* weig
   const T* __restrict a = terms.constant;
   const T* __restrict b = terms.slope;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto behind = [=](T value, T d, int64_t c) {
+  const auto through_rectifier = [=](T value, T d, int64_t c) {
     return rectifies ? value * rectified_slope(d * f[c] + o[c], slope, cap) : value;
   };
   if (weights != nullptr) {
     each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
       const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-      const T through = behind(static_cast<T>(g[i]), d, c) * f[c] - w * (a[c] + d * b[c]);
+      const T through =
+          through_rectifier(static_cast<T>(g[i]), d, c) * f[c] - w * (a[c] + d * b[c]);
       dx[i] = static_cast<In>(w > 0 || finite(d) ? through : T(0));
     });
     return;
   }
   each_value(p, [=](int64_t i, int64_t c) {
     const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-    dx[i] = static_cast<In>(behind(static_cast<T>(g[i]), d, c) * f[c] - a[c] - d * b[c]);
+    dx[i] = static_cast<In>(through_rectifier(static_cast<T>(g[i]), d, c) * f[c] - a[c] - d * b[c]);
   });
 }
 
@@ -278,7 +279,7 @@ double total(const T* weights, int64_t size) {
 
 template <typename In>
 double sum_of_squares(const In* x, int64_t size) {
-  constexpr int64_t kLanes = 8;  // sums side by side, which the compiler makes into vectors
+  constexpr int64_t kLanes = 8;  // independent sums, which the compiler vectorizes
   double lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes)

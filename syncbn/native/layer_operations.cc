@@ -1,13 +1,13 @@
-// The layer as four operations on the CPU, with any communicator's sums between them.
+// The layer as four CPU operations, with an all-reduce of any communicator in between.
 //
-// `weights` holds one number of the computed type for each position, or nothing: all count once.
+// `weights` has one number of the compute type per position, or is empty: all weights are 1.
 // `options` are epsilon, momentum, whether to correct the variance (Bessel), the number of blocks,
-// and slope and cap of the rectifier behind the normalization. So many equal parts of the outermost
-// axis as there are blocks are batches of their own (ghost batches), whose wires and moments lie one
-// after the other.
+// and slope and cap of the rectifier after the normalization. Each block is an equal part of the
+// outermost axis with its own statistics (ghost batches); wires and moments of blocks are
+// concatenated.
 //
-// Work is cut by the number of threads alone and partial sums are added in order, so results repeat
-// bit by bit.
+// Work is divided by the number of threads only, and partial sums are added in order, so results
+// are reproducible bit for bit.
 
 #include "arithmetic.h"
 #include "batches.h"
@@ -48,18 +48,18 @@ void local_sums(const Layer& layer, Run& run) {
   });
 }
 
-// From the moments of the joined batch to the next moving mean and variance.
+// The next moving mean and variance from the moments of the global batch.
 void move_statistics(const Kernels& kernels, const double* moments, int64_t channels,
                      const double* option, const Tensor& mean_now, const Tensor& variance_now,
                      const Tensor& mean_next, const Tensor& variance_next) {
   const double count = moments[0], *mean = moments + 1, *variance = mean + channels;
-  const double kept = count > 0 ? option[1] : 1.0;
-  kernels.move(mean_now.data(), mean, kept, channels, mean_next.data());
+  const double momentum = count > 0 ? option[1] : 1.0;
+  kernels.move(mean_now.data(), mean, momentum, channels, mean_next.data());
   Scratch scratch(channels * sizeof(double));
   double* target = static_cast<double*>(scratch.data());
   const double correction = option[2] != 0 && count > 1 ? count / (count - 1) : 1.0;
   for (int64_t c = 0; c < channels; ++c) target[c] = variance[c] * correction;
-  kernels.move(variance_now.data(), target, kept, channels, variance_next.data());
+  kernels.move(variance_now.data(), target, momentum, channels, variance_next.data());
 }
 
 // x, weights, wire, scale, offset, moving mean, moving variance, options → y, moments, next mean,
@@ -75,8 +75,8 @@ void normalize(const Layer& layer, Run& run) {
   const Shape by_channel = Shape::vector(p.channels);
   const int64_t length = 3 * p.channels + 1;
   const Tensor y = run.output(0, layer.type, kernels.value_size, Shape::of(x)),
-               moments = run.output(1, kDouble, sizeof(double),
-                                    Shape::vector(batches.count() * length)),
+               moments =
+                   run.output(1, kDouble, sizeof(double), Shape::vector(batches.count() * length)),
                mean_next = run.output(2, layer.computed(), kernels.compute_size, by_channel),
                variance_next = run.output(3, layer.computed(), kernels.compute_size, by_channel);
   if (!run.ok()) return;
@@ -103,7 +103,7 @@ void normalize(const Layer& layer, Run& run) {
   });
 }
 
-// Adds up the vectors (C) of all batches, of type T.
+// Sums the vectors (C) of all batches, of type T.
 template <typename T>
 void add_up(const void* parts, int64_t count, int64_t channels, void* sum) {
   const T* values = static_cast<const T*>(parts);
@@ -132,12 +132,12 @@ void gradient_sums(const Layer& layer, Run& run) {
   if (!run.ok()) return;
 
   const void *g = gradient.data(), *values = x.data();
-  const double* known = moments.data<double>();
+  const double* all_moments = moments.data<double>();
   const Planes one = batches.one();
   const int64_t vector = p.channels * kernels.compute_size;
   Scratch scales(batches.count() * vector), offsets(batches.count() * vector);
   batches.each([&](int64_t batch, int64_t start) {
-    const double* of_batch = known + batch * (3 * p.channels + 1);
+    const double* of_batch = all_moments + batch * (3 * p.channels + 1);
     const bool rectifies = batches.rectifier().rectifies();
     Scratch terms(rectifies ? kernels.terms_size(p.channels) : 0);
     if (rectifies)
@@ -148,8 +148,8 @@ void gradient_sums(const Layer& layer, Run& run) {
                             batches.weights_at(start + offset), of_batch, terms.data(),
                             batches.rectifier(), r, q);
     });
-    kernels.finish_gradient_sums(sums.data(), of_batch, p.channels, batches.epsilon(),
-                                 scale.data(), wire.data<double>() + batch * 2 * p.channels,
+    kernels.finish_gradient_sums(sums.data(), of_batch, p.channels, batches.epsilon(), scale.data(),
+                                 wire.data<double>() + batch * 2 * p.channels,
                                  static_cast<char*>(scales.data()) + batch * vector,
                                  static_cast<char*>(offsets.data()) + batch * vector);
   });
@@ -166,7 +166,7 @@ void input_gradient(const Layer& layer, Run& run) {
   Planes p;
   if (!run.ok() || !layer.planes(x, run, &p)) return;
   const Batches batches(layer, p, x, weights, options, run);
-  // In the memory of the gradient where possible: one stream less, and one tensor less.
+  // In the memory of the gradient if possible: one tensor fewer to allocate and to stream.
   const Tensor output = run.output_in_place_of(0, Shape::of(x));
   const Tensor gradient = run.input(0);
   if (!run.ok()) return;
@@ -182,21 +182,21 @@ void input_gradient(const Layer& layer, Run& run) {
                            wire.data<double>() + batch * 2 * p.channels, terms.data());
     in_parts(one, batches.parts(), [&](int64_t, int64_t offset, Planes piece) {
       kernels.input_gradient(layer.at(g, start + offset), layer.at(values, start + offset), piece,
-                             batches.weights_at(start + offset), terms.data(),
-                             batches.rectifier(), layer.at(dx, start + offset));
+                             batches.weights_at(start + offset), terms.data(), batches.rectifier(),
+                             layer.at(dx, start + offset));
     });
   });
 }
 
 }  // namespace
 
-// Shapes of small outputs follow from C at run time; Python sets them where graphs need them.
+// Shapes of small outputs depend on C at run time; Python sets them if a graph needs them.
 void register_layer() {
   const char* type = "T: {half, bfloat16, float, double}";
   const char* compute = "Compute: {float, double}";
-  register_operation(define<Layer, local_sums>(
-      "SyncbnLocalSums", {type, compute, "axis: int"},
-      {"x: T", "weights: Compute", "options: double"}, {"wire: double"}, shapes<kUnknown>));
+  register_operation(define<Layer, local_sums>("SyncbnLocalSums", {type, compute, "axis: int"},
+                                               {"x: T", "weights: Compute", "options: double"},
+                                               {"wire: double"}, shapes<kUnknown>));
   register_operation(define<Layer, normalize>(
       "SyncbnNormalize", {type, compute, "axis: int"},
       {"x: T", "weights: Compute", "wire: double", "scale: Compute", "offset: Compute",

@@ -28,7 +28,7 @@ Registers cpuid(unsigned leaf) {
 
 bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
 
-// Whether the operating system saves these parts of the vector registers.
+// Whether the operating system saves these vector register states (XCR0).
 bool saved(unsigned parts) {
   if (!has(cpuid(1).c, bit_OSXSAVE)) return false;
   unsigned low, high;
@@ -69,7 +69,7 @@ extern const Arithmetic baseline;
 
 namespace {
 
-// Of aarch64 NEON is a part.
+// NEON is part of aarch64.
 #if defined(__aarch64__)
 const Level kLevels[] = {{"aarch64", &baseline, [] { return true; }}};
 #else
@@ -86,22 +86,22 @@ const Level* levels(int* count) {
 }
 
 const Level* choose_level(const char* name, char* message, int message_size) {
-  const bool any = name == nullptr || *name == '\0';
+  const bool unnamed = name == nullptr || *name == '\0';
   const Level *best = nullptr, *named = nullptr;
-  char known[128] = "";
+  char names[128] = "";
   for (const Level& level : kLevels) {
     if (level.supported()) best = &level;
-    if (!any && strcmp(level.name, name) == 0) named = &level;
-    const size_t used = strlen(known);
-    snprintf(known + used, sizeof(known) - used, "%s%s", used ? ", " : "", level.name);
+    if (!unnamed && strcmp(level.name, name) == 0) named = &level;
+    const size_t used = strlen(names);
+    snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "", level.name);
   }
   if (best == nullptr)
     snprintf(message, message_size, "this processor is below %s, the least that the kernels need",
              kLevels[0].name);
-  else if (any)
+  else if (unnamed)
     return best;
   else if (named == nullptr)
-    snprintf(message, message_size, "SYNCBN_MARCH must be one of %s. Received: '%s'", known, name);
+    snprintf(message, message_size, "SYNCBN_MARCH must be one of %s. Received: '%s'", names, name);
   else if (!named->supported())
     snprintf(message, message_size,
              "SYNCBN_MARCH=%s asks for instructions that this processor lacks: it has those of %s",

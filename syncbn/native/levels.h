@@ -1,4 +1,4 @@
-// Which build of the arithmetic this processor runs.
+// Chooses the build of the arithmetic for this processor.
 
 #ifndef SYNCBN_NATIVE_LEVELS_H_
 #define SYNCBN_NATIVE_LEVELS_H_
@@ -8,16 +8,16 @@
 namespace syncbn {
 
 struct Level {
-  const char* name;  // as compilers call it
+  const char* name;  // as in -march
   const Arithmetic* arithmetic;
   bool (*supported)();
 };
 
-// The levels in this library, the best last, and how many.
+// The levels in this library, the best last; sets their count.
 const Level* levels(int* count);
 
-// The level called `name`, or the best this processor supports for null or "". Null where there is
-// none; `message` then says why.
+// The level `name`, or the best one that this processor supports for null or "". Null if there is
+// none, with the reason in `message`.
 const Level* choose_level(const char* name, char* message, int message_size);
 
 }  // namespace syncbn

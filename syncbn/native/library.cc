@@ -1,5 +1,5 @@
-// The library as Python meets it: `tf.load_op_library` opens it, which registers the operations,
-// and `syncbn_start` makes them ready to run.
+// Entry points of the library: loading it with `tf.load_op_library` registers the operations, and
+// `syncbn_start` initialises them.
 
 #include "library.h"
 
@@ -13,10 +13,10 @@ namespace {
 
 const Level* chosen = nullptr;
 bool registered = false;
-const char* missing = nullptr;
+const char* missing_function = nullptr;
 
 __attribute__((constructor)) void on_load() {
-  if (!find_tensorflow(&missing)) return;
+  if (!find_tensorflow(&missing_function)) return;
   register_layer();
   register_statistics();
   register_mpi();
@@ -44,13 +44,13 @@ const Kernels& kernels_of(DataType type) {
 
 }  // namespace syncbn
 
-// Chooses the instructions called `march`, or the best for "", and returns their name. Null where
-// the operations cannot run; `message` then says why.
+// Chooses the instruction set level `march`, or the best one for "", and returns its name. Null if
+// the operations cannot run, with the reason in `message`.
 SYNCBN_EXPORT const char* syncbn_start(const char* march, char* message, int message_size) {
   using namespace syncbn;
   if (!registered) {
-    if (missing != nullptr)
-      snprintf(message, message_size, "this TensorFlow has no %s in its C API", missing);
+    if (missing_function != nullptr)
+      snprintf(message, message_size, "this TensorFlow has no %s in its C API", missing_function);
     else
       snprintf(message, message_size, "libtensorflow_framework.so.2 is not loaded");
     return nullptr;
@@ -61,5 +61,5 @@ SYNCBN_EXPORT const char* syncbn_start(const char* march, char* message, int mes
   return level->name;
 }
 
-// How many threads work on one operation.
+// Sets the number of threads per operation.
 SYNCBN_EXPORT void syncbn_use_threads(int count) { syncbn::set_thread_count(count); }

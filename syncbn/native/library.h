@@ -1,4 +1,4 @@
-// What the parts of the library have in common, and how Python finds its functions.
+// Declarations shared by the parts of the library, and the export of functions to Python.
 
 #ifndef SYNCBN_NATIVE_LIBRARY_H_
 #define SYNCBN_NATIVE_LIBRARY_H_
@@ -10,7 +10,7 @@
 
 namespace syncbn {
 
-// The build of the arithmetic for this processor; there is one once `syncbn_start` has succeeded.
+// The build of the arithmetic for this processor; valid after `syncbn_start` has succeeded.
 const Arithmetic& chosen_arithmetic();
 const Kernels& kernels_of(DataType type);
 

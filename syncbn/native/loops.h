@@ -1,13 +1,12 @@
-// Loops over all values, by channel: sums in a fixed order, and bodies that do not depend on each
-// other.
+// Loops over all values by channel: sums in a fixed order, and elementwise loops.
 //
-// Sums run in T over short blocks and are widened to double between them. Which values are added to
-// which, and in what order, is laid down here and depends on no processor: lanes and columns are as
-// many for narrow vector units as for wide ones, and products are rounded before they are added
-// (-ffp-contract=off). So every level of instructions gives the same bits.
+// Sums accumulate in T over short blocks, and in double over blocks. The order of additions is
+// fixed here and independent of the processor: the number of lanes and columns does not depend on
+// the width of vector units, and products are rounded before they are added (-ffp-contract=off). So
+// all instruction set levels give bitwise equal results.
 //
-// The second pass of each direction starts where the first one ended, on what the cache still holds;
-// hence the first, which sums, goes from the last block to the first.
+// The second pass of each direction starts where the first one ended, on data still in the cache;
+// so the first pass, which sums, runs from the last block to the first.
 
 #ifndef SYNCBN_NATIVE_LOOPS_H_
 #define SYNCBN_NATIVE_LOOPS_H_
@@ -19,7 +18,7 @@
 #include "arithmetic.h"
 #include "moments.h"
 
-// The next loop's passes do not depend on each other, whatever the pointers look like.
+// The iterations of the next loop are independent, regardless of possible pointer aliasing.
 #ifdef __clang__
 #define SYNCBN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -30,20 +29,21 @@ namespace {
 
 using syncbn::Planes;
 
-// Rows of channels are folded until they are this wide, so that few channels fill the vector units
-// as well as many.
+// Rows of channels are joined to rows of about this width, so that few channels fill the vector
+// units, too.
 constexpr int64_t kWidth = 512;
 
-// Folded rows added up in float before widening: the rounding of a partial sum stays below 1e-6.
+// Number of folded rows summed in float before widening: the rounding error of a partial sum stays
+// below 1e-6.
 constexpr int64_t kBlock = 128;
 
-// So many rows are folded into one.
+// The number of rows joined into one folded row.
 inline int64_t fold_of(int64_t channels) {
-  return most<int64_t>(1, kWidth / most<int64_t>(1, channels));
+  return max_of<int64_t>(1, kWidth / max_of<int64_t>(1, channels));
 }
 inline int64_t width_of(int64_t channels) { return fold_of(channels) * channels; }
 
-// One value per column of a folded row: those of the channels, one group after the other.
+// Fills a folded row with one value per channel, repeated for each of its rows.
 template <typename T, typename Value>
 void fold(int64_t channels, T* columns, Value value) {
   for (int64_t c = 0; c < channels; ++c) columns[c] = value(c);
@@ -51,7 +51,7 @@ void fold(int64_t channels, T* columns, Value value) {
     memcpy(columns + f * channels, columns, channels * sizeof(T));
 }
 
-// Adds the columns of each channel to total, and starts again from zero.
+// Adds the columns of each channel to total, and resets them to zero.
 template <typename T>
 void drain(int64_t channels, T* columns, double* total) {
   for (int64_t f = 0; f < fold_of(channels); ++f)
@@ -59,12 +59,12 @@ void drain(int64_t channels, T* columns, double* total) {
   memset(columns, 0, width_of(channels) * sizeof(T));
 }
 
-// Memory on a line of the cache, all zero.
+// Zeroed memory, aligned to a cache line.
 template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t count) {
-    const size_t bytes = (most<int64_t>(1, count) * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = (max_of<int64_t>(1, count) * sizeof(T) + 63) / 64 * 64;
     data_ = static_cast<T*>(aligned_alloc(64, bytes));
     if (data_ == nullptr) abort();
     memset(data_, 0, bytes);
@@ -81,7 +81,7 @@ class Buffer {
 
 constexpr int64_t kLanes = 16;
 
-// Adds the lanes of each channel to total, and starts again from zero.
+// Adds the lanes of each channel to total, and resets them to zero.
 template <typename T>
 void drain_lanes(int64_t channels, T* lanes, double* total) {
   for (int64_t c = 0; c < channels; ++c)
@@ -89,16 +89,16 @@ void drain_lanes(int64_t channels, T* lanes, double* total) {
   memset(lanes, 0, channels * kLanes * sizeof(T));
 }
 
-// Sums where the values of a channel lie side by side: add(i, position, column, s, t) adds the two
-// terms of value i to s and t.
+// Sums if the values of a channel are contiguous: add(i, position, column, s, t) adds the two terms
+// of value i to s and t.
 template <typename T, typename Add>
 void sums_of_runs(Planes p, double* r, double* q, Add add) {
-  // So many values a lane before widening, as in folded rows; of long runs only a part at a time.
-  const int64_t run = least(p.inner, kBlock * kLanes);
-  const int64_t outers = most<int64_t>(1, kBlock * kLanes / most<int64_t>(1, run));
+  // As many values per lane before widening as in folded rows; long runs are divided.
+  const int64_t run = min_of(p.inner, kBlock * kLanes);
+  const int64_t outers = max_of<int64_t>(1, kBlock * kLanes / max_of<int64_t>(1, run));
   Buffer<T> first(p.channels * kLanes), second(p.channels * kLanes);
   for (int64_t begin = 0; begin < p.inner; begin += run) {
-    const int64_t end = least(begin + run, p.inner);
+    const int64_t end = min_of(begin + run, p.inner);
     const int64_t whole = begin + (end - begin) / kLanes * kLanes;
     int64_t added = 0;
     for (int64_t outer = p.outer - 1; outer >= 0; --outer) {
@@ -122,8 +122,8 @@ void sums_of_runs(Planes p, double* r, double* q, Add add) {
   }
 }
 
-// The loop behind both kinds of sums: terms(i, column, s, t) adds the two terms of value i to s and
-// t; r and q (C, double) take the totals.
+// Two sums per channel: terms(i, column, s, t) adds the two terms of value i to s and t; the totals
+// are added to r and q (C, double).
 template <typename T, typename Terms>
 void channel_sums(Planes p, double* r, double* q, Terms terms) {
   if (p.inner > 1) {
@@ -139,7 +139,7 @@ void channel_sums(Planes p, double* r, double* q, Terms terms) {
     terms(i, c, s[c], t[c]);
   }
   for (int64_t start = (rows - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t stop = least(start + kBlock, rows);
+    const int64_t stop = min_of(start + kBlock, rows);
     int64_t row = start;
     for (; row + 4 <= stop; row += 4) {
       SYNCBN_INDEPENDENT
@@ -157,7 +157,7 @@ void channel_sums(Planes p, double* r, double* q, Terms terms) {
   }
 }
 
-// The same with the weight of each position: terms(i, column, weight, s, t).
+// The same with weights per position: terms(i, column, weight, s, t).
 template <typename T, typename Terms>
 void weighted_sums(Planes p, const T* __restrict weights, double* r, double* q, Terms terms) {
   if (p.inner > 1) {
@@ -171,7 +171,7 @@ void weighted_sums(Planes p, const T* __restrict weights, double* r, double* q, 
   T* __restrict s = first.data();
   T* __restrict t = second.data();
   for (int64_t start = (p.outer - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t stop = least(start + kBlock, p.outer);
+    const int64_t stop = min_of(start + kBlock, p.outer);
     int64_t row = start;
     for (; row + 4 <= stop; row += 4) {
       const T w[4] = {weights[row], weights[row + 1], weights[row + 2], weights[row + 3]};
@@ -193,7 +193,7 @@ void weighted_sums(Planes p, const T* __restrict weights, double* r, double* q, 
   }
 }
 
-// Calls body(i, column) for every value, in any order: bodies do not depend on each other.
+// Calls body(i, column) for every value, in any order: the calls are independent.
 template <typename Body>
 void each_value(Planes p, Body body) {
   if (p.inner > 1) {
@@ -207,13 +207,13 @@ void each_value(Planes p, Body body) {
   }
   const int64_t width = width_of(p.channels);
   for (int64_t start = 0; start < p.size(); start += width) {
-    const int64_t columns = least(width, p.size() - start);
+    const int64_t columns = min_of(width, p.size() - start);
     SYNCBN_INDEPENDENT
     for (int64_t c = 0; c < columns; ++c) body(start + c, c);
   }
 }
 
-// Calls body(i, column, weight) for every value likewise.
+// Calls body(i, column, weight) for every value, in any order.
 template <typename T, typename Body>
 void each_weighted_value(Planes p, const T* __restrict weights, Body body) {
   if (p.inner > 1) {

@@ -1,5 +1,4 @@
-// The arithmetic on a few numbers a channel, as in moments.py: the wire, the moments, their
-// averages.
+// The arithmetic on a few numbers per channel, as in moments.py: the vector to send, the moments.
 
 #ifndef SYNCBN_NATIVE_MOMENTS_H_
 #define SYNCBN_NATIVE_MOMENTS_H_
@@ -10,12 +9,12 @@
 namespace {
 
 template <typename Number>
-inline Number least(Number a, Number b) {
+inline Number min_of(Number a, Number b) {
   return b < a ? b : a;
 }
 
 template <typename Number>
-inline Number most(Number a, Number b) {
+inline Number max_of(Number a, Number b) {
   return a < b ? b : a;
 }
 
@@ -28,7 +27,7 @@ inline double sixteen_bits(double value) {
   return value;
 }
 
-// What the last of so many significant bits counts: a power of two, or 0 for 0.
+// The value of the last of `digits` significant bits: a power of two, or 0 for 0.
 inline double last_bit(double value, int digits) {
   int64_t bits;
   memcpy(&bits, &value, sizeof(bits));
@@ -37,11 +36,11 @@ inline double last_bit(double value, int digits) {
   return value * (1.0 / (int64_t{1} << (digits - 1)));
 }
 
-// The vector on the wire, 4C+2 numbers: see moments.py.
+// The vector to send, 4C+2 numbers: see moments.py.
 void pack(double count, const double* pivot, const double* r, const double* q, int64_t channels,
           double* wire) {
   const double coarse = sixteen_bits(count), fine = count - coarse;
-  const double of_count = most(last_bit(coarse, 8), 1.0);
+  const double of_count = max_of(last_bit(coarse, 8), 1.0);
   wire[0] = coarse, wire[1] = fine;
   double* parts = wire + 2;
   for (int64_t c = 0; c < channels; ++c) {
@@ -56,8 +55,8 @@ void pack(double count, const double* pivot, const double* r, const double* q, i
   }
 }
 
-// From the summed wire to count, means, population variances and what double rounds off the means
-// (1, C, C, C): see moments.py.
+// Count, means, population variances and rounding errors of the means (1, C, C, C) from the summed
+// wire: see moments.py.
 void merge(const double* wire, int64_t channels, double* moments) {
   const double coarse = wire[0], fine = wire[1], count = coarse + fine;
   const double inverse = count > 0 ? 1.0 / count : 0.0;
@@ -73,7 +72,7 @@ void merge(const double* wire, int64_t channels, double* moments) {
     const double square = (spread + ((q[c] - k * r[c]) - k * remainder)) * inverse;
     const double mean = k + low, added = mean - k;
     moments[1 + c] = mean;
-    moments[1 + channels + c] = most(square - low * low, 0.0);
+    moments[1 + channels + c] = max_of(square - low * low, 0.0);
     moments[1 + 2 * channels + c] = (k - (mean - added)) + (low - added);
   }
 }

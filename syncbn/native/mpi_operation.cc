@@ -1,4 +1,4 @@
-// A sum over ranks as a TensorFlow operation: MPI_Allreduce without Python in between.
+// MPI_Allreduce as a TensorFlow operation, without Python.
 
 #include <limits.h>
 #include <pthread.h>
@@ -11,8 +11,8 @@
 namespace syncbn {
 namespace {
 
-// MPI as handed over by mpi4py: the address of MPI_Allreduce and handles of this process. Handles
-// are pointers in Open MPI and ints in MPICH.
+// The address of MPI_Allreduce and handles of this process, from mpi4py. Handles are pointers in
+// Open MPI and ints in MPICH.
 struct Mpi {
   void* all_reduce;
   void* in_place;
@@ -21,8 +21,8 @@ struct Mpi {
 };
 
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-Mpi* known = nullptr;
-int64_t known_count = 0;
+Mpi* communicators = nullptr;
+int64_t communicator_count = 0;
 
 template <typename Handle>
 int call_all_reduce(const Mpi& mpi, const void* from, void* to, int count, int64_t type) {
@@ -35,8 +35,8 @@ struct AllReduce {
   explicit AllReduce(Construction& construction) : datatype(construction.integer("datatype")) {
     const int64_t communicator = construction.integer("communicator");
     pthread_mutex_lock(&lock);
-    if (communicator >= 0 && communicator < known_count)
-      mpi = known[communicator];
+    if (communicator >= 0 && communicator < communicator_count)
+      mpi = communicators[communicator];
     else
       construction.status.set(kInvalidArgument,
                               "this graph was traced in another process: its MPI communicator %lld "
@@ -55,12 +55,12 @@ void all_reduce(const AllReduce& operation, Run& run) {
     const Tensor input = run.input(0);
     if (!run.ok()) return;
     shape = Shape::of(input);
-    if (input.size() > INT_MAX || input.rank() > kMostDims)
+    if (input.size() > INT_MAX || input.rank() > kMaxDims)
       run.status.set(
           kInvalidArgument,
-          "MPI sums at most %d numbers at once, in at most %d dimensions. Received: %lld "
-          "in %d",
-          INT_MAX, kMostDims, static_cast<long long>(input.size()), input.rank());
+          "an MPI sum has at most %d values in at most %d dimensions. Received: %lld values "
+          "in %d dimensions",
+          INT_MAX, kMaxDims, static_cast<long long>(input.size()), input.rank());
   }
   const Tensor output = run.output_in_place_of(0, shape);
   const Tensor input = run.input(0);
@@ -72,15 +72,15 @@ void all_reduce(const AllReduce& operation, Run& run) {
   const int code = call(mpi, from, output.data(), int(shape.size()), operation.datatype);
   if (code != 0)
     run.status.set(kUnavailable,
-                   "MPI_Allreduce failed with code %d for %lld numbers of this rank: every rank "
-                   "must send as many, in the same order; look for layers or metrics that only "
-                   "some ranks have, and for a batch without rows",
+                   "MPI_Allreduce failed with code %d for %lld values of this rank: every rank "
+                   "must send the same number, in the same order; look for layers or metrics that "
+                   "exist on some ranks only, and for an empty batch",
                    code, static_cast<long long>(shape.size()));
 }
 
 }  // namespace
 
-// Stateful, so that TensorFlow runs sums in program order, the same on every rank.
+// Stateful, so that TensorFlow runs sums in program order, which is the same on every rank.
 void register_mpi() {
   register_operation(define<AllReduce, all_reduce>(
       "SyncbnMpiAllReduce",
@@ -91,15 +91,16 @@ void register_mpi() {
 
 }  // namespace syncbn
 
-// Makes an MPI communicator known and returns its number in this process.
+// Registers an MPI communicator and returns its number in this process.
 SYNCBN_EXPORT int64_t syncbn_register_mpi(void* all_reduce, void* in_place, int64_t communicator,
                                           int64_t sum, int handles_are_pointers) {
   using namespace syncbn;
   pthread_mutex_lock(&lock);
-  known = static_cast<Mpi*>(realloc(known, (known_count + 1) * sizeof(Mpi)));
-  if (known == nullptr) abort();
-  known[known_count] = {all_reduce, in_place, communicator, sum, handles_are_pointers != 0};
-  const int64_t number = known_count++;
+  communicators = static_cast<Mpi*>(realloc(communicators, (communicator_count + 1) * sizeof(Mpi)));
+  if (communicators == nullptr) abort();
+  communicators[communicator_count] = {all_reduce, in_place, communicator, sum,
+                                       handles_are_pointers != 0};
+  const int64_t number = communicator_count++;
   pthread_mutex_unlock(&lock);
   return number;
 }

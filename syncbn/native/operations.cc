@@ -13,11 +13,11 @@ void register_operation(const Definition& definition) {
   tensorflow.OpDefinitionBuilderSetShapeInferenceFunction(builder, definition.infer_shapes);
   tensorflow.OpDefinitionBuilderSetIsStateful(builder, definition.stateful);
   Status status;
-  tensorflow.RegisterOpDefinition(builder, status);  // which takes the builder, as the next does
+  tensorflow.RegisterOpDefinition(builder, status);  // takes ownership of the builder
   TF_KernelBuilder* kernel = tensorflow.NewKernelBuilder(definition.name, "CPU", definition.create,
                                                          definition.compute, definition.remove);
   if (status.ok()) tensorflow.RegisterKernelBuilder(definition.name, kernel, status);
-  // An operation that is not there after all is missed in Python, which says so.
+  // Python detects operations whose registration failed.
 }
 
 void set_output_shape(TF_ShapeInferenceContext* context, int output, int input, TF_Status* status) {

@@ -1,4 +1,4 @@
-// Writing TensorFlow operations through its C API: tensors that free themselves, errors that stay.
+// RAII wrappers of TensorFlow's C API for operations.
 
 #ifndef SYNCBN_NATIVE_OPERATIONS_H_
 #define SYNCBN_NATIVE_OPERATIONS_H_
@@ -14,7 +14,7 @@
 
 namespace syncbn {
 
-// A status of TensorFlow, and the first thing that went wrong.
+// A TF_Status.
 class Status {
  public:
   Status() : status_(tensorflow.NewStatus()) {}
@@ -38,7 +38,7 @@ class Status {
   TF_Status* status_;
 };
 
-// A handle to a tensor; the memory is the operation's or the graph's.
+// A handle to a tensor; the memory belongs to the operation or the graph.
 class Tensor {
  public:
   explicit Tensor(TF_Tensor* tensor) : tensor_(tensor) {}
@@ -62,15 +62,15 @@ class Tensor {
   TF_Tensor* tensor_;
 };
 
-constexpr int kMostDims = 16;
+constexpr int kMaxDims = 16;
 
 struct Shape {
-  int64_t dims[kMostDims];
+  int64_t dims[kMaxDims];
   int rank = 0;
 
   static Shape vector(int64_t size) { return {{size}, 1}; }
   static Shape of(const Tensor& tensor) {
-    Shape shape{{}, tensor.rank() < kMostDims ? tensor.rank() : kMostDims};
+    Shape shape{{}, tensor.rank() < kMaxDims ? tensor.rank() : kMaxDims};
     for (int i = 0; i < shape.rank; ++i) shape.dims[i] = tensor.dim(i);
     return shape;
   }
@@ -81,8 +81,8 @@ struct Shape {
   }
 };
 
-// One run of an operation. After an error, tensors are null: look at `ok` before their memory. The
-// error goes to TensorFlow at the end.
+// One run of an operation. After an error tensors are null: check `ok` before accessing them. The
+// destructor reports the error to TensorFlow.
 class Run {
  public:
   explicit Run(TF_OpKernelContext* context) : context_(context) {}
@@ -105,8 +105,8 @@ class Run {
                                             shape.size() * value_size, status));
   }
 
-  // Output 0, in the memory of input `index` where nothing else needs that. Nothing may hold a
-  // handle to the input yet.
+  // Output 0, in the memory of input `index` if nothing else uses that. There must be no handle to
+  // the input yet.
   Tensor output_in_place_of(int index, const Shape& shape) {
     if (!ok()) return Tensor(nullptr);
     int forwarded;
@@ -124,7 +124,8 @@ class Run {
   TF_OpKernelContext* context_;
 };
 
-// The making of an operation's state from its attributes; the error goes to TensorFlow at the end.
+// The construction of an operation's state from its attributes; the destructor reports the error to
+// TensorFlow.
 class Construction {
  public:
   explicit Construction(TF_OpKernelConstruction* context) : context_(context) {}
@@ -154,24 +155,24 @@ class Construction {
   TF_OpKernelConstruction* context_;
 };
 
-constexpr int kMostNames = 8;
+constexpr int kMaxNames = 8;
 
 // The names of an operation's attributes, inputs or outputs, in TensorFlow's notation.
 struct Names {
-  const char* names[kMostNames] = {};
+  const char* names[kMaxNames] = {};
 };
 
 struct Definition {
   const char* name;
   Names attributes, inputs, outputs;
   InferShapes infer_shapes;
-  bool stateful;  // runs in program order, and is never left out
+  bool stateful;  // runs in program order, and is never pruned
   Create create;
   Compute compute;
   Delete remove;
 };
 
-// State is made by State(Construction&) and used by compute(const State&, Run&).
+// State is constructed by State(Construction&) and passed to compute(const State&, Run&).
 template <typename State, void (*compute)(const State&, Run&)>
 Definition define(const char* name, Names attributes, Names inputs, Names outputs,
                   InferShapes infer_shapes, bool stateful = false) {
@@ -192,14 +193,14 @@ Definition define(const char* name, Names attributes, Names inputs, Names output
           free};
 }
 
-// Makes an operation known to TensorFlow, for the CPU.
+// Registers an operation with TensorFlow, for the CPU.
 void register_operation(const Definition& definition);
 
-// The shape of an output: that of the input of this number, or unknown.
+// Sets the shape of an output to that of input number `input`, or leaves it unknown.
 constexpr int kUnknown = -1;
 void set_output_shape(TF_ShapeInferenceContext* context, int output, int input, TF_Status* status);
 
-// A shape function: for each output the number of an input.
+// A shape function with the number of an input for each output.
 template <int... inputs>
 void shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
   tensorflow.ShapeInferenceContextSetUnknownShape(context, status);

@@ -6,7 +6,7 @@
 
 namespace syncbn {
 
-// Memory for one run of an operation, all zero.
+// Zeroed memory for one run of an operation.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : memory_(calloc(bytes > 0 ? bytes : 1, 1)) {

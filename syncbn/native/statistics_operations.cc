@@ -1,5 +1,5 @@
-// Operations on a few numbers a channel: the sums over ghost batches, and what batch renormalization
-// corrects and tracks.
+// Operations on a few numbers per channel: sums over ghost batches, and the corrections and
+// statistics of batch renormalization.
 
 #include <stdint.h>
 
@@ -17,8 +17,7 @@ struct BlockSums {
   int64_t channels;
 };
 
-// moments of all blocks → how many blocks counted anything, and the sums of their means, variances
-// and counts
+// moments of all blocks → number of non-empty blocks, and sums of their means, variances and counts
 void block_sums(const BlockSums& state, Run& run) {
   const Tensor moments = run.input(0);
   const int64_t channels = state.channels, length = 3 * channels + 1;
@@ -27,13 +26,13 @@ void block_sums(const BlockSums& state, Run& run) {
   double* total = sums.data<double>();
   for (int64_t i = 0; i < 4 * channels; ++i) total[i] = 0;
   for (int64_t block = 0; block < moments.size() / length; ++block) {
-    const double* known = moments.data<double>() + block * length;
-    if (!(known[0] > 0)) continue;
+    const double* block_moments = moments.data<double>() + block * length;
+    if (!(block_moments[0] > 0)) continue;
     for (int64_t c = 0; c < channels; ++c) {
       total[c] += 1;
-      total[channels + c] += known[1 + c];
-      total[2 * channels + c] += known[1 + channels + c];
-      total[3 * channels + c] += known[0];
+      total[channels + c] += block_moments[1 + c];
+      total[2 * channels + c] += block_moments[1 + channels + c];
+      total[3 * channels + c] += block_moments[0];
     }
   }
 }
@@ -44,7 +43,7 @@ struct Renorm {
   DataType type;
 };
 
-// As `renorm_correction` and `renorm_update` of moving_statistics.py.
+// `renorm_correction` and `update` of moving_statistics.py.
 template <typename T>
 void renorm_of(const double* moments, int64_t channels, const double* option,
                const void* const* now, void* const* next) {
@@ -57,14 +56,14 @@ void renorm_of(const double* moments, int64_t channels, const double* option,
   const double momentum = count > 0 ? option[1] : 1.0, tracking = count > 0 ? option[3] : 1.0;
   const double correction = option[2] != 0 && count > 1 ? count / (count - 1) : 1.0;
   const double r_min = option[4], r_max = option[5], d_max = option[6];
-  const double least_stddev = __builtin_sqrt(epsilon);
-  const auto moved = [](T from, double target, double kept) {
-    return static_cast<T>(from * kept + target * (1 - kept));
+  const double min_stddev = __builtin_sqrt(epsilon);
+  const auto moved = [](T from, double target, double weight) {
+    return static_cast<T>(from * weight + target * (1 - weight));
   };
   for (int64_t c = 0; c < channels; ++c) {
     const double mean = moments[1 + c], variance = moments[1 + channels + c];
-    // Early in training the tracked deviation may still be near zero.
-    const double tracked = renorm_stddev[c] > least_stddev ? renorm_stddev[c] : least_stddev;
+    // Early in training the moving standard deviation may be near zero.
+    const double tracked = renorm_stddev[c] > min_stddev ? renorm_stddev[c] : min_stddev;
     double r = __builtin_sqrt(variance + epsilon) / tracked, d = (mean - renorm_mean[c]) / tracked;
     r = r < r_min ? r_min : r;
     r = r > r_max ? r_max : r;
@@ -81,9 +80,9 @@ void renorm_of(const double* moments, int64_t channels, const double* option,
   }
 }
 
-// wire, renorm mean, renorm deviation, moving deviation, options (epsilon, momentum, whether to
-// correct the variance, momentum of renorm's own, least and most r, most |d|) → r, d, the three
-// next ones, next moving variance
+// wire, renorm mean, renorm stddev, moving stddev, options (epsilon, momentum, whether to correct
+// the variance, renorm momentum, rmin, rmax, dmax) → r, d, next renorm mean, next renorm stddev,
+// next moving stddev, next moving variance
 void renorm(const Renorm& state, Run& run) {
   const Tensor wire = run.input(0), mean = run.input(1), stddev = run.input(2),
                moving = run.input(3), options = run.input(4);

@@ -1,6 +1,5 @@
-// What measuring a step takes, at the least price: the clock on both sides of a collective, and the
-// norm of the gradients. Both leave their numbers in a buffer that Python reads without running a
-// graph.
+// Low-overhead measurements: time stamps before and after a collective, and the norm of gradients.
+// Both are written to a buffer that Python reads without running a graph.
 
 #include <stdint.h>
 #include <time.h>
@@ -14,12 +13,12 @@ namespace {
 
 constexpr int64_t kSlots = 2048;
 
-// To read the gradients of a large model once more takes milliseconds: their norm is taken no more
-// than once a second.
+// Reading the gradients of a large model again takes milliseconds, so their norm is computed at
+// most once a second.
 constexpr int64_t kMany = 1 << 20;
 constexpr double kSecondsBetween = 1.0;
 
-// A row for each slot of a graph: start and end of a collective, or a value and its time.
+// One row per slot: start and end of a collective, or a value and its time.
 double buffer[kSlots][2];
 
 double now() {
@@ -80,7 +79,7 @@ void register_telemetry() {
   register_operation(define<Clock, note_time>("SyncbnClock",
                                               {"T: list(type)", "slot: int", "end: bool"},
                                               {"tensors: T"}, {"same: T"}, same_shapes));
-  // Stateful, or a graph would leave it out, for nothing comes of it.
+  // Stateful, so that a graph does not prune it for having no outputs.
   register_operation(define<Slot, note_norm>(
       "SyncbnNorm", {"T: list({half, bfloat16, float, double})", "slot: int"}, {"tensors: T"}, {},
       no_shapes, /*stateful=*/true));
@@ -88,7 +87,7 @@ void register_telemetry() {
 
 }  // namespace syncbn
 
-// The buffer, for Python to read, and how many slots it has.
+// The buffer and its number of slots, for Python.
 SYNCBN_EXPORT double* syncbn_telemetry_buffer(int64_t* slots) {
   *slots = syncbn::kSlots;
   return &syncbn::buffer[0][0];

@@ -8,7 +8,7 @@ TensorFlow tensorflow;
 
 bool find_tensorflow(const char** missing) {
   *missing = nullptr;
-  // Its Python package has loaded it, for itself: no symbol of it is visible to others.
+  // TensorFlow's Python package has loaded it, but its symbols are not in the global scope.
   void* library = dlopen("libtensorflow_framework.so.2", RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) return false;
   bool complete = true;
@@ -17,7 +17,7 @@ bool find_tensorflow(const char** missing) {
   if (tensorflow.name == nullptr) complete = false, *missing = "TF_" #name;
   SYNCBN_TENSORFLOW_FUNCTIONS(SYNCBN_FIND)
 #undef SYNCBN_FIND
-  dlclose(library);  // it stays as long as the package does
+  dlclose(library);  // the package keeps it loaded
   return complete;
 }
 

@@ -1,8 +1,8 @@
-// TensorFlow's C API, as much of it as the operations use.
+// The part of TensorFlow's C API that the operations use.
 //
-// Declared here instead of included, and looked up when the library is loaded instead of linked:
-// the functions and the numbers below are part of TensorFlow's stable C interface, so that one
-// library serves all versions and is built without any.
+// Declared here instead of included, and resolved at load time instead of linked: the functions and
+// constants below are part of TensorFlow's stable C API, so one library works with all versions and
+// is built without TensorFlow.
 
 #ifndef SYNCBN_NATIVE_TENSORFLOW_API_H_
 #define SYNCBN_NATIVE_TENSORFLOW_API_H_
@@ -82,8 +82,8 @@ struct TensorFlow {
 
 extern TensorFlow tensorflow;
 
-// Finds the functions in the TensorFlow of this process. False where one is missing, whose name
-// then stands in *missing; null there when there is no TensorFlow at all.
+// Resolves the functions in the TensorFlow of this process. False if one is missing, with its name
+// in *missing, or if TensorFlow is not loaded, with null in *missing.
 bool find_tensorflow(const char** missing);
 
 }  // namespace syncbn

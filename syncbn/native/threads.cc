@@ -10,8 +10,8 @@
 namespace syncbn {
 namespace {
 
-// How the calling thread rounds and whether it flushes denormal numbers to zero, as TensorFlow has
-// set it: all parts of an operation must compute alike.
+// The floating-point mode of the calling thread (rounding, flushing of denormals), as set by
+// TensorFlow: all parts of an operation must use the same.
 struct FloatingPoint {
 #if defined(__SSE__)
   unsigned mode = _mm_getcsr();
@@ -25,7 +25,7 @@ struct FloatingPoint {
 #endif
 };
 
-// One call of `in_parallel`, on the stack of its caller. All fields but the first are guarded.
+// One call of `in_parallel`, on the stack of its caller. `lock` guards the mutable fields.
 struct Job {
   void (*work)(void*, int64_t);
   void* context;
@@ -37,8 +37,8 @@ struct Job {
 };
 
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-pthread_cond_t work_waits = PTHREAD_COND_INITIALIZER;
-Job* first_job = nullptr;  // those with parts that no thread has taken, the oldest first
+pthread_cond_t work_available = PTHREAD_COND_INITIALIZER;
+Job* first_job = nullptr;  // queue of jobs with parts left, oldest first
 int wanted_threads = 1, started_threads = 0;
 
 void add(Job* job) {
@@ -53,7 +53,7 @@ void remove(Job* job) {
   *place = job->next;
 }
 
-// Does one part of `job`, which must have one left. Holds the lock but for the work itself.
+// Runs one part of `job`, which must have one left. The lock is released during the work only.
 void do_part(Job* job) {
   const int64_t part = job->taken++;
   if (job->taken == job->parts) remove(job);
@@ -66,15 +66,15 @@ void do_part(Job* job) {
 void* serve(void*) {
   pthread_mutex_lock(&lock);
   for (;;) {
-    while (first_job == nullptr) pthread_cond_wait(&work_waits, &lock);
+    while (first_job == nullptr) pthread_cond_wait(&work_available, &lock);
     first_job->floating_point.adopt();
     do_part(first_job);
   }
   return nullptr;
 }
 
-// Starts what is missing of the helpers. With fewer, or with none as in a forked process, the
-// caller does more itself. Signals are left to the threads that know them.
+// Starts missing helper threads. With fewer, or none as in a forked process, the caller runs more
+// parts itself. Helpers block all signals.
 void start_threads() {
   sigset_t all, before;
   sigfillset(&all);
@@ -107,7 +107,7 @@ void in_parallel(int64_t parts, void (*work)(void*, int64_t), void* context) {
   start_threads();
   add(&job);
   for (int64_t helper = 1; helper < parts && helper <= started_threads; ++helper)
-    pthread_cond_signal(&work_waits);
+    pthread_cond_signal(&work_available);
   while (job.taken < job.parts) do_part(&job);
   while (job.ended < job.parts) pthread_cond_wait(&job.all_ended, &lock);
   pthread_mutex_unlock(&lock);

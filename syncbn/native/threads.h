@@ -1,4 +1,4 @@
-// The threads that share the work of one operation: TensorFlow's C API does not lend its own.
+// A thread pool for operations: TensorFlow's C API does not provide access to TensorFlow's.
 
 #ifndef SYNCBN_NATIVE_THREADS_H_
 #define SYNCBN_NATIVE_THREADS_H_
@@ -7,15 +7,15 @@
 
 namespace syncbn {
 
-// How many threads work on one operation, the one that calls `in_parallel` included.
+// The number of threads per operation, including the one that calls `in_parallel`.
 int thread_count();
 void set_thread_count(int count);
 
-// Calls work(context, part) for each part, each once, on up to `thread_count` threads, and returns
-// when all have ended. Threads wait asleep between calls. Several operations may call at once.
+// Calls work(context, part) once for each part, on up to `thread_count` threads, and returns when
+// all have ended. Threads sleep between calls. Several operations may call it concurrently.
 void in_parallel(int64_t parts, void (*work)(void* context, int64_t part), void* context);
 
-// Calls work(part) likewise.
+// The same for work(part).
 template <typename Work>
 void for_each_part(int64_t parts, const Work& work) {
   in_parallel(
