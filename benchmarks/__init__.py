@@ -1,1 +1,1 @@
-"""Side-by-side measurements; each part runs by itself: `python -m benchmarks.NAME`."""
+"""Side-by-side measurements; each runs separately: `python -m benchmarks.NAME`."""

@@ -1,9 +1,9 @@
-"""Runs every measurement of the layer and of training, and renews docs/performance.md.
+"""Runs all measurements of the layer and of training, and updates docs/performance.md.
 
 python -m benchmarks [--toy] [--output DIRECTORY]
 
-Takes under ten minutes on two idle cores. With --toy nothing is said about speed and the page stays
-as it is.
+Takes under ten minutes on two idle cores. --toy only checks that the benchmarks run, and does not
+update the page.
 """
 
 import argparse
@@ -17,7 +17,7 @@ NAMES = ("layer", "options", "training", "latency", "memory", "scaling")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to check that it works")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
     for name in NAMES:

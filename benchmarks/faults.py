@@ -1,4 +1,4 @@
-"""Runs the fault matrix and writes its figures into docs/reliability.md.
+"""Runs the fault matrix and writes its results to docs/reliability.md.
 
 python -m benchmarks.faults [--json FILE]
 """
@@ -24,7 +24,7 @@ _PROCESS = re.compile(r"(process|127\.0\.0\.1:)\s?\d+")
 
 
 def main() -> None:
-    """Runs the tests of the matrix; what they note becomes the table."""
+    """Runs the tests of the matrix and tabulates the results that they record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="Also write the figures here.")
     options = parser.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
     if code != 0:
-        sys.exit("the matrix does not pass, so the page is left as it was")
+        sys.exit("the tests of the matrix fail, so the page was not changed")
     text = _PAGE.read_text()
     before, after = text[: text.index(_BEGIN) + len(_BEGIN)], text[text.index(_END) :]
     _PAGE.write_text(f"{before}\n\n{table}\n\n{after}")
@@ -64,7 +64,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _anonymous(line: str) -> str:
-    """The line without what differs from one run and one machine to the next."""
+    """The line without parts that differ between runs and machines."""
     line = _TIME.sub("TIME", _ADDRESS.sub("HOST", line))
     line = _PROCESS.sub(lambda found: f"{found[1]}{'' if ':' in found[1] else ' '}N", line)
     return _DIRECTORY.sub("PATH", line).replace("|", "\\|")

@@ -10,9 +10,9 @@ _OURS, _RIVAL = "#2f6f9f", "#b8b8b8"
 
 
 def draw(found: dict[str, dict[str, Any]], directory: Path) -> None:
-    """Draws every plot as `performance-NAME.svg`; `found` holds what each benchmark wrote."""
+    """Draws every plot as `performance-NAME.svg`; `found` has the output of each benchmark."""
     directory.mkdir(parents=True, exist_ok=True)
-    # Nothing that changes from one drawing of the same figures to the next.
+    # The same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "performance", "font.size": 9}):
         for name, figure in (
             ("layer", _bars(found["layer"])),
@@ -25,7 +25,7 @@ def draw(found: dict[str, dict[str, Any]], directory: Path) -> None:
 
 
 def _bars(part: dict[str, Any]) -> Figure:
-    """One panel a case, one bar a contender: the median, and a whisker to the ninth decile."""
+    """One panel per case, one bar per contender: the median, with a whisker to the p90."""
     cases = list(dict.fromkeys(timing["case"] for timing in part["timings"]))
     rows = [[t for t in part["timings"] if t["case"] == case] for case in cases]
     figure = Figure(figsize=(7.5, 0.9 + 0.32 * sum(map(len, rows)) + 0.6 * len(cases)))
@@ -36,13 +36,13 @@ def _bars(part: dict[str, Any]) -> Figure:
         tails = [(t["p90"] - t["median"]) * 1e3 for t in timings]
         colors = [_OURS if t["contender"] == "syncbn" else _RIVAL for t in timings]
         panel.barh(places, medians, color=colors, xerr=[[0] * len(tails), tails], ecolor="#707070")
-        panel.set_yticks(places, [f"{t['contender']} ({t['engine']})" for t in timings])
+        panel.set_yticks(places, [f"{t['contender']} ({t['backend']})" for t in timings])
         panel.invert_yaxis()
         for place, timing in zip(places, timings, strict=True):
             panel.text(timing["p90"] * 1e3, place, f"  {timing['median'] * 1e3:.3g}", va="center")
         panel.margins(x=0.2)
         panel.set_title(case)
-    panels[-1, 0].set_xlabel("milliseconds a step, median and p90")
+    panels[-1, 0].set_xlabel("milliseconds per step, median and p90")
     return figure
 
 
@@ -52,11 +52,11 @@ def _latency(part: dict[str, Any]) -> Figure:
     lines: dict[str, list[tuple[int, float]]] = {}
     for timing in part["timings"]:
         values = int(timing["case"].split()[3])
-        label = f"{timing['contender']} ({timing['engine']})"
+        label = f"{timing['contender']} ({timing['backend']})"
         lines.setdefault(label, []).append((8 * values, timing["median"] * 1e6))
     for label, points in lines.items():
         panel.plot(*zip(*points, strict=True), marker="o", label=label)
-    panel.set(xscale="log", yscale="log", xlabel="bytes", ylabel="µs an all-reduce, median")
+    panel.set(xscale="log", yscale="log", xlabel="bytes", ylabel="µs per all-reduce, median")
     panel.legend(fontsize=7)
     return figure
 
@@ -72,7 +72,7 @@ def _scaling(part: dict[str, Any]) -> Figure:
         xscale="log",
         yscale="log",
         xlabel="ranks",
-        ylabel="ms a step",
+        ylabel="ms per step",
         title="Predicted cost of the statistics of ResNet-50",
     )
     panel.legend()

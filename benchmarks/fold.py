@@ -1,9 +1,9 @@
-"""How much faster a model predicts once its batch normalizations are folded, and how exactly.
+"""Speed and accuracy of predictions after folding batch normalizations.
 
 python -m benchmarks.fold [--batch 8] [--size 96] [--json FILE]
 
-Both models run in a tf.function, turn by turn, so that a busy machine slows both. "error" is that
-of the folded model beside the original, "of rounding" that of the original beside one in float64.
+Both models run in a tf.function, alternately, so that other load affects both. "error" is the
+difference of the folded model from the original, "of rounding" that of the original from float64.
 """
 
 import argparse
@@ -35,8 +35,8 @@ _TURNS = 30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8, help="images a prediction")
-    parser.add_argument("--size", type=int, default=96, help="pixels a side")
+    parser.add_argument("--batch", type=int, default=8, help="images per prediction")
+    parser.add_argument("--size", type=int, default=96, help="width and height in pixels")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     rows = [measure(name, options.batch, options.size) for name in MODELS]
@@ -62,7 +62,7 @@ def measure(name: str, batch: int, size: int) -> dict[str, Any]:
     keras.utils.set_random_seed(0)
     model = MODELS[name](weights=None, input_shape=(size, size, 3), classifier_activation=None)
     images = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
-    syncbn.recompute_statistics(model, [images])  # as trained ones would be: far from 0 and 1
+    syncbn.recompute_statistics(model, [images])  # like trained ones: not 0 and 1
     folded = syncbn.fold_batchnorm(model)
     predict = {key: _compiled(m) for key, m in (("original", model), ("folded", folded))}
     outputs = {key: run(images).numpy() for key, run in predict.items()}
@@ -84,7 +84,7 @@ def measure(name: str, batch: int, size: int) -> dict[str, Any]:
 
 
 def _in_float64(model: keras.Model, name: str, images: np.ndarray) -> np.ndarray:
-    """The predictions of the original without rounding, the measure of any error."""
+    """The predictions of the original in float64, the reference for errors."""
     keras.config.set_dtype_policy("float64")
     exact = MODELS[name](weights=None, input_shape=images.shape[1:], classifier_activation=None)
     keras.config.set_dtype_policy("float32")

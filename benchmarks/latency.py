@@ -1,9 +1,9 @@
-"""How long one small all-reduce takes, and how long the programs take to start.
+"""The time of one small all-reduce, and the start-up time of programs.
 
 python -m benchmarks.latency [--toy] [--output FILE]
 
-The vectors are float64, as the statistics are: 130 values are what a layer of 32 channels sends
-forward, 1,026 one of 256, 8,194 one of 2,048.
+The vectors are float64, like the statistics: a layer of 32 channels sends 130 values forward, one
+of 256 channels 1,026, one of 2,048 channels 8,194.
 """
 
 import statistics
@@ -26,7 +26,7 @@ _ENTRIES = (
     (OURS, "ours", Plan("horovod over MPI", "horovodrun", "horovod", stops=True)),
     (OURS, "ours", Plan("horovod over Gloo", "gloo", "horovod", stops=True)),
     (
-        "Horovod as it comes, in a tf.function",
+        "Horovod with default settings, in a tf.function",
         "ours",
         Plan("horovodrun, defaults", "horovodrun", "horovod-defaults", stops=True),
     ),
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(toy: bool) -> Report:
-    """Seconds of one all-reduce: those of a chain of them, divided by its length."""
+    """Measures the time of one all-reduce: that of a chain divided by its length."""
     rounds, steps, chain, values = (1, 2, 3, VALUES[:1]) if toy else (6, 5, _CHAIN, VALUES)
     entries = [e for e in _ENTRIES if not toy or e[2].name == "mpi"]
-    report = Report("latency", {"ranks": 2, "intra-op threads a rank": 1, "chain": chain})
+    report = Report("latency", {"ranks": 2, "intra-op threads per rank": 1, "chain": chain})
     with Conductor("benchmarks.latency_steps") as conductor:
         jobs = conductor.start(list({plan.name: plan for _, _, plan in entries}.values()))
         for count in values:
@@ -69,7 +69,7 @@ def in_words(values: int) -> str:
 
 
 def _starting(times: int) -> list[Bar]:
-    """What `import syncbn` and `launcher --help` cost: the medians of fresh processes."""
+    """The times of `import syncbn` and `launcher --help`: medians over new processes."""
     program = (
         "import time, tensorflow; started = time.perf_counter(); import syncbn; "
         "print(time.perf_counter() - started)"

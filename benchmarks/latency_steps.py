@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.latency`: sums of small vectors, one after the other."""
+"""The steps of `benchmarks.latency`: successive sums of small vectors."""
 
 from typing import Any
 
@@ -24,17 +24,17 @@ class Service(rank.TimingService):
                     world.Allreduce(source, target)
 
             return raw
-        return chain_of_sums(self.ranks, values, chain)
+        return chain_of_sums(self.communicator, values, chain)
 
 
-def chain_of_sums(ranks: Communicator, values: int, chain: int) -> rank.Step:
-    """A tf.function of `chain` all-reduces of float64 vectors, each of the result of the last."""
-    zeros = tf.zeros([values], tf.float64)  # zeros stay zeros, however often they are summed
+def chain_of_sums(communicator: Communicator, values: int, chain: int) -> rank.Step:
+    """A tf.function of `chain` all-reduces of a float64 vector, each of the previous result."""
+    zeros = tf.zeros([values], tf.float64)  # sums of zeros do not grow
 
     @tf.function
     def sums(vector: tf.Tensor) -> tf.Tensor:
         for index in range(chain):
-            vector = ranks.all_reduce(vector, f"sums/{values}/{index}")
+            vector = communicator.all_reduce(vector, f"sums/{values}/{index}")
         return vector
 
     return lambda: sums(zeros).numpy()

@@ -1,9 +1,9 @@
-"""Synchronized batch normalization beside its rivals: chains of layers, forward and backward.
+"""Synchronized batch normalization compared with other layers: chains, forward and backward.
 
 python -m benchmarks.layer [--toy] [--device gpu] [--output FILE]
 
-Two ranks, one intra-op thread each. All contenders are alive at once and take turns, so that a busy
-machine slows all of them.
+Two ranks, one intra-op thread each. All contenders run concurrently and take turns, so that other
+load affects all of them.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,11 @@ _PLANS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender in words, as the service calls it, and its job."""
+    """A contender: its description, its name in the service, and its job.
+
+    Attributes:
+        big: Whether it runs the large case.
+    """
 
     words: str
     name: str
@@ -45,7 +49,7 @@ OURS = "syncbn"
 KERAS_LOCAL = "Keras local"
 FUSED_LOCAL = "TensorFlow fused local"
 KERAS_SYNC = "Keras synchronized"
-DEFAULTS = "our sums by plain Horovod"
+DEFAULTS = "syncbn over plain Horovod"
 
 ENTRIES = (
     Entry(OURS, "ours", "mpi"),
@@ -64,9 +68,9 @@ _ON_GPU = ("tf", "horovod over MPI", "horovodrun, defaults")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--ranks", type=int, default=2, help="on GPUs: one for each")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--steps", type=int, default=5, help="steps a turn")
+    parser.add_argument("--ranks", type=int, default=2, help="on GPUs: one per GPU")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per contender")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
     options = parser.parse_args(argv)
     finish(
         measure(options.toy, options.device, options.ranks, options.rounds, options.steps),
@@ -85,9 +89,9 @@ def measure(toy: bool, device: str, ranks: int, rounds: int, steps: int) -> Repo
     settings = {
         "device": device,
         "ranks": ranks,
-        "intra-op threads a rank": 1,
+        "intra-op threads per rank": 1,
         "rounds": rounds,
-        "steps a round": steps,
+        "steps per round": steps,
     }
     report = Report("layer", settings)
     cases = [_TOY] if toy else [SMALL, BIG]
@@ -116,7 +120,7 @@ def in_words(case: dict[str, Any]) -> str:
 
 
 def _copy_limit(report: Report, job: Job, case: dict[str, Any], toy: bool) -> dict[str, float]:
-    """The least time the case can take: the bytes it must move, at the speed of a copy."""
+    """A lower bound of the time: the bytes to move, at the bandwidth of a copy."""
     size = 4.0
     for length in case["shape"]:
         size *= length

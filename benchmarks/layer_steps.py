@@ -12,7 +12,7 @@ from syncbn.dispatch import BYTES_MOVED
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """TensorFlow's fused kernel, local, as Keras 2 used it; Keras 3 computes moments instead."""
+    """TensorFlow's fused kernel, local, as in Keras 2; Keras 3 computes moments instead."""
 
     def call(self, inputs: tf.Tensor, training: bool = True) -> tf.Tensor:
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
@@ -28,13 +28,13 @@ class Service(rank.TimingService):
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:
         shape, depth = case["shape"], case["depth"]
-        strategy = getattr(self.ranks, "strategy", tf.distribute.get_strategy())
+        strategy = getattr(self.communicator, "strategy", tf.distribute.get_strategy())
         with strategy.scope():
             layers = [self._layer(contender) for _ in range(depth)]
             for layer in layers:
                 layer.build((None, *shape[1:]))
         weights = [weight.value for layer in layers for weight in (layer.gamma, layer.beta)]
-        random = np.random.default_rng(self.ranks.rank)
+        random = np.random.default_rng(self.communicator.rank)
         inputs, upstream = (tf.constant(random.normal(size=shape), tf.float32) for _ in range(2))
 
         def chain(inputs: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -49,7 +49,7 @@ class Service(rank.TimingService):
             graph = tf.function(lambda *tensors: strategy.run(chain, args=tensors))
         else:
             graph = tf.function(chain)
-        # Everything that follows the call on a GPU is queued, not done.
+        # On a GPU the call only queues the operations.
         wait = tf.test.experimental.sync_devices if tf.config.get_visible_devices("GPU") else None
 
         def step() -> None:
@@ -73,18 +73,18 @@ class Service(rank.TimingService):
         return float(np.median(seconds))
 
     def passes(self) -> int:
-        """How often a layer goes over its tensor, reads and writes counted alike."""
+        """The number of passes over the tensor, reads and writes counted equally."""
         return BYTES_MOVED.passes
 
     def transport(self) -> str:
-        """How the statistics travel, in words."""
-        transport = self.ranks.transport
-        return transport if transport == self.ranks.name else f"{transport} directly"
+        """A description of the transport of statistics."""
+        transport = self.communicator.transport
+        return transport if transport == self.communicator.name else f"{transport} directly"
 
     def _layer(self, contender: str) -> keras.layers.BatchNormalization:
         if contender == "ours":
             return syncbn.SyncBatchNormalization(
-                communicator=self.ranks if self.engine == "horovod-defaults" else "auto"
+                communicator=self.communicator if self.backend == "horovod-defaults" else "auto"
             )
         if contender == "fused":
             return FusedBatchNormalization()

@@ -1,9 +1,9 @@
-"""What a layer keeps between forward and backward, and how much memory a step needs at most.
+"""The memory that a layer holds between forward and backward, and the peak of a step.
 
 python -m benchmarks.memory [--toy] [--output FILE]
 
-One layer on two ranks in fresh processes. What is kept is read from the graph: the tensors made
-forward that the backward pass reads. The peak is resident memory as the operating system counts it.
+One layer on two ranks in new processes. The held memory is read from the graph: the tensors of the
+forward pass that the backward pass reads. The peak is the resident memory of the process.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(toy: bool) -> Report:
-    """The figures of each contender as multiples of the size of its inputs."""
+    """Measures each contender, in multiples of the size of its inputs."""
     case = _TOY if toy else _CASE
     shape = ",".join(str(length) for length in case["shape"])
     report = Report("memory", {"ranks": 2, "inputs": f"({shape}) float32"})

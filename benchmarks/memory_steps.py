@@ -1,4 +1,4 @@
-"""What `benchmarks.memory` asks of a rank: what one layer keeps, and what a step takes at most."""
+"""The ranks of `benchmarks.memory`: measures held memory and peak of one layer."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ LAYERS: dict[str, Any] = {
     "keras": keras.layers.BatchNormalization,
     "fused": FusedBatchNormalization,
 }
-# Operations whose outputs are their inputs, in the same memory.
+# Operations whose outputs share the memory of their inputs.
 _ALIASES = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "Reshape")
 
 
 class Service(rank.Service):
-    """Measures instead of timing."""
+    """Measures memory instead of time."""
 
     def measure(self, contender: str, case: dict[str, Any]) -> dict[str, float]:
-        """Bytes of the inputs, bytes held beside them between forward and backward, and the peak.
+        """Bytes of the inputs, other bytes held between forward and backward, and the peak.
 
-        The peak is what a first step adds to the resident memory, inputs and outputs included;
-        TensorFlow's allocator keeps what is freed, so that a second step would add nothing.
+        The peak is the increase of the resident memory in a first step, including inputs and
+        outputs; TensorFlow's allocator keeps freed memory, so a second step would add nothing.
         """
         layer = LAYERS[contender]()
         layer.build((None, *case["shape"][1:]))
@@ -56,9 +56,9 @@ class Service(rank.Service):
 
 
 def held_bytes(graph: tf.Graph, forward: list[tf.Operation]) -> int:
-    """Bytes of the tensors made by `forward` and read later; what the caller passed in not counted.
+    """Bytes of the tensors computed by `forward` and read later, without the arguments.
 
-    TensorFlow frees a tensor once its last reader has run, so these are what it holds in between.
+    TensorFlow frees a tensor when its last reader has run, so these are held in between.
     """
     names = {operation.name for operation in forward}
     held: dict[str, int] = {}
@@ -77,7 +77,7 @@ def held_bytes(graph: tf.Graph, forward: list[tf.Operation]) -> int:
 
 
 def _peak() -> int:
-    """The most resident memory this process has had, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

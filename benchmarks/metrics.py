@@ -1,9 +1,9 @@
-"""What measuring costs: the same training steps, watched and unwatched, turn by turn.
+"""The overhead of metrics: the same training steps, alternately with and without them.
 
 mpirun -np 2 python benchmarks/metrics.py [--model resnet18] [--json FILE]
 
-Watched means all that `launcher.train` does by default and under a launcher: every collective
-timed, the page kept, served and written to snapshots, windows exchanged, metrics.jsonl written.
+"Watched" is the default of `launcher.train` under a launcher: every collective is timed, the page
+is updated, served and written to snapshots, windows are exchanged, metrics.jsonl is written.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from launcher.train.environment import load_tensorflow
 
 load_tensorflow()
 
-import keras  # noqa: E402 - TensorFlow's threads are settled first
+import keras  # noqa: E402 - after TensorFlow's threads are configured
 import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -40,18 +40,18 @@ from launcher.train.steps import Steps  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", help="may be given more than once")
-    parser.add_argument("--turns", type=int, default=15, help="turns of each kind")
+    parser.add_argument("--model", action="append", help="can be repeated")
+    parser.add_argument("--turns", type=int, default=15, help="turns with and without metrics each")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = [measure(model, options.turns) for model in options.model or MODELS]
     if results[0]["rank"] == 0:
-        table = Table("model", "step", "watched", "cost of a step", "share", title="Measuring")
+        table = Table("model", "step", "watched", "overhead per step", "share", title="Overhead")
         for result in results:
             for clock in ("wall", "processor"):
                 plain, watched = (result[f"{kind}_{clock}"] for kind in ("plain", "watched"))
                 median = statistics.median(plain)
-                # Neighbours in time against each other: what else the machine does cancels out.
+                # Compares turns next to each other, so that other load cancels out.
                 share = statistics.median(w / p for w, p in zip(watched, plain, strict=True)) - 1
                 table.add_row(
                     f"{result['model']}, {clock} time",
@@ -65,12 +65,12 @@ def main() -> None:
             options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-# Model to steps a turn.
+# Steps per turn, by model.
 MODELS = {"cnn": 100, "resnet18": 8}
 
 
 def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
-    """Seconds a step, watched and not, wall and processor time, in turns that alternate."""
+    """Seconds per step with and without metrics, wall and processor time, alternately."""
     steps = MODELS.get(model_name, 20)
     config = load_config({"model": model_name, "metrics_port": 0})
     communicator = join(config.backend)
@@ -89,7 +89,7 @@ def measure(model_name: str, turns_of_each: int) -> dict[str, Any]:
 
     features, labels = data.train.read(np.arange(config.batch_size))
     _, unwatched = stepper()
-    unwatched.train(features, labels, False, len(labels))  # traced before anybody watches
+    unwatched.train(features, labels, False, len(labels))  # traced before telemetry starts
     exporter = Exporter(0, config.metrics_host, None)
     names = {"model": config.model, "dataset": config.dataset, "norm": config.norm}
     exporter.joined(communicator, output, 0.0, names)

@@ -1,8 +1,8 @@
-"""What each option of the layer costs, beside the layer without it and Keras' with the same option.
+"""The cost of each option, compared with the layer without it and Keras' layer with the option.
 
 python -m benchmarks.options [--toy] [--output FILE]
 
-Two ranks over MPI, one intra-op thread each. All contenders are alive at once and take turns.
+Two ranks over MPI, one intra-op thread each. All contenders run concurrently and take turns.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(toy: bool) -> Report:
     """Runs every option on its case, and the layer without options on each case."""
     rounds, steps = (1, 2) if toy else (5, 5)
-    report = Report("options", {"ranks": 2, "intra-op threads a rank": 1, "rounds": rounds})
+    report = Report("options", {"ranks": 2, "intra-op threads per rank": 1, "rounds": rounds})
     plan = Plan("mpi", "mpirun", "mpi")
     rows = []
     with Conductor("benchmarks.options_steps") as conductor:
@@ -40,17 +40,17 @@ def measure(toy: bool) -> Report:
             entries = [(OURS, PLAIN), *((OURS, name) for name in chosen)]
             entries += [(KERAS_LOCAL, name) for name in chosen if OPTIONS[name].keras is not None]
             contenders = [
-                Contender("ours" if who == OURS else "keras", job, {**case, "option": option})
-                for who, option in entries
+                Contender("ours" if layer == OURS else "keras", job, {**case, "option": option})
+                for layer, option in entries
             ]
             medians = {}
-            for (who, option), taken in zip(
+            for (layer, option), taken in zip(
                 entries, take_turns(contenders, rounds, steps, toy=toy), strict=True
             ):
                 words = in_words(case)
-                timing = Timing.of(f"{who}, {option}", plan.name, words, *taken)
+                timing = Timing.of(f"{layer}, {option}", plan.name, words, *taken)
                 report.timings.append(timing)
-                medians[who, option] = timing.median
+                medians[layer, option] = timing.median
             rows += [_row(option, medians) for option in chosen]
     report.details["options"] = rows
     return report

@@ -16,13 +16,13 @@ class Option:
     """One option of the layer.
 
     Attributes:
-        ours: Arguments of our layer.
-        keras: Arguments of Keras' layer for the same; None where it has no such option.
-        dtype: What the layers compute in, as a Keras policy.
+        ours: Arguments of `SyncBatchNormalization`.
+        keras: Arguments of Keras' layer for the same; None if it has no such option.
+        dtype: The dtype policy.
         call: `mask` or `batch_weights`, if the option is an argument of the call.
         channels_first: Whether the inputs are (batch, C, ...).
-        activation: What follows Keras' layer.
-        sequences: Whether it is measured on sequences instead of images.
+        activation: The activation after Keras' layer.
+        sequences: Whether to measure on sequences instead of images.
     """
 
     ours: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Service(rank.TimingService):
             layer.build((None, *shape[1:]))
         weights = [weight.value for layer in layers for weight in (layer.gamma, layer.beta)]
         follow = keras.activations.get(None if contender == "ours" else option.activation)
-        random = np.random.default_rng(self.ranks.rank)
+        random = np.random.default_rng(self.communicator.rank)
         dtype = layers[0].compute_dtype
         inputs, upstream = (tf.constant(random.normal(size=shape), dtype) for _ in range(2))
         call: dict[str, tf.Tensor] = {}

@@ -1,4 +1,4 @@
-"""docs/performance.md and README's table of speed, from the figures that the benchmarks wrote.
+"""Writes docs/performance.md and README's table of speed from the output of the benchmarks.
 
 python -m benchmarks.page [DIRECTORY]
 """
@@ -17,7 +17,7 @@ DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
 README = DOCUMENTS.parent / "README.md"
 # Around the table in README.
 BEGIN, END = "<!-- speed: made by `make bench` -->", "<!-- end of speed -->"
-# Contenders and engines, by the heads of README's table.
+# Contender and backend of each column of README's table.
 _COLUMNS = {
     "syncbn": ("syncbn", "mpi"),
     "Keras, local": ("Keras local", "mpi"),
@@ -26,25 +26,25 @@ _COLUMNS = {
 PARTS = ("layer", "options", "training", "latency", "memory", "scaling")
 
 _INTRODUCTION = {
-    "layer": "A chain of layers, forward and backward, with the gradients of γ and β and the "
-    "moving statistics; the sums travel as float64. `Keras local` and `TensorFlow fused local` "
-    "send nothing; the second is the kernel that Keras 2 used and Keras 3 no longer does. "
-    "`horovod` is what `syncbn.init` makes of it; the last rows send the same sums by Horovod as "
-    "it comes.",
-    "options": "What an option costs: the median step over that of the layer without it, and over "
-    "that of Keras' local layer with the same option, where Keras has it (a ReLU follows Keras' "
-    "layer; half precision is compared with float32 of our own).",
-    "training": "Forward, backward, gradients averaged over the ranks, and the update, of "
-    "ResNet-20 on 32x32 images. `Keras local` averages gradients as syncbn does and statistics "
-    "not at all.",
-    "latency": "One sum of a small vector over two ranks, and what the programs take to start.",
-    "memory": "What one layer keeps between forward and backward beside its inputs, and what a "
-    "first step adds to the resident memory, both in sizes of the inputs; outputs and gradients "
-    "count.",
-    "scaling": "More ranks on the same cores: those that share cores wait for each other's turns, "
-    "so their figures say what oversubscribing costs, not what a larger machine would show. "
-    "Predictions take every pair of ranks to talk as two ranks of this machine do; `python -m "
-    "benchmarks.scaling --alpha SECONDS --beta SECONDS` puts in those of a network.",
+    "layer": "A chain of layers, forward and backward, including the gradients of γ and β and the "
+    "moving statistics; sums are sent as float64. `Keras local` and `TensorFlow fused local` do "
+    "not communicate; the latter is the kernel of Keras 2, which Keras 3 does not use. `horovod` "
+    "uses the settings of `syncbn.init`; the last rows send the same sums with Horovod's default "
+    "settings.",
+    "options": "The cost of an option: the median step divided by that of the layer without it, "
+    "and by that of Keras' local layer with the same option, if Keras has it (for `activation`, "
+    "Keras' layer is followed by a ReLU; half precision is compared with the float32 layer).",
+    "training": "Forward, backward, averaging of gradients over the ranks, and update, for "
+    "ResNet-20 on 32x32 images. `Keras local` averages gradients like syncbn, but does not "
+    "synchronize statistics.",
+    "latency": "One all-reduce of a small vector over two ranks, and start-up times.",
+    "memory": "The memory that one layer holds between forward and backward in addition to its "
+    "inputs, and the increase of the resident memory in a first step, including outputs and "
+    "gradients, both in multiples of the size of the inputs.",
+    "scaling": "More ranks on the same cores. Ranks that share cores wait for each other, so "
+    "their figures show the cost of oversubscription, not of a larger machine. Predictions assume "
+    "that every pair of ranks communicates like two ranks of this machine; use `python -m "
+    "benchmarks.scaling --alpha SECONDS --beta SECONDS` for the parameters of another network.",
 }
 
 
@@ -52,7 +52,7 @@ def write(directory: Path) -> None:
     """Writes the page and its plots, and renews the table in README.
 
     Args:
-        directory: Holds NAME.json of each of PARTS.
+        directory: Contains NAME.json for each of PARTS.
     """
     found = {name: json.loads((directory / f"{name}.json").read_text()) for name in PARTS}
     figures.draw(found, DOCUMENTS / "figures")
@@ -63,9 +63,9 @@ def write(directory: Path) -> None:
 
 
 def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
-    """README's table: the median step of ours and of Keras', case by case."""
+    """README's table: the median step of each contender and case."""
     medians = {
-        (timing["case"], timing["contender"], timing["engine"]): timing["median"]
+        (timing["case"], timing["contender"], timing["backend"]): timing["median"]
         for name in ("layer", "training")
         for timing in found[name]["timings"]
     }
@@ -83,12 +83,12 @@ def _page(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Performance",
         "",
-        "<!-- Made by `make bench`; changes made here are lost. -->",
+        "<!-- Written by `make bench`, which overwrites changes. -->",
         "",
         f"Measured on {layer['date']} by `make bench`, two ranks with one intra-op thread each, on "
         f"{machine.in_words(layer['machine'])}. Every ratio is one of medians from one run: all "
-        "contenders were alive at once and took turns. Of each, those turns count in which other "
-        "programs took least of the cores, at most the share that stands under *others*.",
+        "contenders ran concurrently and took turns. For each, only the turns with the least load "
+        "by other programs count; *others* is the largest share of the cores that these used.",
         "",
         "## The bars",
         "",
@@ -113,11 +113,11 @@ def _bar(values: dict[str, Any]) -> Bar:
 
 def _timings(rows: list[dict[str, Any]]) -> list[str]:
     return _table(
-        ("contender", "engine", "min", "median", "p90", "steps", "others"),
+        ("contender", "backend", "min", "median", "p90", "steps", "others"),
         (
             (
                 row["contender"],
-                row["engine"],
+                row["backend"],
                 *(with_unit(row[key]) for key in ("minimum", "median", "p90")),
                 row["samples"],
                 f"{row['others']:.0%}",
@@ -136,13 +136,13 @@ def _layer(details: dict[str, Any]) -> list[str]:
     limit = details["copy limit"]
     transports = "; ".join(f"{name}: {how}" for name, how in details["transports"].items())
     return [
-        f"The large case must move {limit['passes over the tensor']:.0f} times its tensor a layer "
-        "(forward x twice and y, backward dy and x twice and dx). At the "
-        f"{limit['copy bandwidth of a rank, bytes/s'] / 1e9:.1f} GB/s at which each of two ranks "
-        f"copies, that takes {with_unit(limit['seconds'])}: ours takes "
+        f"A layer of the large case makes {limit['passes over the tensor']:.0f} passes over its "
+        "tensor (forward x twice and y, backward dy and x twice and dx). At "
+        f"{limit['copy bandwidth of a rank, bytes/s'] / 1e9:.1f} GB/s, the copy bandwidth of each "
+        f"of two ranks, they take {with_unit(limit['seconds'])}; syncbn takes "
         f"{limit['ours over the limit']:.2f} times as long.",
         "",
-        f"How the statistics travelled: {transports}.",
+        f"Transport of the statistics: {transports}.",
         "",
         "![Median step of every contender](figures/performance-layer.svg)",
     ]
@@ -183,8 +183,8 @@ def _memory(details: dict[str, Any]) -> list[str]:
 def _scaling(details: dict[str, Any]) -> list[str]:
     link = details["link"]
     return [
-        f"Between two ranks here a message takes {link['alpha'] * 1e6:.1f} µs and "
-        f"{link['beta'] * 1e9:.3f} ns a byte. Predicted from that, seconds a step spends in sums:",
+        f"A message between two ranks takes {link['alpha'] * 1e6:.1f} µs plus "
+        f"{link['beta'] * 1e9:.3f} ns per byte. The predicted time of sums in one step:",
         "",
         *_table(
             ("ranks", "a layer, tree", "a layer, ring", "ResNet-50, tree", "ResNet-50, ring"),
@@ -201,7 +201,7 @@ def _scaling(details: dict[str, Any]) -> list[str]:
             ),
         ),
         "",
-        "Predicted (tree) and measured, where it can be measured:",
+        "Predicted (tree) and measured:",
         "",
         *_table(
             ("ranks", "bytes", "predicted", "measured"),
@@ -216,7 +216,7 @@ def _scaling(details: dict[str, Any]) -> list[str]:
             ),
         ),
         "",
-        "![Predicted cost of ResNet-50's sums by number of ranks](figures/performance-scaling.svg)",
+        "![Predicted time of ResNet-50's sums by number of ranks](figures/performance-scaling.svg)",
     ]
 
 

@@ -1,16 +1,15 @@
-"""What synchronizing costs with more ranks: measured on this machine, predicted for larger ones.
+"""The cost of synchronization by number of ranks: measured here, predicted for larger machines.
 
 python -m benchmarks.scaling [--toy] [--output FILE]
 
-1, 2, 4 and 8 ranks sum vectors of several lengths through the mpi communicator. A straight line
-through the medians gives alpha, the seconds a message takes however short it is, and beta, the
-seconds of each byte (Hockney, 1994). From those of two ranks follow the costs of P ranks (Thakur
-et al., 2005): a tree takes ceil(log2 P) steps of the whole vector, a ring 2(P-1) steps of a P-th
-of it.
+1, 2, 4 and 8 ranks sum vectors of several lengths with the mpi communicator. A linear fit of the
+medians gives alpha, the latency of a message in seconds, and beta, the seconds per byte (Hockney,
+1994). The parameters of two ranks give the cost for P ranks (Thakur et al., 2005): a tree takes
+ceil(log2 P) steps with the whole vector, a ring 2(P-1) steps with 1/P of it.
 
-More ranks than cores share them and wait for each other's turns, so those measurements show a bound
-from above, not the cost on as many cores. Predictions for many ranks assume that every pair talks
-as two ranks of this machine do; put in the alpha and beta of your network with --alpha and --beta.
+More ranks than cores share them and wait for each other, so these measurements are an upper bound,
+not the cost on more cores. Predictions assume that every pair of ranks communicates like two ranks
+of this machine; set the parameters of your network with --alpha and --beta.
 """
 
 import math
@@ -31,8 +30,8 @@ _VALUES, _CHAIN = (130, 1026, 8194, 65538), 20
 _LAYER: dict[str, Any] = {"shape": [8, 8, 8, 256], "depth": 10}
 _TOY: dict[str, Any] = {"shape": [2, 3, 3, 8], "depth": 2}
 
-# Channels of the 53 normalizations of ResNet-50: the stem, then for each stage of the widths given
-# so many blocks of three layers, and one more where the stage begins.
+# Channels of the 53 normalizations of ResNet-50: the stem, then for each stage of a given width a
+# number of blocks of three layers, with one more in the first block.
 RESNET50 = [64] + [
     channels
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3))
@@ -43,8 +42,8 @@ RESNET50 = [64] + [
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--alpha", type=float, help="seconds of a message on your network")
-    parser.add_argument("--beta", type=float, help="seconds of a byte on your network")
+    parser.add_argument("--alpha", type=float, help="latency of your network in seconds")
+    parser.add_argument("--beta", type=float, help="seconds per byte of your network")
     options = parser.parse_args(argv)
     report = measure(options.toy, options.alpha, options.beta)
     _show(report)
@@ -111,9 +110,9 @@ def measure(toy: bool, alpha: float | None = None, beta: float | None = None) ->
 
 
 def fit(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """alpha and beta of seconds = alpha + beta·bytes, none below zero; small errors count as such.
+    """alpha and beta of seconds = alpha + beta·bytes, not negative.
 
-    The squares of the relative errors are least, so that short messages have their say.
+    Minimizes the squares of the relative errors, so that short messages have the same weight.
     """
     weights = 1 / np.asarray(seconds)
     rows = np.stack([np.ones(len(sizes)), np.asarray(sizes, float)], axis=1) * weights[:, None]
@@ -122,12 +121,12 @@ def fit(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def tree(ranks: int, size: float, alpha: float, beta: float) -> float:
-    """Seconds of an all-reduce by recursive doubling."""
+    """Seconds of an all-reduce with recursive doubling."""
     return math.ceil(math.log2(ranks)) * (alpha + size * beta)
 
 
 def ring(ranks: int, size: float, alpha: float, beta: float) -> float:
-    """Seconds of an all-reduce by a ring."""
+    """Seconds of a ring all-reduce."""
     return 2 * (ranks - 1) * (alpha + size / ranks * beta)
 
 
@@ -135,7 +134,7 @@ COSTS = {"tree": tree, "ring": ring}
 
 
 def of_layers(kind: str, ranks: int, channels: Sequence[int], alpha: float, beta: float) -> float:
-    """Seconds that the sums of these layers take in one step: 4C+2 numbers forward, 2C backward."""
+    """Seconds of the sums of these layers in one step: 4C+2 numbers forward, 2C backward."""
     return sum(
         COSTS[kind](ranks, 8 * length, alpha, beta)
         for count in channels

@@ -11,5 +11,5 @@ class Service(layer_steps.Service):
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:
         if contender == "sum":
-            return latency_steps.chain_of_sums(self.ranks, case["values"], case["chain"])
+            return latency_steps.chain_of_sums(self.communicator, case["values"], case["chain"])
         return super().make(contender, case)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.training [--toy] [--output FILE]
 
-Two ranks, one intra-op thread each, 32 images of 32x32 a rank; the contenders take turns.
+Two ranks, one intra-op thread each, 32 images of 32x32 per rank; the contenders take turns.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(toy: bool) -> Report:
-    """Seconds of a step of each contender."""
+    """Measures the time of a step of each contender."""
     rounds, steps, case = (1, 2, _TOY) if toy else (6, 5, _CASE)
-    report = Report("training", {"ranks": 2, "intra-op threads a rank": 1, "batch a rank": 32})
+    report = Report("training", {"ranks": 2, "intra-op threads per rank": 1, "batch per rank": 32})
     with Conductor("benchmarks.training_steps") as conductor:
         jobs = conductor.start([_MPI, _TF])
         contenders = [Contender(name, jobs[plan.name], case) for _, name, plan in _ENTRIES]

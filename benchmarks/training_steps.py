@@ -43,11 +43,11 @@ NORMS: dict[str, Norm] = {
 
 
 class Service(rank.TimingService):
-    """Contenders: those of NORMS, each with the averaging its engine has."""
+    """Contenders: those of NORMS, each with the gradient averaging of its backend."""
 
     def make(self, contender: str, case: dict[str, Any]) -> rank.Step:
         batch, pixels = case["batch"], case["pixels"]
-        strategy = getattr(self.ranks, "strategy", tf.distribute.get_strategy())
+        strategy = getattr(self.communicator, "strategy", tf.distribute.get_strategy())
         replicas = strategy.num_replicas_in_sync
         keras.utils.set_random_seed(1)
         with strategy.scope():
@@ -56,7 +56,7 @@ class Service(rank.TimingService):
             if replicas == 1:
                 optimizer = syncbn.DistributedOptimizer(optimizer)
             optimizer.build(model.trainable_variables)
-        random = np.random.default_rng(self.ranks.rank)
+        random = np.random.default_rng(self.communicator.rank)
         images = tf.constant(random.normal(size=(batch, pixels, pixels, 3)), tf.float32)
         labels = tf.constant(random.integers(10, size=batch))
 
@@ -64,7 +64,7 @@ class Service(rank.TimingService):
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-                # Under a strategy Keras adds up the gradients of the replicas.
+                # Under a strategy Keras sums the gradients of the replicas.
                 loss = tf.reduce_mean(losses) / replicas
             variables = model.trainable_variables
             optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))

@@ -1,1 +1,1 @@
-"""What all measurements share: jobs of real ranks, turns, medians, tables and JSON."""
+"""The common parts of measurements: jobs of real ranks, turns, medians, tables and JSON."""

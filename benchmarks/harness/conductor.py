@@ -1,9 +1,9 @@
-"""Keeps several jobs alive at once and lets them run turn by turn.
+"""Runs several jobs concurrently and lets them take turns.
 
-Contenders that need different engines need different processes. On a shared machine two jobs run
-one after the other cannot be compared: so all are started first, and then take turns of a few
-steps. A job that waits for its turn must not take a core: Horovod's threads wake up ten thousand
-times a second, so its ranks are stopped (SIGSTOP) in between.
+Contenders with different backends need different processes. On a shared machine two jobs that run
+one after the other cannot be compared, so all are started first, and then take turns of a few
+steps. A waiting job must not use a core: Horovod's threads wake up ten thousand times a second, so
+its ranks are stopped (SIGSTOP) in between.
 """
 
 import json
@@ -30,30 +30,30 @@ _ANSWER_SECONDS = 300
 
 
 class BenchmarkError(Exception):
-    """A rank failed or does not answer; the text says what it printed."""
+    """A rank failed or does not answer; the message has its output."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job to be.
+    """The specification of a job.
 
     Attributes:
-        name: Tells it from the others.
-        launcher: How its ranks are started, one of `starting.LAUNCHERS`.
-        engine: What its ranks join, see `rank.Service`.
-        environment: Settings of its ranks.
-        stops: Whether its ranks work even when they have nothing to do, and are stopped meanwhile.
+        name: A unique name.
+        launcher: Starts the ranks, one of `starting.LAUNCHERS`.
+        backend: The backend of the ranks, see `rank.Service`.
+        environment: Environment variables of the ranks.
+        stops: Whether to stop the ranks between turns, because they use a core while idle.
     """
 
     name: str
     launcher: str
-    engine: str
+    backend: str
     environment: Mapping[str, str] | None = None
     stops: bool = False
 
 
 class Job:
-    """Ranks that answer orders."""
+    """Ranks that execute commands."""
 
     def __init__(
         self, plan: Plan, log: Path, processes: list[subprocess.Popen[bytes]], ranks: int
@@ -80,7 +80,7 @@ class Job:
             raise BenchmarkError(f"the job {self.plan.name} has ended:\n{self.tail()}")
 
     def call(self, order: str, **values: Any) -> list[Any]:
-        """Gives the order to every rank at once, and waits for all answers."""
+        """Sends a command to every rank, and waits for all answers."""
         self._stop(False)
         line = json.dumps({"call": order, "arguments": values}) + "\n"
         for stream in self._streams:
@@ -96,16 +96,16 @@ class Job:
 
     @property
     def processor_seconds(self) -> float:
-        """What its ranks have computed so far, over all cores."""
+        """The processor time of its ranks so far, over all cores."""
         times = [psutil.Process(number).cpu_times() for number in self._numbers]
         return sum(used.user + used.system for used in times)
 
     def tail(self) -> str:
-        """The last of what the ranks printed."""
+        """The end of the output of the ranks."""
         return self._log.read_text(errors="replace")[-3000:]
 
     def end(self) -> None:
-        """Lets the ranks go; kills whatever is left after some seconds."""
+        """Ends the ranks; kills remaining processes after some seconds."""
         self._stop(False)
         tree = [p for process in self._processes for p in _descendants(process.pid)]
         with suppress(BenchmarkError, OSError):
@@ -157,7 +157,7 @@ class Conductor:
         self._directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
         self._server = self._resources.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._server.settimeout(0.5)
-        # Whoever ends us by SIGTERM ends the ranks too: stopped ones would stay for ever.
+        # End the ranks on SIGTERM: stopped ones would otherwise remain forever.
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self._resources.callback(signal.signal, signal.SIGTERM, before)
         return self
@@ -168,7 +168,7 @@ class Conductor:
         self._resources.close()
 
     def start(self, plans: Sequence[Plan], ranks: int = 2) -> dict[str, Job]:
-        """Starts jobs, all at once, and waits until all their ranks have come."""
+        """Starts jobs concurrently, and waits until all their ranks have connected."""
         jobs = {plan.name: self._start(plan, ranks) for plan in plans}
         deadline = time.monotonic() + _START_SECONDS
         while not all(job.complete for job in jobs.values()):
@@ -176,7 +176,7 @@ class Conductor:
                 connection, _ = self._server.accept()
                 connection.settimeout(_ANSWER_SECONDS)
                 stream = connection.makefile("rw")
-                connection.close()  # in name: the stream keeps it open until it is closed itself
+                connection.close()  # the stream keeps the connection open
                 hello = json.loads(stream.readline())
                 jobs[hello["job"]].joined(stream, hello["process"])
             for job in jobs.values():
@@ -191,7 +191,7 @@ class Conductor:
         environment = {
             rank.ADDRESS: f"127.0.0.1:{self._server.getsockname()[1]}",
             rank.JOB: plan.name,
-            rank.ENGINE: plan.engine,
+            rank.BACKEND: plan.backend,
             **(plan.environment or {}),
         }
         command = [sys.executable, "-m", "benchmarks.harness.rank", self._service]

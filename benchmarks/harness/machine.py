@@ -1,4 +1,4 @@
-"""What a figure depends on: the machine, the versions and the threads."""
+"""Describes the machine and the software versions of a measurement."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "horovod", "mpi4p
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the software, without names that identify it."""
+    """The machine and the software, without identifying names."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """One line for the head of a table or a page."""
+    """A one-line description for tables and pages."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
         f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "

@@ -1,4 +1,4 @@
-"""What each rank of a benchmark runs: it does what the conductor orders, one order at a time.
+"""The program of each rank of a benchmark: executes the commands of the conductor.
 
 `python -m benchmarks.harness.rank MODULE`, where MODULE has a class `Service`.
 """
@@ -17,44 +17,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncbn.communicators import Communicator
 
-ADDRESS, JOB, ENGINE = "BENCHMARK_ADDRESS", "BENCHMARK_JOB", "BENCHMARK_ENGINE"
+ADDRESS, JOB, BACKEND = "BENCHMARK_ADDRESS", "BENCHMARK_JOB", "BENCHMARK_BACKEND"
 
 Step = Callable[[], Any]
 
 
 class Service:
-    """Answers orders: each of its methods is one.
+    """Executes commands; each method is one.
 
     Attributes:
-        engine: `"mpi"`, `"tf"`, `"horovod"`, `"local"`, or `"horovod-defaults"`: Horovod as it
-            comes, without any of our settings.
-        ranks: The communicator of the job.
+        backend: `"mpi"`, `"tf"`, `"horovod"`, `"local"`, or `"horovod-defaults"`: Horovod with its
+            default settings.
+        communicator: The communicator of the job.
     """
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
-        self.ranks = _join(engine)
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.communicator = _join(backend)
 
 
 class TimingService(Service, ABC):
-    """Prepares steps by name and times them; a benchmark says what its steps are."""
+    """Prepares and times steps; subclasses define them."""
 
-    def __init__(self, engine: str) -> None:
-        super().__init__(engine)
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend)
         self._steps: dict[str, Step] = {}
 
     @abstractmethod
     def make(self, contender: str, case: dict[str, Any]) -> Step:
-        """The step of a contender. When it returns, the work is done."""
+        """The step of a contender, which returns when its work has ended."""
 
     def prepare(self, key: str, contender: str, case: dict[str, Any]) -> None:
-        """Makes the step and runs it twice: the first traces it."""
+        """Creates the step and runs it twice, first to trace it."""
         self._steps[key] = self.make(contender, case)
         for _ in range(2):
             self._steps[key]()
 
     def run(self, key: str, steps: int) -> list[float]:
-        """Seconds of each of `steps` steps, after one that only brings the ranks together."""
+        """Seconds of each of `steps` steps, after one that synchronizes the ranks."""
         step = self._steps[key]
         step()
         seconds = []
@@ -65,19 +65,19 @@ class TimingService(Service, ABC):
         return seconds
 
     def forget(self, key: str) -> None:
-        """Frees what the step holds."""
+        """Frees the memory of the step."""
         del self._steps[key]
 
 
-def _join(engine: str) -> "Communicator":
-    if engine == "horovod-defaults":
+def _join(backend: str) -> "Communicator":
+    if backend == "horovod-defaults":
         from syncbn.communicators.horovod import HorovodCommunicator, import_horovod
 
         import_horovod().init()
         return HorovodCommunicator()
     import syncbn
 
-    return syncbn.init(engine)
+    return syncbn.init(backend)
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
                 if order["call"] == "end":
                     answer({"value": None})
                     return
-                service = service or module.Service(os.environ[ENGINE])
+                service = service or module.Service(os.environ[BACKEND])
                 answer({"value": getattr(service, order["call"])(**order["arguments"])})
             except Exception:
                 answer({"error": traceback.format_exc()})

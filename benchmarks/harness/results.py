@@ -1,4 +1,4 @@
-"""Figures and how they are shown: medians, bars, a table for people and JSON for programs."""
+"""Results of benchmarks: medians, bars, tables and JSON."""
 
 import argparse
 import json
@@ -20,15 +20,15 @@ class Timing:
     """Seconds of one contender, over all its steps on all ranks.
 
     Attributes:
-        contender: Who, in words.
-        engine: How its ranks meet.
-        case: What they did.
-        samples: How many steps.
-        others: The largest share of all cores that other programs took in a turn that counts.
+        contender: Description of the contender.
+        backend: Name of its job.
+        case: Description of the case.
+        samples: Number of steps.
+        others: The largest share of all cores that other programs used in a turn that counts.
     """
 
     contender: str
-    engine: str
+    backend: str
     case: str
     samples: int
     minimum: float
@@ -38,12 +38,12 @@ class Timing:
 
     @classmethod
     def of(
-        cls, contender: str, engine: str, case: str, seconds: Sequence[float], others: float
+        cls, contender: str, backend: str, case: str, seconds: Sequence[float], others: float
     ) -> "Timing":
         ordered = sorted(seconds)
         return cls(
             contender,
-            engine,
+            backend,
             case,
             len(ordered),
             ordered[0],
@@ -55,14 +55,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bar:
-    """What must hold, and what was measured.
+    """A requirement and its measurement.
 
     Attributes:
-        claim: In words.
-        measured: The value.
-        limit: What it must reach.
-        at_most: Whether smaller is better.
-        unit: Stands behind both numbers.
+        claim: The requirement in words.
+        measured: The measured value.
+        limit: The required value.
+        at_most: Whether the value must be at most the limit, otherwise at least.
+        unit: Unit of both numbers.
     """
 
     claim: str
@@ -88,14 +88,14 @@ class Bar:
 
 @dataclass
 class Report:
-    """All that one benchmark found.
+    """The results of one benchmark.
 
     Attributes:
-        name: Of the benchmark.
-        settings: Ranks, threads, steps, and what else the figures depend on.
+        name: Name of the benchmark.
+        settings: Ranks, threads, steps, and other parameters.
         timings: One for each contender and case.
-        bars: The claims judged.
-        details: Figures of this benchmark only.
+        bars: The requirements.
+        details: Results specific to this benchmark.
     """
 
     name: str
@@ -105,16 +105,16 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=machine.describe)
 
-    def median(self, contender: str, case: str, engine: str | None = None) -> float:
-        """The median seconds of a contender that was measured.
+    def median(self, contender: str, case: str, backend: str | None = None) -> float:
+        """The median seconds of a contender.
 
         Raises:
-            KeyError: It was not.
+            KeyError: It was not measured.
         """
         for timing in self.timings:
-            if (timing.contender, timing.case) == (contender, case) and engine in (
+            if (timing.contender, timing.case) == (contender, case) and backend in (
                 None,
-                timing.engine,
+                timing.backend,
             ):
                 return timing.median
         raise KeyError(f"{contender} was not measured on {case}")
@@ -123,19 +123,19 @@ class Report:
         """Prints the tables."""
         console = Console()
         if not console.is_terminal:
-            console.width = 120  # in a file or a pipe nothing need be cut
+            console.width = 120  # no truncation in files and pipes
         console.print(machine.in_words(self.machine), highlight=False)
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         console.print(settings, highlight=False)
         for case in dict.fromkeys(timing.case for timing in self.timings):
             table = Table(
-                "contender", "engine", "min", "median", "p90", "steps", "others", title=case
+                "contender", "backend", "min", "median", "p90", "steps", "others", title=case
             )
             for timing in self.timings:
                 if timing.case == case:
                     numbers = map(with_unit, (timing.minimum, timing.median, timing.p90))
                     cells = (*numbers, str(timing.samples), f"{timing.others:.0%}")
-                    table.add_row(timing.contender, timing.engine, *cells)
+                    table.add_row(timing.contender, timing.backend, *cells)
             console.print(table)
         if self.bars:
             table = Table("claim", "bar", "measured", "verdict")
@@ -156,7 +156,7 @@ class Report:
 
 
 def with_unit(seconds: float) -> str:
-    """Three digits and the unit that suits them."""
+    """Three digits with a suitable unit."""
     for limit, factor, unit in ((0.9995e-3, 1e6, "µs"), (0.9995, 1e3, "ms")):
         if seconds < limit:
             return f"{seconds * factor:.3g} {unit}"
@@ -164,15 +164,15 @@ def with_unit(seconds: float) -> str:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options every benchmark has."""
+    """The options of every benchmark."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="also write the figures here, as JSON")
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to check that it works")
     return parser
 
 
 def finish(report: Report, output: Path | None) -> None:
-    """Shows the report and writes it where that was asked for."""
+    """Prints the report, and writes it to `output` unless that is None."""
     report.show()
     if output is not None:
         report.write(output)

@@ -1,4 +1,4 @@
-"""Starts the ranks of one job: by `mpirun`, `horovodrun`, over Gloo, as a TF_CONFIG cluster."""
+"""Starts the ranks of one job: with `mpirun`, `horovodrun`, Gloo, or as a TF_CONFIG cluster."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from launcher.spec import Host
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SCRIPTS = Path(sys.executable).parent
-# What the ranks must not inherit from a job around the benchmark.
+# Variables that the ranks must not inherit from a job that runs the benchmark.
 _RANK_VARIABLES = ("TF_CONFIG", "HOROVOD_", "OMPI_", "PMI_", "PMIX_", "LAUNCHER_")
 _THREADS = (
     "TF_NUM_INTRAOP_THREADS",
@@ -26,7 +26,7 @@ _THREADS = (
     "NUMBA_NUM_THREADS",
 )
 
-Road = Callable[[list[str], int, dict[str, str], Path, ExitStack], list[subprocess.Popen[bytes]]]
+Starter = Callable[[list[str], int, dict[str, str], Path, ExitStack], list[subprocess.Popen[bytes]]]
 
 
 def start(
@@ -42,22 +42,22 @@ def start(
 
     Args:
         launcher: One of LAUNCHERS.
-        command: Of one rank.
-        ranks: How many.
-        environment: For every rank, beside what one intra-op thread and a quiet start need.
-        log: Takes all output.
-        resources: Closes what must stay open as long as the job (ports, a rendezvous).
+        command: The command of one rank.
+        ranks: Number of ranks.
+        environment: Additional variables of every rank.
+        log: File for all output.
+        resources: Gets the resources to close after the job (ports, a rendezvous).
         device: `"cpu"` hides the GPUs.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_RANK_VARIABLES)}
-    settled = inherited | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-    settled |= dict.fromkeys(_THREADS, "1") | backends.mpi_environment()
-    settled["PATH"] = f"{_SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+    variables = inherited | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
+    variables |= dict.fromkeys(_THREADS, "1") | backends.mpi_environment()
+    variables["PATH"] = f"{_SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     modules = [str(_REPOSITORY), inherited.get("PYTHONPATH", "")]
-    settled["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     if device == "cpu":
-        settled["CUDA_VISIBLE_DEVICES"] = ""
-    return LAUNCHERS[launcher](command, ranks, settled | dict(environment), log, resources)
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return LAUNCHERS[launcher](command, ranks, variables | dict(environment), log, resources)
 
 
 def _mpirun(
@@ -113,7 +113,7 @@ def _alone(
     return [_spawn(command, environment, log, signal.SIGKILL)]
 
 
-LAUNCHERS: dict[str, Road] = {
+LAUNCHERS: dict[str, Starter] = {
     "mpirun": _mpirun,
     "horovodrun": _horovodrun,
     "gloo": _gloo,
@@ -123,12 +123,12 @@ LAUNCHERS: dict[str, Road] = {
 
 
 def _spawn(
-    command: list[str], environment: dict[str, str], log: Path, farewell: int
+    command: list[str], environment: dict[str, str], log: Path, death_signal: int
 ) -> subprocess.Popen[bytes]:
-    def end_with_us() -> None:
-        """Should the benchmark be killed: no rank may stay behind, least of all a frozen one."""
+    def set_death_signal() -> None:
+        """Ends the process if the benchmark is killed: stopped ranks would remain forever."""
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, farewell)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, death_signal)
 
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -139,5 +139,5 @@ def _spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=end_with_us,
+            preexec_fn=set_death_signal,
         )

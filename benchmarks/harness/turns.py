@@ -1,8 +1,7 @@
-"""Contenders take turns of a few steps, and turns that other programs disturbed are taken again.
+"""Runs contenders in turns of a few steps, and repeats turns that other programs disturbed.
 
-Everything that takes part is alive at once. What else runs on the machine slows whoever has the
-turn, and most of all ranks that wait for each other; so of each contender the turns count in which
-other programs took least.
+All contenders run concurrently. Other load slows the contender whose turn it is, especially ranks
+that wait for each other; so for each contender only the least disturbed turns count.
 """
 
 import json
@@ -16,20 +15,20 @@ import psutil
 
 from benchmarks.harness.conductor import Job
 
-# Share of all cores that others may take before a turn counts as disturbed.
-_QUIET = 0.05
-# How much longer than `rounds` turns of all contenders it may go on, in seconds.
-_PATIENCE_SECONDS = 15.0
+# A turn is disturbed if other programs use more than this share of all cores.
+_MAX_OTHERS = 0.05
+# Time for repeated turns, in seconds.
+_EXTRA_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes turns.
+    """A contender in one case.
 
     Attributes:
-        name: What the service calls it.
-        job: Where it runs.
-        case: What it is given to do.
+        name: Its name in the service.
+        job: The job that runs it.
+        case: The arguments of its step.
     """
 
     name: str
@@ -42,14 +41,14 @@ class Contender:
 
 
 class Turn(NamedTuple):
-    """The share of all cores that other programs took, and the seconds of each step and rank."""
+    """The share of all cores that other programs used, and the seconds of each step and rank."""
 
     others: float
     seconds: list[float]
 
 
 class Taken(NamedTuple):
-    """Of the turns that count: all seconds, and the largest share that others took."""
+    """The turns that count: all seconds, and the largest share that others used."""
 
     seconds: list[float]
     others: float
@@ -60,7 +59,7 @@ def take_turns(
 ) -> list[Taken]:
     """The `rounds` least disturbed turns of each contender, of `steps` steps on each rank.
 
-    With `toy` nothing is said about speed, and no turn is taken again.
+    With `toy` no turn is repeated.
     """
     for contender in contenders:
         contender.job.call(
@@ -77,7 +76,7 @@ def take_turns(
             turns[index].append(_turn(contenders[index], steps))
         number += 1
         if number == rounds:
-            deadline = time.monotonic() + (0.0 if toy else _PATIENCE_SECONDS)
+            deadline = time.monotonic() + (0.0 if toy else _EXTRA_SECONDS)
     for contender in contenders:
         contender.job.call("forget", key=contender.key)
     return [_best(taken, rounds) for taken in turns]
@@ -96,15 +95,15 @@ def _turn(contender: Contender, steps: int) -> Turn:
 
 
 def _quiet_turns(turns: Sequence[Turn]) -> int:
-    return sum(turn.others <= _QUIET for turn in turns)
+    return sum(turn.others <= _MAX_OTHERS for turn in turns)
 
 
 def _best(turns: Sequence[Turn], rounds: int) -> Taken:
-    kept = sorted(turns, key=lambda turn: turn.others)[:rounds]
-    return Taken([second for turn in kept for second in turn.seconds], kept[-1].others)
+    quietest = sorted(turns, key=lambda turn: turn.others)[:rounds]
+    return Taken([second for turn in quietest for second in turn.seconds], quietest[-1].others)
 
 
 def _busy_seconds() -> float:
-    """What all programs have computed since the machine started, over all cores."""
+    """The processor time of all programs since the machine started, over all cores."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)

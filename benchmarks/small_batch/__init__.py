@@ -1,1 +1,1 @@
-"""The study behind docs/study.md: when do statistics over all ranks help? See `__main__`."""
+"""The study in docs/study.md: when do statistics over all ranks help? See `__main__`."""

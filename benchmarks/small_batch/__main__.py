@@ -2,8 +2,8 @@
 
 python -m benchmarks.small_batch [--seeds 5] [--output DIR]
 
-Minutes on two cores; stopped, the same command goes on where it was. DIR (docs by default) gets
-study.md, study.json and figures/study-*.svg.
+Takes minutes on two cores; after an interruption the same command continues. Writes study.md,
+study.json and figures/study-*.svg to DIR (default: docs).
 """
 
 import argparse
@@ -32,10 +32,10 @@ def main() -> None:
 
 
 def run(plan: Plan, output: Path) -> None:
-    """Does what is missing of the plan, then writes page and figures.
+    """Runs the missing parts of the plan, then writes page and figures.
 
     Raises:
-        UsageError: The output cannot be written, or holds another study.
+        UsageError: The output cannot be written, or contains another study.
         LauncherError: The ranks of the numerical study failed.
     """
     try:
@@ -55,11 +55,11 @@ def run(plan: Plan, output: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=_several, default=Plan.seeds, help="of each training")
+    parser.add_argument("--seeds", type=_several, default=Plan.seeds, help="seeds per training")
     parser.add_argument(
-        "--peak-rate", type=float, default=Plan.peak_rate, help="at the largest global batch"
+        "--peak-rate", type=float, default=Plan.peak_rate, help="learning rate of the largest batch"
     )
-    parser.add_argument("--toy", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--toy", action="store_true", help="a few steps, to check that it works")
     parser.add_argument("--output", type=Path, help="docs by default")
     return parser.parse_args()
 

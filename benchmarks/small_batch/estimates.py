@@ -1,4 +1,4 @@
-"""Means with confidence, and the verdict on each setting: does synchronizing help?"""
+"""Means with confidence intervals, and the verdict on each setting: does synchronizing help?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Estimate:
 
     @property
     def verdict(self) -> Verdict:
-        """Of a difference: whether zero lies outside the interval, and on which side."""
+        """For a difference: on which side of the interval zero lies, if outside."""
         if abs(self.mean) <= self.half:
             return "no difference"
         return "helps" if self.mean > 0 else "hurts"
@@ -43,10 +43,10 @@ def gap(result: Result) -> float:
 
 @dataclass(frozen=True)
 class Table:
-    """Asks all results at once.
+    """Estimates from the results of a study.
 
     Attributes:
-        results: Of a complete study.
+        results: All results of a complete study.
     """
 
     results: Sequence[Result]
@@ -64,7 +64,7 @@ class Table:
         quantity: Quantity = accuracy,
         other: Norm = "local",
     ) -> Estimate:
-        """Synchronized less another norm: the same seeds, so differences are taken in pairs."""
+        """The difference between synchronized and another norm, paired by seed."""
         sync = self._values(quantity, sharding, world, batch, "sync")
         return _estimate(sync - self._values(quantity, sharding, world, batch, other))
 

@@ -1,4 +1,4 @@
-"""The figures of the page, as SVG files, in colours that colour-blind readers can tell apart."""
+"""The figures of the page, as SVG files in a colour-blind friendly palette."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from benchmarks.small_batch.estimates import Quantity, Table, accuracy, gap
 from benchmarks.small_batch.plan import NORMS, SHARDINGS, Plan
 from benchmarks.small_batch.store import Study
 
-# The palette of Okabe and Ito (2008); marker and dash tell the lines apart without any colour.
+# The palette of Okabe and Ito (2008); markers and dashes distinguish lines without colour.
 _STYLES: dict[str, dict[str, Any]] = {
     "sync": {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "SyncBN"},
     "local": {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "local BN"},
@@ -66,7 +66,7 @@ def _against_batch(plan: Plan, table: Table, quantity: Quantity, name: str, file
                         table.estimate(quantity, sharding, world, batch, norm)
                         for batch in plan.batches
                     ]
-                    # A little apart, or the bars hide each other.
+                    # Shifted, so that error bars do not overlap.
                     shift = 1.0 + 0.06 * (NORMS.index(norm) - 1)
                     axis.errorbar(
                         np.array(plan.batches) * shift,
@@ -97,7 +97,7 @@ def _numerics(study: Study, file: Path) -> None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.axhline(1.0, color="#333333", linewidth=0.8)
-        axis.annotate("nothing is right", (1.0, 1.6), fontsize=8.5, color="#333333")
+        axis.annotate("no correct digit", (1.0, 1.6), fontsize=8.5, color="#333333")
         axis.set_xlabel("mean / standard deviation of the data")
         axis.set_ylabel("relative error of the variance")
         axis.legend(loc="upper left", bbox_to_anchor=(0.0, 0.9))
@@ -105,7 +105,7 @@ def _numerics(study: Study, file: Path) -> None:
 
 @contextmanager
 def _saved(file: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written when the context ends, the same bytes for the same data."""
+    """A figure that is saved when the context ends, with the same bytes for the same data."""
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": file.stem}):
         figure = Figure(figsize=(width, height))
         yield figure

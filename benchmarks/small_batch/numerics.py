@@ -1,11 +1,10 @@
-"""The error of the batch variance when the mean is far from zero: ours, Keras' and Horovod's.
+"""The error of the batch variance for a mean far from zero: syncbn, Keras and Horovod.
 
 launcher run -np 2 --backend mpi -- python -m benchmarks.small_batch.numerics FILE
 
-Every curve is the project's own code at work. Ours is the layer, over MPI. Horovod's is the
-`_moments` of its layer, over Horovod; only what it asks of the layer below, the local moments, is
-given by `tf.nn.moments` as in Keras 2, because Keras 3 has no such method. Keras' is the function
-its layer calls, on two replicas of one process.
+Every curve runs the code of its project. syncbn: the layer, over MPI. Horovod: the `_moments` of
+its layer, over Horovod; the local moments come from `tf.nn.moments` as in Keras 2, because Keras 3
+has no such method. Keras: the function that its layer calls, on two replicas of one process.
 """
 
 import json
@@ -21,7 +20,7 @@ from launcher.train.environment import load_tensorflow
 
 load_tensorflow()
 
-import keras  # noqa: E402 - TensorFlow's threads are settled first
+import keras  # noqa: E402 - after TensorFlow's threads are configured
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -31,7 +30,7 @@ _RATIOS = tuple(float(ratio) for ratio in 10.0 ** np.arange(0, 6.5, 0.5))
 _RANKS = 2
 _ROWS, _CHANNELS = 4096, 16
 
-# From the shards of all ranks and our rank to the variance of each channel, float64.
+# Maps the shards of all ranks and this rank to the variance of each channel, float64.
 Variance = Callable[[list[np.ndarray], int], np.ndarray]
 
 
@@ -39,13 +38,13 @@ def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     parts = [tf.config.LogicalDeviceConfiguration()] * _RANKS
     tf.config.set_logical_device_configuration(cpu, parts)
-    ranks = syncbn.init("mpi")
-    implementations: dict[str, Variance] = {"syncbn": _ours}
+    communicator = syncbn.init("mpi")
+    implementations: dict[str, Variance] = {"syncbn": _syncbn_variance}
     if find_spec("horovod") is not None:
-        implementations["horovod"] = _horovods()
-    errors = _errors(implementations, ranks.rank)
-    if ranks.rank == 0:  # alone, so last: the other rank would burn a core waiting
-        errors += _errors({"keras": _kerases()}, ranks.rank)
+        implementations["horovod"] = _horovod_variance()
+    errors = _errors(implementations, communicator.rank)
+    if communicator.rank == 0:  # last, since the other rank would use a core while waiting
+        errors += _errors({"keras": _keras_variance()}, communicator.rank)
         Path(sys.argv[1]).write_text(json.dumps([asdict(error) for error in errors]))
 
 
@@ -66,13 +65,13 @@ def _shards(ratio: float) -> list[np.ndarray]:
     return list(values.astype(np.float32))
 
 
-def _ours(shards: list[np.ndarray], rank: int) -> np.ndarray:
+def _syncbn_variance(shards: list[np.ndarray], rank: int) -> np.ndarray:
     layer = syncbn.SyncBatchNormalization(momentum=0.0)  # the moving variance is the last batch's
     layer(shards[rank], training=True)
     return layer.moving_variance.numpy().astype(np.float64)
 
 
-def _horovods() -> Variance:
+def _horovod_variance() -> Variance:
     import horovod.tensorflow as hvd
     from horovod.tensorflow.sync_batch_norm import SyncBatchNormalization
 
@@ -84,7 +83,7 @@ def _horovods() -> Variance:
 
     class Runnable(SyncBatchNormalization, LocalMoments):
         def __init__(self) -> None:
-            # Past Horovod's own, which hands Keras 3 an argument that it does not know.
+            # Horovod's __init__ passes an argument that Keras 3 does not have.
             LocalMoments.__init__(self)
 
     def variance(shards: list[np.ndarray], rank: int) -> np.ndarray:
@@ -94,7 +93,7 @@ def _horovods() -> Variance:
     return variance
 
 
-def _kerases() -> Variance:
+def _keras_variance() -> Variance:
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(_RANKS)])
 
     @tf.function

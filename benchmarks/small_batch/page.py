@@ -1,4 +1,4 @@
-"""Writes the tables of a study into its page, between two marks; the text around them stays."""
+"""Writes the tables of a study to its page, between two marks."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ Cell = Callable[[Sharding, int, int], str]
 
 
 def write_page(study: Study, page: Path) -> None:
-    """Renews the tables of the page; a page that is not there yet is nothing but them."""
+    """Replaces the tables of the page; creates a page with only the tables if there is none."""
     text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     page.write_text(f"{before}\n\n{tables(study)}\n\n{after}")
@@ -40,12 +40,12 @@ def tables(study: Study) -> str:
         )
 
     blocks = [
-        "**What SyncBN gains over local BN**, in percentage points of test accuracy, ± half of the "
+        "**Gain of SyncBN over local BN**, in percentage points of test accuracy, ± half of the "
         f"95% confidence interval over {plan.seeds} seeds, by images per rank. Bold: zero lies "
         "outside.",
         gains(accuracy),
-        "**The same after `syncbn.recompute_statistics`** has replaced the moving statistics of "
-        "both by those of the whole training part.",
+        "**The same after `syncbn.recompute_statistics`** replaced the moving statistics of both "
+        "by those of the whole training part.",
         gains(recomputed_accuracy),
         "**Test accuracy and train/test gap**, in percent and points.",
         "\n".join(_all_rows(plan, table)),
@@ -74,13 +74,13 @@ def _gain(estimate: Estimate) -> str:
 
 
 def _unbroken(number: str) -> str:
-    """With a true minus, and spaces at which no line of a narrow cell is broken."""
+    """With a minus sign, and no-break spaces."""
     return number.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _all_rows(plan: Plan, table: Table) -> Iterator[str]:
     yield (
-        "| data | ranks | images a rank | SyncBN | local BN | no norm "
+        "| data | ranks | images per rank | SyncBN | local BN | no norm "
         "| gap SyncBN | gap local BN | gap no norm |"
     )
     yield "|---|---:|---:|" + "---:|" * 6

@@ -1,6 +1,6 @@
-"""What the study trains: every combination, its rates, and which samples each rank sees.
+"""The trainings of the study: combinations, learning rates, and the samples of each rank.
 
-Knows no TensorFlow: the command, the training and the page all read it.
+Independent of TensorFlow: the command, the training and the page use it.
 """
 
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ class Plan:
     Attributes:
         worlds: Numbers of ranks.
         batches: Samples per rank and step.
-        seeds: How many, from 0 on.
-        samples: Seen by all ranks together in one training, whatever the batch; a multiple of every
-            global batch.
-        held_out: Part of the data that is only tested on.
+        seeds: Number of seeds, from 0.
+        samples: Number of samples of all ranks in one training, for every batch size; a multiple of
+            every global batch.
+        held_out: The fraction of the data used for testing only.
         peak_rate: The highest learning rate at the largest global batch.
     """
 
@@ -44,7 +44,7 @@ class Plan:
     peak_rate: float = 0.1
 
     def groups(self) -> Iterator["Group"]:
-        """All groups, those of most steps first."""
+        """All groups, those with the most steps first."""
         pairs = [(world, batch) for world in self.worlds for batch in self.batches]
         for world, batch in sorted(pairs, key=lambda pair: pair[0] * pair[1]):
             for norm in NORMS:
@@ -53,12 +53,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Group:
-    """Trainings that share one compiled graph: they differ in sharding and seed.
+    """Trainings with the same compiled graph, which differ in sharding and seed.
 
     Attributes:
         world: Number of ranks.
         batch: Samples per rank and step.
-        norm: Batch normalization over all ranks, each rank's own, or none.
+        norm: Batch normalization over all ranks, per rank, or none.
     """
 
     world: int
@@ -71,7 +71,7 @@ class Group:
 
     @property
     def momentum(self) -> float:
-        """Of the moving statistics, which so remember as many samples at every global batch."""
+        """Of the moving statistics, so that they average over as many samples at every batch."""
         return MOMENTUM ** (self.global_batch / LARGEST_GLOBAL_BATCH)
 
     def runs(self, seeds: int) -> Iterator["Run"]:
@@ -85,9 +85,9 @@ class Run(Group):
     """One training.
 
     Attributes:
-        sharding: Whether each step's samples are drawn from all, or each rank has a shard of its
-            own of data sorted by class.
-        seed: Of the initial weights and the order of the samples.
+        sharding: Whether samples are drawn from all data, or each rank has a shard of data sorted
+            by class.
+        seed: Seed of the initial weights and the order of the samples.
     """
 
     sharding: Sharding
@@ -96,13 +96,13 @@ class Run(Group):
 
 @dataclass(frozen=True)
 class Result(Run):
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
-        train_accuracy: Over the training part, 0 to 1, in inference mode.
-        test_accuracy: Over the held-out part, likewise.
-        recomputed_accuracy: The same with the moving statistics recomputed over the whole training
-            part; without batch normalization `test_accuracy` again.
+        train_accuracy: Accuracy on the training part, 0 to 1, in inference mode.
+        test_accuracy: Accuracy on the held-out part, likewise.
+        recomputed_accuracy: Test accuracy with moving statistics recomputed over the whole training
+            part; `test_accuracy` without batch normalization.
     """
 
     train_accuracy: float
@@ -111,7 +111,7 @@ class Result(Run):
 
 
 def learning_rates(plan: Plan, run: Group) -> np.ndarray:
-    """The rate of every step, float32: warm-up, then a cosine; the peak is linear in the batch."""
+    """The rate of every step, float32: warm-up, then cosine decay; peak proportional to batch."""
     steps = plan.samples // run.global_batch
     progress = (np.arange(steps) + 0.5) / steps
     peak = plan.peak_rate * run.global_batch / LARGEST_GLOBAL_BATCH
@@ -120,10 +120,10 @@ def learning_rates(plan: Plan, run: Group) -> np.ndarray:
 
 
 def sample_numbers(run: Run, labels: np.ndarray, samples: int) -> np.ndarray:
-    """Which training samples each rank sees in each step, int32 (steps, world, batch).
+    """The training samples of each rank in each step, int32 (steps, world, batch).
 
-    Shuffled, a step's samples are the same at every division of its global batch into ranks, for
-    every norm.
+    If shuffled, the samples of a step do not depend on the norm or the division of its global batch
+    into ranks.
     """
     steps = samples // run.global_batch
     if run.sharding == "shuffled":
@@ -135,7 +135,7 @@ def sample_numbers(run: Run, labels: np.ndarray, samples: int) -> np.ndarray:
 
 
 def _epochs(count: int, seed: int, length: int) -> np.ndarray:
-    """As many epochs as `length` numbers need, int32."""
+    """The first `length` sample numbers over successive epochs, int32."""
     epochs = -(-length // count)
     stream = np.concatenate([epoch_order(count, seed, epoch) for epoch in range(epochs)])
     return stream[:length].astype(np.int32)

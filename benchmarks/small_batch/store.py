@@ -1,4 +1,4 @@
-"""What is known so far: one JSON file, whole at any moment, from which a study goes on."""
+"""The results so far in one JSON file, written atomically, from which a study continues."""
 
 import json
 import os
@@ -17,9 +17,9 @@ class VarianceError:
 
     Attributes:
         implementation: `syncbn`, `keras` or `horovod`.
-        ratio: The data's mean over its standard deviation, before rounding to float32.
-        median: Relative error of the variance over channels, against float64.
-        largest: Likewise.
+        ratio: Mean divided by standard deviation of the data, before rounding to float32.
+        median: Median relative error of the variance over channels, compared with float64.
+        largest: Largest relative error, likewise.
     """
 
     implementation: str
@@ -30,7 +30,7 @@ class VarianceError:
 
 @dataclass
 class Study:
-    """A plan and what has come of it."""
+    """A plan and its results."""
 
     plan: Plan
     results: list[Result] = field(default_factory=list)
@@ -47,10 +47,10 @@ class Study:
 
 
 def load(file: Path, plan: Plan) -> Study:
-    """The study of the file, or a new one where there is none.
+    """The study in the file, or a new one if there is none.
 
     Raises:
-        UsageError: The file cannot be read, or holds another plan.
+        UsageError: The file cannot be read, or has another plan.
     """
     if not file.exists():
         return Study(plan)
@@ -60,17 +60,17 @@ def load(file: Path, plan: Plan) -> Study:
         results = [Result(**row) for row in content["results"]]
         numerics = [VarianceError(**row) for row in content["numerics"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{file} is no study to go on with ({error}); remove it") from error
+        raise UsageError(f"{file} is not a valid study ({error}); remove it") from error
     if found != plan:
         raise UsageError(
-            f"{file} holds a study of another plan; remove it or choose another --output. "
+            f"{file} has a study of another plan; remove it or choose another --output. "
             f"Expected: {plan}. Received: {found}"
         )
     return Study(plan, results, numerics)
 
 
 def save(study: Study, file: Path) -> None:
-    """Replaces the file; a row a line, so that differences can be read."""
+    """Replaces the file; one row per line, for readable diffs."""
     results = sorted(study.results, key=lambda r: (r.world, r.batch, r.norm, r.sharding, r.seed))
     rows: dict[str, Sequence[Any]] = {"results": results, "numerics": study.numerics}
     parts = [f'"plan": {json.dumps(asdict(study.plan))}']

@@ -1,9 +1,10 @@
 """Trains the runs of one group, all ranks in one process.
 
-A rank adds nothing to a step but a part of the batch and statistics of its own: gradients are means
-over the global batch. So the global batch runs through one graph, where synchronized normalization
-is that of the whole batch, and local normalization that of each rank's block. That this equals real
-ranks under mpirun is tested (tests/benchmarks/test_small_batch.py); it takes a fifth of their time.
+Ranks differ only in their part of the batch and their local statistics: gradients are means over
+the global batch. So the global batch runs through one graph, in which synchronized normalization
+uses the whole batch, and local normalization the block of each rank.
+tests/benchmarks/test_small_batch.py checks that this equals real ranks under mpirun; it takes a
+fifth of their time.
 """
 
 from collections.abc import Callable
@@ -16,27 +17,27 @@ from launcher.train.environment import load_tensorflow
 
 load_tensorflow()
 
-import keras  # noqa: E402 - TensorFlow's threads are settled first
+import keras  # noqa: E402 - after TensorFlow's threads are configured
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import syncbn  # noqa: E402
 from launcher.train.data import DataSet, Examples, load_dataset  # noqa: E402
 
-# Filters and stride: 8x8, 4x4, 2x2, and one value per image and channel at last, as in the image
+# Filters and stride: 8x8, 4x4, 2x2, and finally one value per image and channel, as in the image
 # pooling of a segmentation network or in a projection head.
 _CONVOLUTIONS = ((16, 1), (32, 2), (64, 2), (64, 2))
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
-# Each group has a graph of its own; TensorFlow takes that for careless retracing, and says so.
+# Each group has its own graph, which TensorFlow would report as excessive retracing.
 tf.get_logger().setLevel("ERROR")
 
 
 class BlockNormalization(keras.layers.BatchNormalization):
-    """Local batch normalization on `world` ranks: each block of the batch is one rank's.
+    """Local batch normalization on `world` ranks: each block of the batch belongs to one rank.
 
-    The moving statistics are those of rank 0, which is the one that saves the model.
+    The moving statistics are those of rank 0, which saves the model.
     """
 
     def __init__(self, world: int, **arguments: Any) -> None:
@@ -89,7 +90,7 @@ def train_group(plan: Plan, group: Group) -> list[Result]:
 
 @cache
 def load_data(held_out: float) -> DataSet:
-    """The digits that `python -m launcher.train` trains on."""
+    """The digits data set of `python -m launcher.train`."""
     return load_dataset("digits", validation_part=held_out)
 
 
@@ -114,9 +115,9 @@ def fresh_model(data: DataSet, group: Group, seed: int) -> keras.Model:
 def build_model(
     data: DataSet, group: Group, seed: int, norm: Callable[[str], keras.layers.Layer]
 ) -> keras.Model:
-    """Four convolutions to logits, each followed by the layer that `norm` makes of a name.
+    """Four convolutions, each followed by the layer `norm(name)`, and logits.
 
-    The kernels depend on the seed alone.
+    The kernels depend on the seed only.
     """
     keras.utils.set_random_seed(seed)
     x = inputs = keras.Input(data.shape)
@@ -134,7 +135,7 @@ def build_model(
 
 
 def make_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """SGD with Nesterov's momentum, built; its rate is set step by step."""
+    """SGD with Nesterov momentum, built; its learning rate is set in every step."""
     optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
     return optimizer
@@ -143,7 +144,7 @@ def make_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 def compiled_steps(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, train: Arrays
 ) -> Callable[[np.ndarray, np.ndarray], None]:
-    """A graph of a whole training: sample numbers (steps, rows) and rates (steps,)."""
+    """A graph of a whole training, called with sample numbers (steps, rows) and rates (steps,)."""
     features, labels = (tf.constant(array) for array in train)
 
     @tf.function(reduce_retracing=True)

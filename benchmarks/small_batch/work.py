@@ -1,6 +1,6 @@
-"""Does the work of a study in processes of its own: trainings on all cores, numerics on two ranks.
+"""Runs a study in subprocesses: trainings on all cores, numerics on two ranks.
 
-Not part of `__main__`, whose functions the processes of a pool would not find.
+Separate from `__main__`, whose functions the processes of a pool cannot import.
 """
 
 import json
@@ -18,7 +18,7 @@ from launcher.errors import LauncherError
 
 
 def train(study: Study, file: Path) -> None:
-    """Trains the missing groups, each on one core, and saves after each."""
+    """Trains the missing groups, one per core, and saves after each."""
     missing = study.missing()
     if not missing:
         return
@@ -52,5 +52,5 @@ def measure_numerics() -> list[VarianceError]:
         launch += ["--max-restarts", "0", "--output", directory, "--"]
         program = [sys.executable, "-m", "benchmarks.small_batch.numerics", str(file)]
         if subprocess.run([*launch, *program], check=False).returncode != 0:
-            raise LauncherError("the numerical study failed; its ranks say why above")
+            raise LauncherError("the numerical study failed; see the output of its ranks above")
         return [VarianceError(**row) for row in json.loads(file.read_text())]

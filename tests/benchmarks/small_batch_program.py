@@ -25,7 +25,7 @@ def run_of(norm: Norm) -> Run:
 
 
 def main() -> None:
-    ranks = syncbn.init("mpi")
+    communicator = syncbn.init("mpi")
     data = training.load_data(PLAN.held_out)
     train = training.arrays(data.train)
     for norm in NORMS:
@@ -40,8 +40,8 @@ def main() -> None:
         optimizer = syncbn.DistributedOptimizer(training.make_optimizer(model))
         steps = training.compiled_steps(model, optimizer, train)
         numbers = sample_numbers(run, train[1], PLAN.samples)
-        steps(numbers[:, ranks.rank], learning_rates(PLAN, run))
-        if ranks.rank == 0:
+        steps(numbers[:, communicator.rank], learning_rates(PLAN, run))
+        if communicator.rank == 0:
             np.savez(Path(sys.argv[1]) / f"{norm}.npz", *model.get_weights())
 
 

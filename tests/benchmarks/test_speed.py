@@ -34,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 @pytest.mark.timeout(300)
 def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]]) -> None:
     contenders = {
-        name: {(t["contender"], t["engine"]) for t in part["timings"]}
+        name: {(t["contender"], t["backend"]) for t in part["timings"]}
         for name, part in found.items()
     }
     assert contenders["layer"] == {
@@ -94,7 +94,7 @@ def test_the_page_holds_every_bar_and_plot(
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
-    timing = {"contender": "a", "engine": "b", "median": 2e-3, "p90": 3e-3}
+    timing = {"contender": "a", "backend": "b", "median": 2e-3, "p90": 3e-3}
     part = {"timings": [timing | {"case": "an all-reduce of 3 values"}]}
     predicted = [{"ranks": n, "ResNet-50": {"tree": 1e-3 * n, "ring": 2e-3 * n}} for n in (2, 4)]
     found: dict[str, dict[str, Any]] = {"layer": part, "training": part, "latency": part}
