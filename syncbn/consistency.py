@@ -1,8 +1,8 @@
-"""Finds by itself that the ranks of a job do not train one model.
+"""Detects automatically that ranks of a job train different models.
 
-`init` arms it in a job of several processes. From then on every Keras optimizer's update, in `fit`
-or in a loop of one's own, is followed now and then (after the steps 1, 2, 4, 8, ... and each
-1024th) by a comparison (`fingerprints`), and the end of the program by a last one.
+`init` enables it in a job of several processes. From then on, updates of every Keras optimizer, in
+`fit` or in a custom loop, are followed by a comparison (`fingerprints`) after steps 1, 2, 4, 8, ...
+and every 1024th step. A final comparison runs at exit.
 """
 
 import atexit
@@ -29,30 +29,30 @@ _generations = 0
 # The collective that averages the gradients of the update being traced or run, and its ranks.
 _averaged: list[tuple[str, Communicator]] = []
 _independent = False
-_plain_apply = keras.optimizers.Optimizer.apply
+_original_apply = keras.optimizers.Optimizer.apply
 
 
-def arm(world: Communicator, mailbox: Mailbox) -> None:
-    """Watches every Keras optimizer of this process from now on."""
+def enable(world: Communicator, mailbox: Mailbox) -> None:
+    """Starts to check every Keras optimizer of this process."""
     global _check, _generations
     _generations += 1
     _check = ConsistencyCheck(world, mailbox, _generations)
-    # Keras offers no hook that every update passes, custom loops included.
+    # Keras has no hook that is called for every update, including those of custom loops.
     keras.optimizers.Optimizer.apply = _apply_and_check
     atexit.register(_at_exit)
 
 
-def disarm() -> None:
-    """Leaves Keras as it was."""
+def disable() -> None:
+    """Restores Keras' method."""
     global _check
     _check = None
-    keras.optimizers.Optimizer.apply = _plain_apply
+    keras.optimizers.Optimizer.apply = _original_apply
     atexit.unregister(_at_exit)
 
 
 @contextmanager
 def averaged(label: str, group: Communicator) -> Iterator[None]:
-    """Within it, updates use gradients that syncbn has averaged over `group`."""
+    """Context in which updates use gradients that syncbn has averaged over `group`."""
     _averaged.append((label, group))
     try:
         yield
@@ -62,7 +62,7 @@ def averaged(label: str, group: Communicator) -> Iterator[None]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Within it nothing is compared: the ranks are about to be made equal."""
+    """Context without comparisons, before a broadcast."""
     global _check
     check, _check = _check, None
     try:
@@ -72,7 +72,7 @@ def paused() -> Iterator[None]:
 
 
 def train_independently(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Lets each rank train a model of its own by this optimizer, without the check of `init`.
+    """Disables the consistency check for an optimizer, so that each rank trains its own model.
 
     Args:
         optimizer: Any Keras optimizer that is not distributed.
@@ -87,13 +87,13 @@ def train_independently(optimizer: keras.optimizers.Optimizer) -> keras.optimize
 
 
 def note_tape() -> None:
-    """Called by a `DistributedGradientTape`: optimizers receive averaged gradients."""
+    """Notes that a `DistributedGradientTape` averages gradients before optimizers get them."""
     if _check is not None:
         _check.gradients_are_averaged = True
 
 
 def note_layer(layer: Any) -> None:
-    """Called by a synchronized layer in training."""
+    """Notes a synchronized layer in training."""
     if _check is not None:
         _check.note_layer(layer)
 
@@ -104,7 +104,7 @@ def _apply_and_check(
 ) -> None:
     if trainable_variables is not None:
         trainable_variables = list(trainable_variables)
-    _plain_apply(self, grads, trainable_variables)
+    _original_apply(self, grads, trainable_variables)
     check = _check
     if check is None or keras_reduces() or getattr(self, "_trains_independently", False):
         return
@@ -115,15 +115,15 @@ def _apply_and_check(
 def _at_exit() -> None:
     check = _check
     if check is None or getattr(sys, "last_value", None) is not None:
-        return  # the program fails already, and says why
+        return  # the program ends with an exception
     try:
-        check.last_look(layers=not _independent)
+        check.final_check(layers=not _independent)
     except DivergenceError as error:
         logging.shutdown()
-        # An exception here would be printed, and the exit code stay 0.
+        # An exception in an atexit handler is printed, but the exit code stays 0.
         sys.stdout.flush()
         print(f"{type(error).__module__}.{type(error).__name__}: {error}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
     except Exception as error:
-        _log.debug("no last comparison of the ranks: %s", error)
+        _log.debug("the final comparison of the ranks failed: %s", error)

@@ -1,6 +1,6 @@
-"""Compares the variables that ranks train, by fingerprints that each rank sends to its neighbour.
+"""Compares the trained variables of neighbouring ranks by fingerprints.
 
-`consistency` decides when; no rank ever waits for another.
+Each rank sends its fingerprints to the next one, without blocking. `consistency` decides when.
 """
 
 import json
@@ -22,36 +22,36 @@ from syncbn.communicators.base import Communicator
 from syncbn.communicators.mailboxes import Mailbox
 from syncbn.errors import DivergenceError
 
-# From here on a comparison each so many steps, not twice as many again: 0.05 s for 100 MB of
-# variables is nothing then.
-_EVERY = 1024
-# Of so many layers γ and β are kept to the end.
-_LAYERS = 512
-# Comparisons whose neighbour has not sent its part yet.
-_OUTSTANDING = 16
-_LAST_LOOK_SECONDS = 2.0
+# Longest interval between two comparisons, in steps. One takes 0.05 s for 100 MB of variables.
+_MAX_INTERVAL = 1024
+# Number of layers whose γ and β are compared at exit.
+_MAX_LAYERS = 512
+# Number of comparisons that wait for the fingerprints of the neighbour.
+_MAX_PENDING = 16
+_FINAL_WAIT_SECONDS = 2.0
 
 _NOT_AVERAGED = (
     "No gradient of this optimizer is averaged over the ranks: train with "
-    "syncbn.DistributedOptimizer(optimizer) (a loaded model: syncbn.load_model(file)), and start "
-    "equal by fit(callbacks=[syncbn.callbacks.BroadcastVariables()]) or "
+    "syncbn.DistributedOptimizer(optimizer) (for a saved model: syncbn.load_model(file)), and make "
+    "the ranks start equal with fit(callbacks=[syncbn.callbacks.BroadcastVariables()]) or "
     "syncbn.broadcast_variables(model)."
 )
 _NOT_EQUAL_AT_START = (
-    "The ranks have not started equal: add fit(callbacks=[syncbn.callbacks.BroadcastVariables()]), "
+    "The ranks did not start equal: add fit(callbacks=[syncbn.callbacks.BroadcastVariables()]), "
     "or call syncbn.broadcast_variables(model) before the first step."
 )
 _NO_LONGER_EQUAL = (
-    "They were equal before: is something assigned, or the learning rate set, on some ranks only?"
+    "They were equal before: check for assignments, or changes of the learning rate, that happen "
+    "on some ranks only."
 )
 _OPT_OUT = (
-    "If the ranks are meant to differ: syncbn.train_independently(optimizer), or "
+    "If the ranks are meant to differ, call syncbn.train_independently(optimizer) or "
     "syncbn.init(check_consistency=False)"
 )
 
 
 def checksum(value: Any) -> int:
-    """CRC-32 of the bytes of a variable or array."""
+    """CRC-32 of the bytes of a variable or an array."""
     return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
@@ -62,15 +62,15 @@ def fingerprint(variables: Sequence[Any]) -> int:
 
 @dataclass
 class _Training:
-    """One optimizer, as the comparisons know it.
+    """The state of the check for one optimizer.
 
     Attributes:
-        label: Names it alike on every rank.
-        averaged: Whether its gradients are averaged by syncbn.
-        steps: Updates that were watched.
-        countdown: Of those in graphs, to the next comparison.
-        interval: What it began with.
-        sent: Fingerprints that this rank has sent.
+        label: Its name, the same on every rank.
+        averaged: Whether syncbn averages its gradients.
+        steps: Updates seen.
+        countdown: Updates in graphs until the next comparison.
+        interval: The initial value of the countdown.
+        sent: Number of fingerprints that this rank has sent.
         compared: Whether a comparison has found the ranks equal.
     """
 
@@ -84,7 +84,7 @@ class _Training:
 
 
 @dataclass
-class _Sent:
+class _Comparison:
     training: _Training
     step: int
     paths: list[str]
@@ -97,22 +97,22 @@ class ConsistencyCheck:
 
     Args:
         world: The communicator over all ranks.
-        mailbox: How they exchange fingerprints.
-        generation: Tells the keys of a world from those of an earlier one in the same processes.
+        mailbox: Exchanges fingerprints.
+        generation: Distinguishes the keys of successive worlds in the same processes.
 
     Attributes:
-        gradients_are_averaged: Whether some gradients are averaged before optimizers get them.
+        gradients_are_averaged: Whether a tape averages gradients before optimizers get them.
     """
 
     def __init__(self, world: Communicator, mailbox: Mailbox, generation: int) -> None:
         self._world, self._mailbox, self._generation = world, mailbox, generation
         self._trainings: weakref.WeakKeyDictionary[Any, _Training] = weakref.WeakKeyDictionary()
-        self._plain: Counter[str] = Counter()
-        self._sent: dict[str, _Sent] = {}
-        self._last_plain: tuple[Any, list[Any]] | None = None
+        self._unaveraged: Counter[str] = Counter()
+        self._pending: dict[str, _Comparison] = {}
+        self._last_unaveraged: tuple[Any, list[Any]] | None = None
         self.gradients_are_averaged = False
         self._layers: dict[int, list[Any]] = {}
-        # Two optimizers of one step are compared by two threads of TensorFlow.
+        # TensorFlow may compare two optimizers of one step on two threads.
         self._lock = threading.RLock()
 
     def after_update(
@@ -122,16 +122,16 @@ class ConsistencyCheck:
         averaged_by: str | None,
         group: Communicator | None,
     ) -> None:
-        """Called where an optimizer's update has been traced, or has run.
+        """Compares the variables after an update that has been traced, or has run eagerly.
 
         Args:
             optimizer: Any Keras optimizer.
-            variables: That it has updated.
-            averaged_by: The name of the collective that averages its gradients, if one does.
+            variables: The variables that it has updated.
+            averaged_by: The name of the collective that averages its gradients, or None.
             group: The ranks that should be equal; None for all.
 
         Raises:
-            DivergenceError: In eager code; in a graph it ends the step with this text.
+            DivergenceError: In eager mode; in a graph the step fails with its message.
         """
         group = group or self._world
         variables = list(variables)
@@ -139,7 +139,7 @@ class ConsistencyCheck:
         if training is None:
             training = self._trainings[optimizer] = self._new(variables, averaged_by)
         if not training.averaged:
-            self._last_plain = optimizer, variables
+            self._last_unaveraged = optimizer, variables
         paths = [getattr(v, "path", getattr(v, "name", "")) for v in variables]
 
         def compare(step: Any, *values: Any) -> None:
@@ -155,22 +155,22 @@ class ConsistencyCheck:
     def _new(self, variables: list[Any], averaged_by: str | None) -> _Training:
         if averaged_by is not None:
             return _Training(averaged_by, True)
-        # Counted for each set of shapes: a rank may train something else alone.
+        # Counted per set of shapes: a rank may train an additional model alone.
         shapes = ";".join(f"{v.dtype}{v.shape}" for v in variables)
-        self._plain[shapes] += 1
-        return _Training(f"plain_{self._plain[shapes]}", False)
+        self._unaveraged[shapes] += 1
+        return _Training(f"plain_{self._unaveraged[shapes]}", False)
 
     def note_layer(self, layer: Any) -> None:
-        """Remembers γ and β of a synchronized layer that trains, for the last look."""
+        """Stores γ and β of a synchronized layer in training for the final check."""
         self._layers[id(layer)] = list(layer.trainable_variables)
-        while len(self._layers) > _LAYERS:
+        while len(self._layers) > _MAX_LAYERS:
             del self._layers[next(iter(self._layers))]
 
     @staticmethod
     def _compare_in_graph(
         training: _Training, iterations: Any, variables: list[Any], compare: Callable[..., None]
     ) -> None:
-        # A countdown, since each operation of each step counts.
+        # A countdown adds only a few operations to each step.
         with tf.device("CPU:0"):
             if training.countdown is None:
                 with tf.init_scope():
@@ -181,7 +181,7 @@ class ConsistencyCheck:
             def compare_and_wait(*values: Any) -> np.int32:
                 compare(*values)
                 training.steps += training.interval
-                training.interval = min(training.steps, _EVERY)
+                training.interval = min(training.steps, _MAX_INTERVAL)
                 return np.int32(training.interval)
 
             def run() -> None:
@@ -193,7 +193,7 @@ class ConsistencyCheck:
             graph = due.graph
             known = len(graph.get_operations())
             tf.cond(due, run, lambda: None)
-            # As one operation: taken apart, it would cost one more for each variable in each step.
+            # Not lowered: a lowered If adds one operation per variable to every step.
             for operation in graph.get_operations()[known:]:
                 if operation.type in ("If", "StatelessIf"):
                     operation._set_attr(
@@ -218,30 +218,30 @@ class ConsistencyCheck:
         before, after = ((group.rank + offset) % size + first for offset in (-1, 1))
         with self._lock:
             self._mailbox.send(key, json.dumps(hashes), after)
-            self._sent[key] = _Sent(training, step, paths, hashes, before)
-            while len(self._sent) > _OUTSTANDING:
-                del self._sent[next(iter(self._sent))]
-            self.look()
+            self._pending[key] = _Comparison(training, step, paths, hashes, before)
+            while len(self._pending) > _MAX_PENDING:
+                del self._pending[next(iter(self._pending))]
+            self.check_arrived()
 
-    def look(self) -> None:
-        """Compares what has arrived.
+    def check_arrived(self) -> None:
+        """Compares the fingerprints that have arrived.
 
         Raises:
-            DivergenceError: A variable of this rank and its neighbour differs.
+            DivergenceError: A variable differs between this rank and its neighbour.
         """
         with self._lock:
-            for key, sent in list(self._sent.items()):
+            for key, sent in list(self._pending.items()):
                 text = self._mailbox.receive(key, sent.sender)
                 if text is None:
                     continue
-                del self._sent[key]
+                del self._pending[key]
                 hashes = zip(sent.paths, sent.hashes, json.loads(text), strict=True)
                 differing = [path for path, ours, theirs in hashes if ours != theirs]
                 if differing:
                     raise DivergenceError(self._explain(sent, differing))
                 sent.training.compared = True
 
-    def _explain(self, sent: _Sent, differing: list[str]) -> str:
+    def _explain(self, sent: _Comparison, differing: list[str]) -> str:
         ranks = sorted((self._world.rank, sent.sender))
         others = f" (and {len(differing) - 1} more variables)" if len(differing) > 1 else ""
         if not (sent.training.averaged or self.gradients_are_averaged):
@@ -255,32 +255,34 @@ class ConsistencyCheck:
             f"differs between the ranks {ranks[0]} and {ranks[1]}. {missing} {_OPT_OUT}"
         )
 
-    def last_look(self, layers: bool) -> None:
-        """What can still be compared when the program ends: also steps that XLA has compiled.
+    def final_check(self, layers: bool) -> None:
+        """Compares the final variables at exit, including those trained in graphs under XLA.
 
         Args:
-            layers: Whether to compare the layers too, which tells of programs that assign their
-                weights without an optimizer of Keras.
+            layers: Whether to compare synchronized layers too, for programs that train without a
+                Keras optimizer.
 
         Raises:
-            DivergenceError: See `look`.
+            DivergenceError: See `check_arrived`.
         """
-        if self._last_plain is not None and (plain := self._trainings.get(self._last_plain[0])):
-            self._compare_at_end(plain, self._last_plain[1], int(self._last_plain[0].iterations))
+        if self._last_unaveraged is not None:
+            optimizer, trained = self._last_unaveraged
+            if training := self._trainings.get(optimizer):
+                self._compare_at_end(training, trained, int(optimizer.iterations))
         if layers:
             variables = [variable for some in self._layers.values() for variable in some]
             self._compare_at_end(_Training("layers", False), variables, 0)
-        deadline = time.monotonic() + _LAST_LOOK_SECONDS
-        while self._sent and time.monotonic() < deadline:
+        deadline = time.monotonic() + _FINAL_WAIT_SECONDS
+        while self._pending and time.monotonic() < deadline:
             time.sleep(0.02)
-            self.look()
+            self.check_arrived()
 
     def _compare_at_end(self, training: _Training, variables: list[Any], step: int) -> None:
-        # Ranks that have taken another number of steps are compared as well.
+        # The label makes ranks comparable that have taken different numbers of steps.
         training.label, training.sent = f"{training.label}.end", 0
         paths = [getattr(variable, "path", "") for variable in variables]
         self._compare(training, step, paths, [np.asarray(v) for v in variables], self._world)
 
 
 def _due(step: int) -> bool:
-    return step & (step - 1) == 0 or step % _EVERY == 0
+    return step & (step - 1) == 0 or step % _MAX_INTERVAL == 0

@@ -1,4 +1,4 @@
-"""Communicators: one boundary, four engines, and which of them is current."""
+"""Communicators: one interface, four backends, and the current communicator."""
 
 from syncbn.communicators.base import Communicator
 from syncbn.communicators.context import communicator, init, resolve, shutdown

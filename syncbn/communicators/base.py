@@ -1,8 +1,7 @@
-"""The boundary between mathematics and engines: what a communicator can do.
+"""The interface of a communicator, implemented by `local`, `horovod`, `mpi` and `distribute`.
 
-One class, four engines beside it (`local`, `horovod`, `mpi`, `distribute`). Every method is
-collective: each rank of the communicator must call it, in the same order, with the same shapes and
-dtypes.
+Every method is collective: each rank of the communicator must call it, in the same order, with the
+same shapes and dtypes.
 """
 
 import re
@@ -16,16 +15,16 @@ import tensorflow as tf
 from syncbn.communicators.mailboxes import Mailbox
 from syncbn.errors import WorldError
 
-# In a user's `tf.function` there is nothing to convert, and engines' compiled code would only be
-# warned about.
-_as_it_stands = tf.autograph.experimental.do_not_convert
+# Inside a user's `tf.function` there is nothing to convert, and AutoGraph warns about compiled
+# extension modules of backends.
+_without_autograph = tf.autograph.experimental.do_not_convert
 
 
 class Communicator(ABC):
-    """A group of processes, one replica each, that can add up tensors.
+    """A group of processes, one replica each, with collective operations on tensors.
 
     Attributes:
-        name: The engine: `"local"`, `"horovod"`, `"mpi"` or `"tf"`.
+        name: The backend: `"local"`, `"horovod"`, `"mpi"` or `"tf"`.
     """
 
     name: str
@@ -52,69 +51,68 @@ class Communicator(ABC):
 
     @property
     def transport(self) -> str:
-        """The engine that carries the messages, which need not be the one that started the job."""
+        """The backend that sends the messages, possibly another than `name`."""
         return self.name
 
     @property
     def jit_compatible(self) -> bool:
-        """Whether graphs holding this communicator's collectives may be compiled by XLA."""
+        """Whether XLA can compile graphs that contain this communicator's collectives."""
         return False
 
     def open_mailbox(self) -> Mailbox | None:
-        """A way to send texts between ranks without waiting; None where the engine has none."""
+        """A mailbox for non-blocking messages between ranks; None if the backend has none."""
         return None
 
     @property
     def _alone(self) -> bool:
-        """Whether there is no other rank, now and as long as a graph traced here may live."""
+        """Whether there is no other rank, now and during the lifetime of a graph traced here."""
         return self.size == 1
 
-    @_as_it_stands
+    @_without_autograph
     def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         """The sum of `tensor` over all ranks.
 
         Args:
             tensor: Any numeric shape and dtype, the same on every rank.
-            name: Identifies the operation: the same on every rank, unique among those in flight.
+            name: Identifies the operation: the same on every rank, unique among pending operations.
 
         Returns:
             A tensor of the same shape and dtype, bitwise equal on every rank.
         """
         return tensor if self._alone else self._sum(tensor, name)
 
-    @_as_it_stands
+    @_without_autograph
     def all_reduce_many(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """`all_reduce` of several tensors in as few messages as there are dtypes."""
+        """`all_reduce` of several tensors, in one message per dtype."""
         if self._alone:
             return list(tensors)
         return pack_by_dtype(tensors, lambda flat, dtype: self._sum(flat, f"{name}/{dtype}"))
 
-    @_as_it_stands
+    @_without_autograph
     def broadcast(self, tensors: Sequence[tf.Tensor], root: int = 0) -> list[tf.Tensor]:
         """The tensors of rank `root`, bit for bit, on every rank."""
         return list(tensors) if self._alone else self._broadcast(tensors, root)
 
     @abstractmethod
     def barrier(self) -> None:
-        """Returns once every rank has called it."""
+        """Blocks until every rank has called it."""
 
     @abstractmethod
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        """`all_reduce` between ranks that are not alone."""
+        """`all_reduce` for more than one rank."""
 
     @abstractmethod
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
-        """`broadcast` between ranks that are not alone."""
+        """`broadcast` for more than one rank."""
 
     @abstractmethod
     def _make_subgroup(self, size: int) -> "Communicator":
-        """A communicator over the block of `size` consecutive ranks that holds this one."""
+        """A communicator over the block of `size` consecutive ranks that contains this rank."""
 
     def subgroup(self, size: int) -> "Communicator":
         """The communicator of this rank's block of `size` consecutive ranks.
 
-        Every rank must call it with the same sizes in the same order. Blocks are made once and
-        kept.
+        Every rank must call it with the same sizes in the same order. Subgroups are cached.
 
         Args:
             size: Ranks per block; must divide the world size.
@@ -161,11 +159,11 @@ def pack_by_dtype(
 
 
 def matched_name(name: str) -> str:
-    """What ranks know a collective by, from the name of a layer and its operation.
+    """The name by which ranks match a collective, from the names of a layer and its operation.
 
-    The numbers Keras puts behind names are left out: a rank that has built one more model, to look
-    at it or to save it, numbers its layers differently, and the ranks would wait for each other for
-    ever. What is left is made unique again.
+    Numbers that Keras appends to names are removed: a rank that has built one more model, to
+    inspect it or to save it, numbers its layers differently, and the ranks would hang. The result
+    is made unique again.
     """
     return unique_name(re.sub(r"_\d+(?=/|$)", "", name))
 
@@ -174,10 +172,10 @@ _calls: "weakref.WeakKeyDictionary[tf.Graph, Counter[str]]" = weakref.WeakKeyDic
 
 
 def unique_name(stem: str) -> str:
-    """`stem` made unique among the collectives of the graph being traced.
+    """`stem` with a number that makes it unique within the graph being traced.
 
     Counted per graph, because ranks may trace a different number of times: the k-th use in a trace
-    has the same name on every rank. Eager operations finish one after the other and need no count.
+    has the same name on every rank. Eager operations run one after the other and need no number.
     """
     if tf.executing_eagerly():
         return stem

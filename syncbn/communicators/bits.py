@@ -1,4 +1,4 @@
-"""A broadcast made of a sum: all ranks but the root send zeros."""
+"""A broadcast as a sum, in which all ranks but the root contribute zeros."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,11 +33,11 @@ def broadcast_by_sum(
     is_root: bool | tf.Tensor,
     reduce_many: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
-    """The tensors of the root, bit for bit, where there is no broadcast but a sum.
+    """The tensors of the root, bit for bit, for backends with a sum but no broadcast.
 
     Args:
-        tensors: Of this rank.
-        is_root: Whether it is the root.
+        tensors: The tensors of this rank.
+        is_root: Whether this rank is the root.
         reduce_many: Sums int32 and int64 tensors over the ranks.
     """
     bits = [_bits(tensor) for tensor in tensors]

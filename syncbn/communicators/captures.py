@@ -1,4 +1,4 @@
-"""Eager tensors in graphs within graphs."""
+"""Captures of eager tensors by nested graphs."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import tensorflow as tf
 
 
 def captured(tensor: tf.Tensor) -> tf.Tensor:
-    """An eager tensor as the graph that is being traced may use it; eagerly, the tensor itself.
+    """The capture of an eager tensor in the graph being traced; in eager mode the tensor itself.
 
-    The gradient of a `tf.cond` may hold tensors of the graph around it, but no eager ones
-    (TensorFlow 2.21 ends with "Tensor.graph is undefined"): so the tensor is taken in from the
-    outermost graph inwards.
+    The gradient of a `tf.cond` can capture tensors of the enclosing graph, but not eager ones
+    (TensorFlow 2.21 fails with "Tensor.graph is undefined"), so the tensor is captured by each
+    graph from the outermost to the innermost.
     """
     graphs = []
     graph: Any = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -1,7 +1,6 @@
-"""What the environment says about the job this process belongs to.
+"""Rank and size of this process from the environment variables of its launcher.
 
-Reads environment variables only: no engine is imported here, so that the answer is known before
-one is chosen.
+Imports no backend, so that the result is available before one is chosen.
 """
 
 import json
@@ -15,24 +14,24 @@ from syncbn.errors import WorldError
 
 @dataclass(frozen=True)
 class ClusterEnvironment:
-    """The job as its launcher describes it.
+    """The job as described by its launcher.
 
     Attributes:
-        engine: `"horovod"` (HOROVOD_* variables), `"mpi"` (Open MPI or PMI), `"tf"` (TF_CONFIG with
-            more than one worker), or `"local"`.
+        backend: `"horovod"` (HOROVOD_* variables), `"mpi"` (Open MPI or PMI), `"tf"` (TF_CONFIG
+            with more than one worker), or `"local"`.
         rank: Rank of this process, 0 for a single process.
         size: Number of processes.
-        source: The variable that told, for error messages.
+        source: The variable that gives the size, for error messages.
     """
 
-    engine: str
+    backend: str
     rank: int
     size: int
     source: str
 
 
 def cluster_from_tf_config(text: str) -> tuple[list[str], int]:
-    """The training addresses (`chief` first, then `worker`) of a TF_CONFIG and our index in them.
+    """The addresses of `chief` and `worker` in a TF_CONFIG, and the index of this process.
 
     Raises:
         WorldError: `text` is not the JSON that tf.distribute expects.
@@ -56,13 +55,13 @@ def cluster_from_tf_config(text: str) -> tuple[list[str], int]:
 
 
 def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnvironment:
-    """Reads rank and size, the most specific launcher first.
+    """Reads rank and size; the variables of the most specific launcher take precedence.
 
-    Horovod's own variables win over MPI's because `horovodrun --gloo` may run inside an MPI
-    allocation; MPI's win over TF_CONFIG because cloud platforms set TF_CONFIG unasked.
+    Horovod's variables precede MPI's because `horovodrun --gloo` may run inside an MPI allocation;
+    MPI's precede TF_CONFIG because cloud platforms set TF_CONFIG by default.
     """
     env = dict(os.environ) if environ is None else environ
-    for engine, size_key, rank_key in (
+    for backend, size_key, rank_key in (
         ("horovod", "HOROVOD_SIZE", "HOROVOD_RANK"),
         ("mpi", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
         ("mpi", "PMI_SIZE", "PMI_RANK"),
@@ -75,7 +74,7 @@ def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnviron
                     f"{size_key} and {rank_key} must be whole numbers. "
                     f"Received: {env[size_key]!r}, {env.get(rank_key)!r}"
                 ) from error
-            return ClusterEnvironment(engine, rank, size, size_key)
+            return ClusterEnvironment(backend, rank, size, size_key)
     if env.get("TF_CONFIG"):
         addresses, index = cluster_from_tf_config(env["TF_CONFIG"])
         if len(addresses) > 1:
@@ -84,26 +83,26 @@ def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnviron
 
 
 def local_ranks() -> int:
-    """How many ranks the job has on this host, at least; 1 where its launcher does not say."""
+    """The number of ranks of the job on this host; 1 if the launcher does not set it."""
     for key in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
         if os.environ.get(key, "").isdecimal():
             return int(os.environ[key])
     return 1
 
 
-# Messages of up to so many bytes go to a rank of the same host at once. By default Open MPI asks
-# first from 4 KiB on: a sum of 1,026 float64 (256 channels) then takes 6.5 µs between two ranks
-# instead of 2.3 µs, and a whole turn of the scheduler where other programs want the cores.
+# Open MPI sends messages of up to this size to ranks on the same host eagerly. With its default of
+# 4 KiB a sum of 1,026 float64 (256 channels) uses the rendezvous protocol and takes 6.5 µs between
+# two ranks instead of 2.3 µs, or a whole time slice where other programs use the cores.
 _EAGER_BYTES = 32768
 
 
 def prepare_open_mpi() -> None:
-    """Settles what Open MPI reads when it starts; what the environment says already wins.
+    """Sets environment variables that Open MPI reads when it starts; existing values are kept.
 
-    Statistics are small messages, which should go at once. And Open MPI is told where the wheel of
-    this Python environment lies: `mpirun` tells its ranks, but in a process started without it Open
-    MPI would look for its programs where it was built, find none, and abort the process.
+    Raises the eager limit for the small messages of statistics. Sets OPAL_PREFIX to the Open MPI
+    wheel of this Python environment: `mpirun` sets it for its ranks, but in a process started
+    without `mpirun` Open MPI would search the prefix it was built with, and abort.
     """
     os.environ.setdefault("OMPI_MCA_btl_vader_eager_limit", str(_EAGER_BYTES))
-    if cluster_environment().engine != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
+    if cluster_environment().backend != "mpi" and (Path(sys.prefix) / "bin" / "orted").exists():
         os.environ.setdefault("OPAL_PREFIX", sys.prefix)

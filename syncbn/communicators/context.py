@@ -1,4 +1,4 @@
-"""Which communicator this process uses: `init`, `communicator`, and `resolve` for layers."""
+"""The communicator of this process: `init`, `communicator`, and `resolve` for layers."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def _tf() -> Communicator:
     return initialise_cluster() or LocalCommunicator()
 
 
-_ENGINES: dict[str, Callable[[], Communicator]] = {
+_FACTORIES: dict[str, Callable[[], Communicator]] = {
     "horovod": _horovod,
     "mpi": _mpi,
     "tf": _tf,
@@ -53,16 +53,16 @@ _ENGINES: dict[str, Callable[[], Communicator]] = {
 }
 
 
-def _choose(around: ClusterEnvironment) -> str:
-    """The engine for `backend="auto"`.
+def _choose(environment: ClusterEnvironment) -> str:
+    """The backend for `backend="auto"`.
 
-    An initialised Horovod is used. In an MPI job direct MPI is the fastest on CPUs, while on
-    GPUs only Horovod reduces in device memory.
+    Horovod if it is already initialised. In an MPI job, MPI on CPUs, where it is the fastest, and
+    Horovod on GPUs, since only Horovod reduces in device memory.
     """
     hvd = sys.modules.get("horovod.tensorflow")
     if hvd is not None and hvd.is_initialized():
         return "horovod"
-    if around.engine == "mpi" and tf.config.get_visible_devices("GPU"):
+    if environment.backend == "mpi" and tf.config.get_visible_devices("GPU"):
         try:
             from syncbn.communicators.horovod import import_horovod
 
@@ -70,11 +70,11 @@ def _choose(around: ClusterEnvironment) -> str:
         except MissingEngineError:
             return "mpi"
         return "horovod"
-    return around.engine
+    return environment.backend
 
 
 def _pin_gpu(local_rank: int) -> None:
-    """Gives this process the GPU of its local rank, with memory allocated as needed."""
+    """Makes only the GPU of the local rank visible, with memory growth enabled."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return
@@ -85,31 +85,31 @@ def _pin_gpu(local_rank: int) -> None:
     except RuntimeError as error:
         raise WorldError(
             "syncbn.init() must run before TensorFlow touches a GPU: call it at the top of the "
-            f"program (TensorFlow said: {error})"
+            f"program (TensorFlow: {error})"
         ) from error
 
 
 def init(backend: str = "auto", check_consistency: bool = True) -> Communicator:
     """Joins the job and makes its communicator the current one.
 
-    Call it once, before TensorFlow does any work: it pins the GPU by local rank and, for `tf`,
-    starts the cluster. A second call with the same or the `auto` backend returns the same
+    Call it once, before TensorFlow runs any operation: it pins the GPU of the local rank and, for
+    `tf`, starts the cluster. A second call with the same backend or `auto` returns the same
     communicator.
 
     Args:
-        backend: `"auto"` (what the launcher's environment says), `"horovod"`, `"mpi"` (mpi4py),
-            `"tf"` (the cluster of TF_CONFIG) or `"local"` (this process alone).
-        check_consistency: Whether a job of several processes compares the variables that Keras
-            optimizers train, now and then, and ends with a `DivergenceError` when ranks train
-            different models. `SYNCBN_CHECK_CONSISTENCY=0` in the environment turns it off too.
+        backend: `"auto"` (from the environment variables of the launcher), `"horovod"`, `"mpi"`
+            (mpi4py), `"tf"` (the cluster in TF_CONFIG) or `"local"` (a single process).
+        check_consistency: Whether a job of several processes periodically compares the variables
+            that Keras optimizers train, and fails with a `DivergenceError` if ranks train
+            different models. `SYNCBN_CHECK_CONSISTENCY=0` in the environment disables it, too.
 
     Returns:
         The communicator over all ranks of the job.
 
     Raises:
         UnknownBackendError: `backend` is none of these.
-        MissingEngineError: The engine is not installed; the text names the command.
-        WorldError: The engine sees another number of ranks than the launcher started, or another
+        MissingEngineError: The backend is not installed; the message has the install command.
+        WorldError: The backend finds another number of ranks than the launcher started, or another
             backend is already initialised.
     """
     global _current
@@ -118,40 +118,44 @@ def init(backend: str = "auto", check_consistency: bool = True) -> Communicator:
             f"backend must be one of {', '.join(BACKENDS)}. Received: backend={backend!r}"
         )
     with _lock:
-        around = cluster_environment()
+        environment = cluster_environment()
         if _current is not None:
             if backend in ("auto", _current.name):
                 return _current
             raise WorldError(
-                f"this process already uses the {_current.name} backend; one process has one. "
-                f"Received: backend={backend!r}"
+                f"this process already uses the {_current.name} backend; a process can use only "
+                f"one. Received: backend={backend!r}"
             )
-        engine = _choose(around) if backend == "auto" else backend
-        joined = _ENGINES[engine]()
-        if engine != "local" and joined.size != around.size:
-            said = f"{around.source} says {around.size}" if around.source else "one was started"
+        name = _choose(environment) if backend == "auto" else backend
+        joined = _FACTORIES[name]()
+        if name != "local" and joined.size != environment.size:
+            said = (
+                f"{environment.source} says {environment.size}"
+                if environment.source
+                else "one was started"
+            )
             raise WorldError(
-                f"the {engine} backend sees {joined.size} rank(s), but {said}. Start the job with "
-                f"{_HOW_TO_START[engine]}, or choose backend {around.engine!r}"
+                f"the {name} backend sees {joined.size} rank(s), but {said}. Start the job with "
+                f"{_HOW_TO_START[name]}, or choose backend {environment.backend!r}"
             )
         if joined.size > 1:
             _pin_gpu(joined.local_rank)
             if check_consistency and os.environ.get("SYNCBN_CHECK_CONSISTENCY") != "0":
-                _arm_consistency_check(joined)
+                _enable_consistency_check(joined)
         _current = joined
         return joined
 
 
-def _arm_consistency_check(world: Communicator) -> None:
+def _enable_consistency_check(world: Communicator) -> None:
     from syncbn import consistency
 
     mailbox = world.open_mailbox()
     if mailbox is not None:
-        consistency.arm(world, mailbox)
+        consistency.enable(world, mailbox)
     else:
         _log.warning(
-            "the ranks' models are not compared with each other: that needs mpi4py "
-            "where Horovod runs over MPI (pip install 'syncbn[mpi]')"
+            "the consistency check is disabled: where Horovod runs over MPI it needs mpi4py "
+            "(pip install 'syncbn[mpi]')"
         )
 
 
@@ -163,16 +167,16 @@ _HOW_TO_START = {
 
 
 def shutdown() -> None:
-    """Forgets the current communicator, so that `init` may be called again (elastic restarts).
+    """Resets the current communicator, so that `init` can be called again (elastic restarts).
 
-    The engine itself keeps running.
+    The backend itself keeps running.
     """
     global _current
     from syncbn import consistency
 
     with _lock:
         _current = None
-        consistency.disarm()
+        consistency.disable()
 
 
 def communicator() -> Communicator:
@@ -182,24 +186,25 @@ def communicator() -> Communicator:
         What `init` returned; without `init`, the local communicator in a single-process program.
 
     Raises:
-        NotInitializedError: This is one process of several and `init` was not called.
+        NotInitializedError: The job has several processes and `init` was not called.
     """
     if _current is not None:
         return _current
-    around = cluster_environment()
-    if around.size > 1:
+    environment = cluster_environment()
+    if environment.size > 1:
         raise NotInitializedError(
-            f"this process is rank {around.rank} of {around.size} ({around.source}), but no "
-            "communicator was initialised: call syncbn.init() at the top of the program"
+            f"this process is rank {environment.rank} of {environment.size} "
+            f"({environment.source}), but no communicator was initialised: "
+            "call syncbn.init() at the top of the program"
         )
     return _local
 
 
 def resolve(choice: "str | Communicator") -> Communicator:
-    """The communicator a layer uses at this point of the program.
+    """The communicator that a layer uses at this point of the program.
 
-    Inside `strategy.run` of several replicas it is the replica context's, which must not leave out
-    other processes of the job. Otherwise it is the current one, which must be of the named engine.
+    Inside `strategy.run` of several replicas, the communicator of the replica context, which must
+    include all processes of the job. Otherwise the current one, whose backend must be `choice`.
 
     Args:
         choice: A backend name or a communicator.
@@ -207,8 +212,8 @@ def resolve(choice: "str | Communicator") -> Communicator:
     Raises:
         NotInitializedError: See `communicator`.
         UnknownBackendError: An unknown name.
-        WorldError: A named engine that is not the current one, or a strategy over the devices of
-            this process in a job of several processes.
+        WorldError: A backend that is not the current one, or a strategy over the devices of this
+            process in a job of several processes.
     """
     if isinstance(choice, Communicator):
         return choice
@@ -225,10 +230,10 @@ def resolve(choice: "str | Communicator") -> Communicator:
     if replica is not None:
         return _inside_strategy(choice, replica)
     now = communicator()
-    # A single process is complete without the engine, which may not even be installed.
+    # A single process needs no backend, which may not even be installed.
     if choice not in ("auto", now.name) and now.size > 1:
         raise WorldError(
-            f"the layer asks for the {choice} communicator, but this job runs on {now.name}. "
+            f"the layer asks for the {choice} communicator, but this job uses {now.name}. "
             f"Use communicator='auto', or call syncbn.init({choice!r})"
         )
     return now
@@ -238,17 +243,17 @@ def _inside_strategy(choice: str, replica: "ReplicaCommunicator") -> Communicato
     if choice not in ("auto", "tf"):
         raise WorldError(
             f"the layer asks for the {choice} communicator inside strategy.run of {replica.size} "
-            "replicas, which it does not know. Use communicator='auto'"
+            "replicas, which only tf.distribute can reduce over. Use communicator='auto'"
         )
     if replica.spans_processes:
-        # One replica a process and our own cluster: its collectives are faster.
+        # One replica per process: the collectives of ClusterCommunicator are faster.
         ours = _current if _current is not None and _current.name == "tf" else None
         return ours if ours is not None and ours.size == replica.size else replica
     processes = cluster_environment().size if _current is None else _current.size
     if choice == "auto" and processes > 1:
         raise WorldError(
-            f"the strategy joins the {replica.size} replicas of this process, and the job has "
-            f"{processes} processes: start one process for each device and leave the strategy "
-            "out, or join this process' replicas only with communicator='tf'"
+            f"the strategy covers only the {replica.size} replicas of this process, and the job "
+            f"has {processes} processes: start one process per device without a strategy, or "
+            "synchronize only the replicas of this process with communicator='tf'"
         )
     return replica

@@ -1,8 +1,8 @@
-"""A rank that takes part in the sums of layers and may add nothing to them.
+"""A rank that joins the all-reduces of layers and may contribute zeros to them.
 
-For a step in which a rank has no rows. Not all of TensorFlow works on a batch without rows: its
-oneDNN convolutions then return tensors of wrong shapes, and the gradient of its max pooling aborts
-the process (TensorFlow 2.21). Such a rank computes on rows that count for nothing instead.
+For a step in which a rank has no rows. Not all TensorFlow operations support an empty batch: oneDNN
+convolutions return tensors of wrong shapes, and the gradient of max pooling aborts the process
+(TensorFlow 2.21). Such a rank computes on placeholder rows that do not count instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,62 +17,62 @@ _counts: ContextVar[tf.Tensor | None] = ContextVar("counts", default=None)
 
 
 class ConditionalCommunicator(Communicator):
-    """The ranks of another communicator, to whose sums this one adds zeros unless it counts.
+    """Wraps a communicator; this rank contributes zeros to its sums unless `counts`.
 
     Args:
-        ranks: The other communicator.
-        counts: A bool scalar that is known at run time only. Sums of constant zeros TensorFlow
-            would take for one and the same.
+        communicator: The communicator to wrap.
+        counts: A bool scalar that is known only at run time: TensorFlow would merge all-reduces
+            of constant zeros into one.
     """
 
-    def __init__(self, ranks: Communicator, counts: tf.Tensor) -> None:
+    def __init__(self, communicator: Communicator, counts: tf.Tensor) -> None:
         super().__init__()
-        self._ranks, self._counts = ranks, counts
-        self.name = ranks.name
+        self._communicator, self._counts = communicator, counts
+        self.name = communicator.name
 
     @property
     def rank(self) -> int:
-        return self._ranks.rank
+        return self._communicator.rank
 
     @property
     def size(self) -> int:
-        return self._ranks.size
+        return self._communicator.size
 
     @property
     def local_rank(self) -> int:
-        return self._ranks.local_rank
+        return self._communicator.local_rank
 
     @property
     def local_size(self) -> int:
-        return self._ranks.local_size
+        return self._communicator.local_size
 
     @property
     def _alone(self) -> bool:
-        return self._ranks._alone
+        return self._communicator._alone
 
     @property
     def transport(self) -> str:
-        return self._ranks.transport
+        return self._communicator.transport
 
     def barrier(self) -> None:
-        self._ranks.barrier()
+        self._communicator.barrier()
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         mine = tf.where(self._counts, tensor, tf.zeros_like(tensor))
-        return self._ranks.all_reduce(mine, name)
+        return self._communicator.all_reduce(mine, name)
 
     def _broadcast(self, tensors: Sequence[tf.Tensor], root: int) -> list[tf.Tensor]:
-        return self._ranks.broadcast(tensors, root)
+        return self._communicator.broadcast(tensors, root)
 
     def _make_subgroup(self, size: int) -> Communicator:
-        return ConditionalCommunicator(self._ranks.subgroup(size), self._counts)
+        return ConditionalCommunicator(self._communicator.subgroup(size), self._counts)
 
 
 @contextmanager
 def contribute_only_if(counts: tf.Tensor) -> Iterator[None]:
-    """Within it, the statistics of synchronized layers leave out this rank's rows unless `counts`.
+    """Context in which synchronized statistics exclude this rank's rows unless `counts`.
 
-    The gradients of that step have to be left out too: `apply_gradients(..., rows=0)`.
+    Exclude the gradients of that step as well: `apply_gradients(..., rows=0)`.
     """
     token = _counts.set(counts)
     try:
@@ -81,7 +81,7 @@ def contribute_only_if(counts: tf.Tensor) -> Iterator[None]:
         _counts.reset(token)
 
 
-def contributing(ranks: Communicator) -> Communicator:
-    """`ranks` as this rank takes part in their sums at this point of the program."""
+def contributing(communicator: Communicator) -> Communicator:
+    """`communicator`, wrapped if `contribute_only_if` is active."""
     counts = _counts.get()
-    return ranks if counts is None else ConditionalCommunicator(ranks, counts)
+    return communicator if counts is None else ConditionalCommunicator(communicator, counts)

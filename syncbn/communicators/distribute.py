@@ -1,8 +1,8 @@
 """tf.distribute: collective operations of a TF_CONFIG cluster, and replica contexts.
 
 Two communicators share the name `tf`. `ClusterCommunicator` has one process per rank and works
-anywhere, inside or outside `strategy.run`. `ReplicaCommunicator` stands for one replica of a
-strategy (MirroredStrategy's several replicas live in one process) and works inside `strategy.run`.
+inside and outside `strategy.run`. `ReplicaCommunicator` represents one replica of a strategy (a
+MirroredStrategy has several in one process) and works inside `strategy.run`.
 """
 
 import os
@@ -22,14 +22,14 @@ from syncbn.communicators.mailboxes import ClusterMailbox
 from syncbn.communicators.watchdog import Count, Watchdog
 from syncbn.errors import NotInitializedError, WorldError
 
-# Far from the small numbers that tf.distribute gives its own groups.
+# tf.distribute numbers its own groups from small integers; this key cannot collide with them.
 _GROUP_KEY = 0x5BA7C4
-# A rank that does not come to a collective ends the job after this long.
+# Time limit for a collective that another rank has not called.
 _watchdog = Watchdog(seconds=600.0)
-# Up to here a sum waits for messages, not for bytes: every rank gathers the vectors of all and adds
-# them itself, in P-1 steps, where a ring that sums takes 2(P-1).
+# Up to this size latency dominates: every rank gathers all vectors and adds them locally, in P-1
+# steps, where a ring all-reduce takes 2(P-1).
 _GATHERED_BYTES = 32768
-# Keys of collectives in graphs lie above this; those counted at run time stay below.
+# Instance keys derived from names start here; those counted at run time stay below.
 _NAMED_KEYS = 1 << 30
 _GATHERED_DTYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 
@@ -58,8 +58,8 @@ class ClusterCommunicator(Communicator):
         self._first = first
         self._group_key = group_key
         self._names: dict[int, str] = {}
-        # Numbers what no name tells apart. Its handle is also the ordering token that keeps the
-        # collectives in program order.
+        # Instance key of collectives that have no name-based key. The handle is also the ordering
+        # token that keeps collectives in program order.
         with tf.init_scope(), tf.device("CPU:0"):
             self._instance = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._count = Count()
@@ -73,17 +73,17 @@ class ClusterCommunicator(Communicator):
     def size(self) -> int:
         return len(self._addresses)
 
-    def _neighbours(self) -> list[int]:
+    def _ranks_on_host(self) -> list[int]:
         host = self._addresses[self.rank].rsplit(":", 1)[0]
         return [i for i, a in enumerate(self._addresses) if a.rsplit(":", 1)[0] == host]
 
     @property
     def local_rank(self) -> int:
-        return self._neighbours().index(self.rank)
+        return self._ranks_on_host().index(self.rank)
 
     @property
     def local_size(self) -> int:
-        return len(self._neighbours())
+        return len(self._ranks_on_host())
 
     def open_mailbox(self) -> ClusterMailbox:
         return ClusterMailbox(self.rank)
@@ -101,7 +101,7 @@ class ClusterCommunicator(Communicator):
             and values * tensor.dtype.size <= _GATHERED_BYTES
             and tensor.dtype in _GATHERED_DTYPES
         )
-        # The graph of a gradient runs only what its results depend on.
+        # A gradient graph prunes operations that its results do not depend on.
         with tf.control_dependencies([tensor]):
             begun = self._count.begin()
         with tf.control_dependencies([begun]):
@@ -114,26 +114,26 @@ class ClusterCommunicator(Communicator):
         with tf.control_dependencies([result]):
             ended = self._count.end()
         with tf.control_dependencies([ended]):
-            if gathered:  # added up in the same order on every rank
+            if gathered:  # summed in the same order on every rank
                 return tf.add_n(tf.unstack(result, self.size))
             return tf.identity(result)
 
     def _key(self, tensor: tf.Tensor, name: str) -> int | tf.Tensor:
-        """The number by which the ranks know the operation.
+        """The instance key by which the ranks match the operation.
 
-        In a graph it follows from the name, so that every step uses the same: for a number never
-        seen before the ranks ask the first of them, which costs as much as the sum. It does not
-        come from counting while tracing, because ranks may trace a different number of times.
+        In a graph it is derived from the name, so that every step uses the same key: for a new key
+        all ranks query the first one, which costs as much as the sum. It is not counted while
+        tracing, because ranks may trace a different number of times.
         """
         if tf.executing_eagerly() or not tensor.shape.is_fully_defined():
             token = captured(self._instance.handle)
             counted = tf.raw_ops.AssignAddVariableOp(resource=token, value=1)
-            # The graph of a gradient need not keep resources in program order by itself.
+            # A gradient graph does not add automatic control dependencies for resources.
             with tf.control_dependencies([counted]):
                 return tf.raw_ops.ReadVariableOp(resource=token, dtype=tf.int32)
         text = f"{matched_name(name)} {tensor.dtype.name} {tensor.shape}"
         key = zlib.crc32(text.encode())
-        # Two names that happen to have one number must not be taken for one operation.
+        # Resolve hash collisions between names.
         while self._names.setdefault(key % _NAMED_KEYS, text) != text:
             key += 1
         return _NAMED_KEYS + key % _NAMED_KEYS
@@ -154,13 +154,13 @@ class ClusterCommunicator(Communicator):
             self._addresses[start : start + size],
             self._rank,
             first=self._first + start,
-            # Blocks of one size share a key space; sizes are told apart by the high part.
+            # The block index is in the low bits, the block size in the high bits.
             group_key=self._group_key + (size << 8) + block + 1,
         )
 
 
 class ReplicaCommunicator(Communicator):
-    """The replicas of a tf.distribute strategy, seen from inside `strategy.run`.
+    """The replicas of a tf.distribute strategy, inside `strategy.run`.
 
     Args:
         context: The replica context of the calling replica.
@@ -176,7 +176,7 @@ class ReplicaCommunicator(Communicator):
 
     @property
     def spans_processes(self) -> bool:
-        """Whether the strategy's replicas may live in several processes."""
+        """Whether the strategy may have replicas in several processes."""
         return not isinstance(self._context.strategy, tf.distribute.MirroredStrategy)
 
     @property
@@ -205,7 +205,7 @@ class ReplicaCommunicator(Communicator):
         add_up = partial(self._context.all_reduce, tf.distribute.ReduceOp.SUM)
         if self._group is None:
             return add_up(tensor)
-        # tf.distribute has no subgroups: each block fills its own row of one all-reduce.
+        # tf.distribute has no subgroups: each block uses its own row of one all-reduce.
         blocks = int(self._context.num_replicas_in_sync) // self._group
         block = self._replica // self._group
         ones = tf.one_hot(block, blocks, dtype=tensor.dtype)
@@ -230,8 +230,8 @@ def current_replica() -> ReplicaCommunicator | None:
     """The communicator of the enclosing `strategy.run`, or None outside one.
 
     Raises:
-        NotInitializedError: Called under `strategy.scope()` of several replicas, outside
-            `strategy.run`, where there is no replica to speak for.
+        NotInitializedError: Called under `strategy.scope()` of several replicas but outside
+            `strategy.run`, where there is no replica context.
     """
     if not tf.distribute.has_strategy():
         return None
@@ -249,7 +249,7 @@ def current_replica() -> ReplicaCommunicator | None:
 
 
 def initialise_cluster() -> ClusterCommunicator | None:
-    """Brings up the cluster TF_CONFIG describes; None when it describes fewer than two workers."""
+    """Starts the cluster in TF_CONFIG; None if it has fewer than two workers."""
     addresses, rank = cluster_from_tf_config(os.environ.get("TF_CONFIG") or "{}")
     if len(addresses) < 2:
         return None
@@ -257,13 +257,13 @@ def initialise_cluster() -> ClusterCommunicator | None:
         raise WorldError(
             f"TF_CONFIG's task index must lie in 0..{len(addresses) - 1}. Received: {rank}"
         )
-    here = listening.address_of(addresses[rank])
+    bind_address = listening.address_of(addresses[rank])
     try:
-        with listening.only_on(here) if here else nullcontext():
+        with listening.only_on(bind_address) if bind_address else nullcontext():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise WorldError(
             "the tf backend must be initialised before TensorFlow runs its first operation: call "
-            f"syncbn.init('tf') at the top of the program (TensorFlow said: {error})"
+            f"syncbn.init('tf') at the top of the program (TensorFlow: {error})"
         ) from error
     return ClusterCommunicator(strategy, addresses, rank)

@@ -1,8 +1,8 @@
-"""Horovod's core operations (its Keras layer is broken on Keras 3 and is not used).
+"""Horovod's core operations; its Keras layer fails on Keras 3 and is not used.
 
-Operations are matched between ranks by name. Where Horovod itself runs over MPI and the tensors are
-on the CPU, everything goes over MPI directly: one Horovod all-reduce waits for the next cycle
-(1 ms by default) and then calls MPI, one MPI all-reduce takes microseconds.
+Horovod matches operations between ranks by name. If Horovod runs over MPI and the tensors are on
+the CPU, this communicator calls MPI directly: a Horovod all-reduce waits for the next cycle (1 ms
+by default) and then calls MPI, while an MPI all-reduce takes microseconds.
 """
 
 import logging
@@ -39,22 +39,22 @@ def import_horovod() -> Any:
     except Exception as error:  # load_op_library raises NotFoundError for a stale build
         raise MissingEngineError(
             "the horovod backend needs Horovod built for this TensorFlow. Build it with: "
-            f"python -m launcher install-horovod (import said: {str(error).splitlines()[0]})"
+            f"python -m launcher install-horovod (import failed: {str(error).splitlines()[0]})"
         ) from error
     return hvd
 
 
 def wire_name(name: str) -> str:
-    """The name Horovod matches between ranks; without the scope of the graph, which may differ."""
+    """The name by which Horovod matches ranks, without the graph's name scope, which may differ."""
     return graph_name(matched_name(name).replace("/", "."))
 
 
 class HorovodCommunicator(Communicator):
-    """The ranks of a Horovod process set; the global one unless told otherwise.
+    """The ranks of a Horovod process set, by default the global one.
 
     Args:
         process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
-        direct: The MPI communicator over the same ranks that carries the tensors, or None.
+        direct: An MPI communicator over the same ranks to send tensors with, or None.
     """
 
     name = "horovod"
@@ -97,7 +97,7 @@ class HorovodCommunicator(Communicator):
 
     @property
     def _alone(self) -> bool:
-        # An elastic world of one may grow, a group cannot.
+        # An elastic world of one rank may grow, a group cannot.
         everyone = self._process_set is self._hvd.global_process_set
         return self.size == 1 and (tf.executing_eagerly() or not everyone)
 
@@ -118,7 +118,7 @@ class HorovodCommunicator(Communicator):
         if self._direct is not None:
             return self._direct.broadcast(tensors, root)
         if self._process_set is not self._hvd.global_process_set:
-            root = self._process_set.ranks[root]  # Horovod counts roots in the world, always.
+            root = self._process_set.ranks[root]  # Horovod expects the rank in the world.
         return [
             self._broadcast_one(tensor, root, wire_name(f"broadcast/{index}"))
             for index, tensor in enumerate(tensors)
@@ -137,11 +137,11 @@ class HorovodCommunicator(Communicator):
         )
 
     def barrier(self) -> None:
-        # Horovod's TensorFlow module has no barrier; no rank has this sum before all call it.
+        # Horovod's TensorFlow module has no barrier; a sum ends only after all ranks called it.
         self.all_reduce(tf.zeros([]), "barrier")
 
     def _make_subgroup(self, size: int) -> Communicator:
-        # Every rank registers every block, in the same order, as Horovod demands.
+        # Horovod requires every rank to register every block in the same order.
         blocks = [
             self._hvd.add_process_set(list(range(first, first + size)))
             for first in range(0, self.size, size)
@@ -154,9 +154,9 @@ class HorovodCommunicator(Communicator):
 
 
 def initialise_horovod() -> HorovodCommunicator:
-    """`hvd.init()` with settings for small messages, and chooses how statistics travel.
+    """Calls `hvd.init()` with settings for small messages and chooses the transport of statistics.
 
-    Settings already in the environment win.
+    Settings that are already in the environment are kept.
     """
     hvd = import_horovod()
     if not hvd.is_initialized():
@@ -169,16 +169,16 @@ def initialise_horovod() -> HorovodCommunicator:
 
 
 def choose_cycle_time() -> None:
-    """How often, in milliseconds, Horovod's thread wakes up to see what there is to send.
+    """Sets HOROVOD_CYCLE_TIME, the interval in milliseconds at which Horovod's thread wakes up.
 
-    Where sums wait for it and a core is free for it, ten times as often as by default (1).
+    If sums go through that thread and a core is free for it, 0.1 instead of the default 1.
 
-    Where ours go by MPI directly, waking up only costs: the thread asks the other ranks each time,
-    and while it waits for them it takes the core of one that computes. Fifty layers on two ranks
-    and two cores took 7 ms with 50, 7 to 60 ms with 10, 140 ms and more with 1. What a program
-    sends by Horovod itself, beside syncbn, then waits for up to 50 ms.
+    If sums go over MPI directly, the thread only costs: at each cycle it negotiates with the other
+    ranks, and uses a core while it waits for them. Fifty layers on two ranks and two cores take
+    7 ms with 50, 7 to 60 ms with 10, 140 ms and more with 1. Tensors that a program sends through
+    Horovod itself then wait for up to 50 ms.
     """
-    over_mpi = cluster_environment().engine == "mpi" and find_spec("mpi4py") is not None
+    over_mpi = cluster_environment().backend == "mpi" and find_spec("mpi4py") is not None
     if over_mpi and not tf.config.get_visible_devices("GPU"):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
     elif len(os.sched_getaffinity(0)) > local_ranks():
@@ -186,11 +186,11 @@ def choose_cycle_time() -> None:
 
 
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:
-    """Direct MPI for host statistics if it exists; logs the choice and why."""
+    """An MPI communicator for tensors on the CPU if available; logs the choice and its reason."""
     if hvd.size() == 1:
         return None
     if not hvd.mpi_enabled():
-        reason = "this Horovod job runs over Gloo, there is no MPI"
+        reason = "this Horovod job runs over Gloo, without MPI"
     elif tf.config.get_visible_devices("GPU"):
         reason = "tensors are on GPUs, where Horovod reduces them in place"
     else:
@@ -201,11 +201,11 @@ def _direct_mpi(hvd: Any) -> MPICommunicator | None:
         else:
             if (direct.rank, direct.size) == (hvd.rank(), hvd.size()):
                 _log.info(
-                    "statistics go by MPI directly: Horovod runs over MPI and tensors are on CPU "
-                    "(Horovod's own cycle: %s ms)",
+                    "statistics are reduced by MPI directly: Horovod runs over MPI and tensors are "
+                    "on the CPU (Horovod's cycle time: %s ms)",
                     os.environ.get("HOROVOD_CYCLE_TIME", "1"),
                 )
                 return direct
             reason = "MPI numbers the ranks differently"
-    _log.info("statistics go by Horovod all-reduces: %s", reason)
+    _log.info("statistics are reduced by Horovod: %s", reason)
     return None

@@ -1,10 +1,10 @@
-"""Where TensorFlow's server listens: on the address that TF_CONFIG names, not on all of them.
+"""Makes TensorFlow's server listen on the address in TF_CONFIG instead of all addresses.
 
-The server runs graphs for every client that reaches its port, file operations included, without
-authentication. TensorFlow 2.21 opens it on `0.0.0.0` whatever host TF_CONFIG gives this process,
-without an option to change that. While it is being opened, the `bind` that TensorFlow's libraries
-call replaces the wildcard by our address. Only their tables of imported functions are changed in
-memory, for that moment; the program's own sockets are not affected.
+The server runs graphs, including file operations, for every client that reaches its port, without
+authentication. TensorFlow 2.21 binds it to `0.0.0.0` regardless of the host in TF_CONFIG, and has
+no option to change that. While the server starts, the `bind` that TensorFlow's libraries call
+replaces the wildcard by the address of this process. Only the import tables of these libraries are
+changed in memory, during that time; the program's own sockets are not affected.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _Bind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_u
 
 
 class _Loaded(ctypes.Structure):
-    """`struct dl_phdr_info` as far as it is needed: one library of this process."""
+    """The first fields of `struct dl_phdr_info`: one loaded library."""
 
     _fields_ = [
         ("base", ctypes.c_uint64),
@@ -53,7 +53,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 def address_of(worker: str) -> str | None:
     """The address to listen on for a worker `host:port` of TF_CONFIG.
 
-    None where the host is a name: what it means here, and to the other machines, may differ.
+    None if the host is a name, which this machine and others may resolve differently.
     """
     host = worker.rsplit(":", 1)[0].strip("[]")
     if host == "localhost":
@@ -67,10 +67,10 @@ def address_of(worker: str) -> str | None:
 
 @contextmanager
 def only_on(address: str) -> Iterator[None]:
-    """Within it, TensorFlow binds to `address` where it asks for all addresses.
+    """Context in which TensorFlow binds to `address` instead of all addresses.
 
-    Where that cannot be done, a warning says so; where the address is none of this machine, as
-    behind a translation of addresses, TensorFlow's own choice stands.
+    Logs a warning if that is not possible. If the address does not belong to this machine (network
+    address translation), TensorFlow binds to all addresses.
     """
     hook = _Bind(_bind_to(address))
     pointer = ctypes.cast(hook, ctypes.c_void_p).value
@@ -78,11 +78,11 @@ def only_on(address: str) -> Iterator[None]:
     try:
         slots = {slot: ctypes.c_uint64.from_address(slot).value for slot in _slots()}
     except (OSError, ValueError, struct.error) as error:
-        _log.debug("the libraries of TensorFlow cannot be read: %s", error)
+        _log.debug("cannot read the symbol tables of TensorFlow's libraries: %s", error)
     if not slots:
         _log.warning(
             "TensorFlow's server listens on all addresses of this machine, not on %s alone: "
-            "protect its port by a firewall (SECURITY.md)",
+            "protect its port with a firewall (SECURITY.md)",
             address,
         )
     try:
@@ -97,7 +97,9 @@ def only_on(address: str) -> Iterator[None]:
 def _bind_to(address: str) -> Callable[[int, int, int], int]:
     four = ipaddress.ip_address(address).version == 4
     packed = socket.inet_pton(socket.AF_INET if four else socket.AF_INET6, address)
-    six = b"\0" * 10 + b"\xff\xff" + packed if four else packed  # mapped, as sockets for both have
+    six = (
+        b"\0" * 10 + b"\xff\xff" + packed if four else packed
+    )  # IPv4-mapped for dual-stack sockets
 
     def bind(descriptor: int, given: int, length: int) -> int:
         content = bytearray(ctypes.string_at(given, length))
@@ -111,7 +113,9 @@ def _bind_to(address: str) -> Callable[[int, int, int], int]:
         chosen = (ctypes.c_char * length).from_buffer(content)
         code = int(_libc.bind(descriptor, ctypes.addressof(chosen), length))
         if code != 0 and ctypes.get_errno() == errno.EADDRNOTAVAIL:
-            _log.warning("%s is no address of this machine: TensorFlow listens on all", address)
+            _log.warning(
+                "%s is not an address of this machine: TensorFlow listens on all addresses", address
+            )
             return int(_libc.bind(descriptor, given, length))
         return code
 
@@ -119,7 +123,7 @@ def _bind_to(address: str) -> Callable[[int, int, int], int]:
 
 
 def _slots() -> list[int]:
-    """Where TensorFlow's libraries keep the address of `bind`."""
+    """Addresses of the import table slots for `bind` in TensorFlow's libraries."""
     libraries: list[tuple[int, int]] = []
 
     def visit(loaded: "ctypes._Pointer[_Loaded]", size: int, data: int) -> int:
@@ -145,7 +149,7 @@ def _slots_of(base: int, dynamic: int) -> list[int]:
         return []
 
     def place(tag: int) -> int:
-        # The loader has made most of them absolute.
+        # The loader relocates most of these entries to absolute addresses.
         return entries[tag] if entries[tag] > base else base + entries[tag]
 
     calls = _table(place(_CALLS), entries[_CALLS_SIZE] // _RELOCATION.itemsize, _RELOCATION)

@@ -1,4 +1,4 @@
-"""One process: every sum is already complete."""
+"""The communicator of a single process."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from syncbn.communicators.base import Communicator
 
 
 class LocalCommunicator(Communicator):
-    """The communicator of a single-process program: all operations are the identity."""
+    """The communicator of a single-process program: all collectives are the identity."""
 
     name = "local"
 

@@ -1,7 +1,7 @@
-"""Short texts between ranks that no rank waits for: `consistency` compares fingerprints by them.
+"""Non-blocking text messages between ranks, with which `consistency` compares fingerprints.
 
-Collectives would make a rank that trains alone for a while wait for the others. A text is kept
-until its receiver looks for it, or for ever unseen.
+A collective would block a rank that trains alone for a while. A message is kept until its receiver
+reads it, possibly never.
 """
 
 import http.client
@@ -15,40 +15,40 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 _TIMEOUT_SECONDS = 5.0
-_KEPT = 64
+_MAX_UNREAD = 64
 
 
 class Mailbox(ABC):
-    """Sends texts to single ranks of the world. No method waits for another rank."""
+    """Point-to-point text messages between ranks of the world. No method blocks."""
 
     @abstractmethod
     def send(self, key: str, text: str, receiver: int) -> None:
-        """Leaves `text` for rank `receiver` under `key`, which is used once; may be called late."""
+        """Sends `text` to rank `receiver` under `key`, which is used once."""
 
     @abstractmethod
     def receive(self, key: str, sender: int) -> str | None:
-        """What rank `sender` has left here under `key`; None if it is not there (yet)."""
+        """The text that rank `sender` sent under `key`; None if it has not arrived."""
 
 
 class MpiMailbox(Mailbox):
-    """By point-to-point messages of an MPI communicator that nothing else uses.
+    """Messages over an MPI communicator that nothing else uses.
 
     Args:
         mpi: The module `mpi4py.MPI`.
-        comm: A duplicate of the world's communicator.
+        comm: A duplicate of the world communicator.
     """
 
     def __init__(self, mpi: Any, comm: Any) -> None:
         self._mpi, self._comm = mpi, comm
-        self._under_way: list[tuple[Any, bytes]] = []
+        self._pending: list[tuple[Any, bytes]] = []
         self._arrived: dict[tuple[int, str], str] = {}
 
     def send(self, key: str, text: str, receiver: int) -> None:
-        if self._mpi.Is_finalized():  # by Horovod, as soon as one of its ranks leaves
+        if self._mpi.Is_finalized():  # by Horovod, as soon as one of its ranks exits
             return
-        self._under_way = [(sent, data) for sent, data in self._under_way if not sent.Test()]
+        self._pending = [(sent, data) for sent, data in self._pending if not sent.Test()]
         data = f"{key}\n{text}".encode()
-        self._under_way.append((self._comm.Isend([data, self._mpi.BYTE], receiver), data))
+        self._pending.append((self._comm.Isend([data, self._mpi.BYTE], receiver), data))
 
     def receive(self, key: str, sender: int) -> str | None:
         if self._mpi.Is_finalized():
@@ -59,16 +59,16 @@ class MpiMailbox(Mailbox):
             message.Recv([data, self._mpi.BYTE])
             found, text = data.decode().split("\n", 1)
             self._arrived[sender, found] = text
-        while len(self._arrived) > _KEPT:
+        while len(self._arrived) > _MAX_UNREAD:
             del self._arrived[next(iter(self._arrived))]
         return self._arrived.pop((sender, key), None)
 
 
 class RendezvousMailbox(Mailbox):
-    """By the key-value server at which the ranks of a Horovod job over Gloo meet.
+    """Messages over the rendezvous key-value server of a Horovod job over Gloo.
 
     Args:
-        rank: Gives the rank of this process, which changes when an elastic job resizes.
+        rank: Returns the rank of this process, which changes when an elastic job resizes.
         address: Host and port of the server.
     """
 
@@ -76,37 +76,37 @@ class RendezvousMailbox(Mailbox):
         self._rank, self._address = rank, address
 
     def send(self, key: str, text: str, receiver: int) -> None:
-        self._ask("PUT", f"{key} {self._rank()} {receiver}", text.encode())
+        self._request("PUT", f"{key} {self._rank()} {receiver}", text.encode())
 
     def receive(self, key: str, sender: int) -> str | None:
-        found = self._ask("GET", f"{key} {sender} {self._rank()}")
+        found = self._request("GET", f"{key} {sender} {self._rank()}")
         return None if found is None else found.decode()
 
-    def _ask(self, method: str, key: str, body: bytes | None = None) -> bytes | None:
+    def _request(self, method: str, key: str, body: bytes | None = None) -> bytes | None:
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_SECONDS)
         try:
             connection.request(method, f"/syncbn/{urllib.parse.quote(key, safe='')}", body)
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException):
-            return None  # the job is ending, or its server does without this
+            return None  # the job is ending, or its server does not accept requests
         finally:
             connection.close()
         return content if response.status == http.client.OK else None
 
 
 def rendezvous_mailbox(rank: Callable[[], int]) -> RendezvousMailbox | None:
-    """The mailbox at the rendezvous server of this Horovod job, or None where there is none."""
+    """A mailbox at the rendezvous server of this Horovod job, or None if it has no server."""
     host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
     port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "")
     return RendezvousMailbox(rank, (host, int(port))) if host and port.isdecimal() else None
 
 
 class ClusterMailbox(Mailbox):
-    """By the key-value store of TensorFlow's coordination service.
+    """Messages over the key-value store of TensorFlow's coordination service.
 
     Args:
-        rank: Of this process.
+        rank: The rank of this process.
     """
 
     def __init__(self, rank: int) -> None:
@@ -120,7 +120,7 @@ class ClusterMailbox(Mailbox):
 
     def receive(self, key: str, sender: int) -> str | None:
         try:
-            # The least time that the service knows, a millisecond: 0 stands for ever.
+            # The shortest timeout, in milliseconds: 0 waits forever.
             return self._store.get_config_key_value(f"syncbn/{key}/{sender}/{self._rank}", 1)
         except tf.errors.OpError:
             return None

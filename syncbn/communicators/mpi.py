@@ -1,8 +1,8 @@
-"""MPI through mpi4py: the fastest path for small statistics on the CPU.
+"""MPI through mpi4py: the fastest backend for small statistics on the CPU.
 
-A sum is one operation that calls MPI, or without the C++ operations one call into Python
-(`tf.numpy_function`). TensorFlow keeps either in program order because they are stateful, which is
-the order every rank traces, so no names are needed on the wire.
+A sum is a C++ operation that calls MPI, or a `tf.numpy_function` where the C++ operations are
+missing. Both are stateful, so TensorFlow runs them in program order, which is the same on every
+rank, and messages need no names.
 """
 
 import sys
@@ -21,11 +21,11 @@ from syncbn.communicators.mailboxes import MpiMailbox
 from syncbn.errors import MissingEngineError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
 
-# MPI has no 16-bit floating point: these travel, and are added, as float32.
+# MPI has no 16-bit floating point types: these are sent and summed as float32.
 _WIDENED = (tf.float16, tf.bfloat16)
 _UNEQUAL = (
-    "Every rank must send as many numbers, of one dtype, in the same order of sums: "
-    "look for layers or metrics that only some ranks have, and for a batch without rows."
+    "Every rank must send the same number of values, of the same dtype, in the same order: "
+    "look for layers or metrics that exist on some ranks only, and for an empty batch."
 )
 _NATIVE = (
     tf.float32,
@@ -45,7 +45,7 @@ def import_mpi() -> Any:
     """The module `mpi4py.MPI`, which initialises MPI on first import.
 
     Raises:
-        MissingEngineError: mpi4py or the MPI library is not there.
+        MissingEngineError: mpi4py or the MPI library is not installed.
     """
     prepare_open_mpi()
     try:
@@ -53,13 +53,13 @@ def import_mpi() -> Any:
     except (ImportError, RuntimeError) as error:
         raise MissingEngineError(
             "the mpi backend needs mpi4py and an MPI library. "
-            f"Install them with: pip install 'syncbn[mpi]' (import said: {error})"
+            f"Install them with: pip install 'syncbn[mpi]' (import failed: {error})"
         ) from error
     return MPI
 
 
 class MPICommunicator(Communicator):
-    """The ranks of an MPI communicator; `MPI.COMM_WORLD` unless told otherwise."""
+    """The ranks of an MPI communicator, by default `MPI.COMM_WORLD`."""
 
     name = "mpi"
 
@@ -68,8 +68,8 @@ class MPICommunicator(Communicator):
         mpi = import_mpi()
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD if comm is None else comm
-        # Asked once: Horovod ends MPI in every process as soon as one of them leaves, and a rank
-        # that still has a model to save may not ask any more.
+        # Cached: Horovod finalizes MPI in every process as soon as one of them exits, while another
+        # rank may still have a model to save.
         self._rank, self._size = int(self._comm.Get_rank()), int(self._comm.Get_size())
         host = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
         self._local_rank, self._local_size = host.Get_rank(), host.Get_size()
@@ -106,7 +106,7 @@ class MPICommunicator(Communicator):
         except self._mpi.Exception as error:
             raise SyncbnError(
                 f"MPI_Allreduce of {name} failed on rank {self.rank}: {error}. {_UNEQUAL} "
-                f"Received: {source.size} numbers of {source.dtype} on this rank"
+                f"Received: {source.size} values of {source.dtype} on this rank"
             ) from error
         return total
 
@@ -132,12 +132,12 @@ class MPICommunicator(Communicator):
         def from_root(*arrays: np.ndarray) -> list[np.ndarray]:
             copies = [np.array(array, order="C") for array in arrays]
             for copy in copies:
-                # Bytes, so that types unknown to MPI (bfloat16) and NaN payloads pass unchanged.
+                # As bytes: MPI has no bfloat16, and NaN payloads must not change.
                 self._comm.Bcast(copy.reshape(-1).view(np.uint8), root=root)
             return copies
 
         received = tf.numpy_function(from_root, list(tensors), [t.dtype for t in tensors])
-        # A single output comes back bare.
+        # numpy_function returns a single output without a list.
         received = received if isinstance(received, (list, tuple)) else [received]
         for tensor, original in zip(received, tensors, strict=True):
             tensor.set_shape(original.shape)
@@ -151,15 +151,15 @@ class MPICommunicator(Communicator):
 
 
 def graph_name(name: str) -> str:
-    """`name` with the characters TensorFlow refuses in operation names replaced."""
+    """`name` with characters replaced that TensorFlow does not allow in operation names."""
     return "".join(c if c.isalnum() or c in "_./" else "_" for c in name).lstrip("_./") or "sum"
 
 
 def abort_job_on_uncaught_exception() -> None:
-    """Makes an uncaught exception end the whole MPI job instead of hanging it.
+    """Makes an uncaught exception abort the whole MPI job.
 
-    Without this, the failing rank waits in MPI_Finalize for peers that wait for it in an
-    all-reduce. The traceback is printed first.
+    Otherwise the failed rank waits in MPI_Finalize for peers that wait for it in an all-reduce. The
+    traceback is printed first.
     """
     mpi = import_mpi()
     previous = sys.excepthook
@@ -167,7 +167,7 @@ def abort_job_on_uncaught_exception() -> None:
     def abort(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         try:
             previous(kind, error, where)
-        except Exception:  # the job must end even if another hook is broken
+        except Exception:  # abort even if another hook fails
             traceback.print_exception(kind, error, where)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,11 +1,11 @@
-"""A limit on how long a collective of TensorFlow waits for ranks that live but do not come.
+"""A time limit for TensorFlow collectives that a running peer does not call.
 
-A peer that dies is reported by gRPC at once, one that is stopped or cut off by the heartbeats of
-TensorFlow's coordination service after some ten seconds. What is left is a peer that answers and
+gRPC reports a dead peer immediately, and the heartbeats of TensorFlow's coordination service report
+a stopped or disconnected one after about ten seconds. Neither detects a peer that is healthy but
 never calls the collective. TensorFlow's own limit (`timeout_seconds` of the operations) starts two
-threads for every collective that sleep until it has passed, whether the collective is over or not
-(TensorFlow 2.21): a thousand threads after a few hundred steps. Here the collectives are counted,
-and one thread looks at the count.
+threads per collective that sleep until the limit, even if the collective ends earlier (TensorFlow
+2.21): a thousand threads after a few hundred steps. Here collectives are counted, and one thread
+reads the counter.
 """
 
 import atexit
@@ -18,17 +18,17 @@ from tensorflow.python.eager import context
 
 from syncbn.communicators.captures import captured
 
-_LOOKS_WITHIN_LIMIT = 20
-# The count holds two numbers: collectives that have ended, above, and those that wait, below. It
-# differs after each event, and is read in one piece.
+_CHECKS_PER_LIMIT = 20
+# The counter packs two numbers, so that one atomic read gets both: ended collectives in the high
+# bits, pending ones in the low bits. Every event changes it.
 _WAITING = 1 << 20
 
 
 class Count:
-    """How many collectives of one communicator have ended, and how many wait.
+    """Counts ended and pending collectives of one communicator.
 
-    Counted by operations in the graph, since that is where collectives begin and end; two additions
-    to a variable take some microseconds.
+    By operations in the graph, where collectives begin and end; the two additions to a variable
+    take some microseconds.
     """
 
     def __init__(self) -> None:
@@ -37,15 +37,15 @@ class Count:
         self._seen, self._since = 0, time.monotonic()
 
     def begin(self) -> tf.Operation | None:
-        """An operation that must come before the collective."""
+        """An operation to run before the collective."""
         return self._add(1)
 
     def end(self) -> tf.Operation | None:
-        """An operation that must come after it."""
+        """An operation to run after the collective."""
         return self._add(_WAITING - 1)
 
     def waited(self) -> float:
-        """For how many seconds collectives have waited and none has begun or ended."""
+        """Seconds since the last event while collectives are pending; 0 if none is."""
         value, now = int(self._variable.numpy()), time.monotonic()
         if value != self._seen or value % _WAITING == 0:
             self._seen, self._since = value, now
@@ -58,37 +58,37 @@ class Count:
 
 
 class Watchdog:
-    """Ends the collectives of this process once they have waited for `seconds`.
+    """Aborts the collectives of this process after they have waited for `seconds`.
 
-    They raise DeadlineExceededError, and so does every later one: the process has to be started
-    again, as after any failure of a peer.
+    They raise DeadlineExceededError, and so does every later one: the process must be restarted, as
+    after any failure of a peer.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._counts: weakref.WeakSet[Count] = weakref.WeakSet()
-        self._leaving = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="collectives", daemon=True)
 
     def watch(self, count: Count) -> None:
-        """Looks at `count` from now on, as long as it is referenced."""
+        """Monitors `count` as long as it is referenced."""
         self._counts.add(count)
         if self._thread.ident is None:
             self._thread.start()
-            # A thread inside TensorFlow while the interpreter ends would abort the process.
-            atexit.register(self._leave)
+            # A thread inside TensorFlow at interpreter shutdown would abort the process.
+            atexit.register(self._stop)
 
     def _watch(self) -> None:
-        while not self._leaving.wait(self._seconds / _LOOKS_WITHIN_LIMIT):
+        while not self._stopping.wait(self._seconds / _CHECKS_PER_LIMIT):
             if max((count.waited() for count in list(self._counts)), default=0.0) > self._seconds:
                 context.context().abort_collective_ops(
                     tf.errors.DEADLINE_EXCEEDED,
                     f"this rank has waited for {self._seconds:g} s in a collective that another "
-                    "rank has not called: see which rank did not come, and where it is, in the "
+                    "rank has not called: find that rank, and what it does instead, in the "
                     "logs of all ranks (docs/troubleshooting.md, 'hangs')",
                 )
                 return
 
-    def _leave(self) -> None:
-        self._leaving.set()
+    def _stop(self) -> None:
+        self._stopping.set()
         self._thread.join()

@@ -35,7 +35,7 @@ TF_CONFIG = json.dumps(
 )
 def test_what_the_launcher_says(variables: dict[str, str], expected: tuple[str, int, int]) -> None:
     around = cluster_environment(variables)
-    assert (around.engine, around.rank, around.size) == expected
+    assert (around.backend, around.rank, around.size) == expected
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}', '{"task": {"index": "x"}}', "7"])

@@ -42,4 +42,4 @@ def test_optimizers_of_one_step_are_compared_by_several_threads() -> None:
 
     with ThreadPoolExecutor(_OPTIMIZERS) as threads:
         assert list(threads.map(update, range(_OPTIMIZERS))) == [None] * _OPTIMIZERS
-    check.look()
+    check.check_arrived()

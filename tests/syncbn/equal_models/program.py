@@ -46,13 +46,13 @@ def main(backend: str, names: list[str]) -> dict[str, Any]:
         ranks.barrier()
     for mistake in CAUGHT:
         print(mistake.__name__, file=sys.stderr, flush=True)
-        consistency.disarm()  # a rank that has not noticed yet must not notice in the next one
+        consistency.disable()  # a rank that has not noticed yet must not notice in the next one
         mailbox = ranks.open_mailbox()
         assert mailbox is not None
-        consistency.arm(ranks, mailbox)
+        consistency.enable(ranks, mailbox)
         answers[mistake.__name__] = outcome(partial(_nothing_trained, mistake), ranks.rank)
         ranks.barrier()
-    consistency.disarm()
+    consistency.disable()
     return answers
 
 

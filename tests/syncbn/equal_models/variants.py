@@ -162,7 +162,7 @@ def generator(rank: int) -> list[Any]:
 
 
 @variant
-def weighed_rows(rank: int) -> list[Any]:
+def weighted_rows(rank: int) -> list[Any]:
     model = syncbn.weigh_rows(compiled(models.unbuilt()))
     x, y = (part[: 10 - 5 * rank] for part in rows(rank))
     callbacks = [BroadcastVariables()]
@@ -239,9 +239,9 @@ def loaded_with_loss_scaling(rank: int) -> list[Any]:
 
 
 @variant
-def loaded_with_weighed_rows(rank: int) -> list[Any]:
+def loaded_with_weighted_rows(rank: int) -> list[Any]:
     model = fit(syncbn.weigh_rows(compiled(models.built())), rank)
-    file = _file(rank, "weighed")
+    file = _file(rank, "weighted")
     model.save(file)
     forgotten = keras.models.load_model(file)
     with pytest.raises(ValueError, match=r"weigh_rows\(model\)"):
