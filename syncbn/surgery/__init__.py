@@ -1,4 +1,4 @@
-"""Surgery on whole models: convert, revert, fold, recompute statistics."""
+"""Functions on whole models: convert, revert, fold, recompute statistics."""
 
 from syncbn.surgery.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from syncbn.surgery.fold import fold_batchnorm

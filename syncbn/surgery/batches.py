@@ -1,4 +1,4 @@
-"""A data set as passes over its inputs, for code that reads it more than once."""
+"""Repeated iteration over the inputs of a data set."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -7,11 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_ROWS = 128  # per batch, where arrays were given
+_ROWS = 128  # batch size for arrays
 
 
 def repeatable(dataset: Any, steps: int | None) -> Callable[[], Iterator[Any]]:
-    """A function that begins a pass: an iterator over x."""
+    """A function that returns a new iterator over the inputs x, of at most `steps` batches.
+
+    Raises:
+        ValueError: `steps` is not positive, or the data set is endless or not repeatable.
+    """
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be a positive integer or None. Received: steps={steps!r}")
     if isinstance(dataset, np.ndarray) or tf.is_tensor(dataset):
@@ -26,11 +30,11 @@ def repeatable(dataset: Any, steps: int | None) -> Callable[[], Iterator[Any]]:
         source = dataset
     if not isinstance(source, Iterable) or iter(source) is source:
         raise ValueError(
-            "dataset must be readable several times, such as a tf.data.Dataset or a list of "
+            "dataset must be readable several times, like a tf.data.Dataset or a list of "
             f"batches. Received: {type(dataset).__name__}"
         )
     if endless and steps is None:
-        raise ValueError("dataset never ends: give steps. Received: steps=None")
+        raise ValueError("dataset is infinite: set steps. Received: steps=None")
 
     def begin() -> Iterator[Any]:
         for number, batch in enumerate(source):

@@ -1,4 +1,4 @@
-"""Whole models from Keras' batch normalization to the synchronized one, and back."""
+"""Converts models from Keras' batch normalization to the synchronized one, and back."""
 
 import inspect
 import logging
@@ -8,13 +8,13 @@ from typing import Any
 import keras
 
 from syncbn.layer import SyncBatchNormalization
+from syncbn.surgery.assigning import assign_debiasing, assign_renorm
 from syncbn.surgery.copying import UncopyableError, carry_compilation, copy_model, is_copyable
 from syncbn.surgery.replacing import build_with_weights_of, replace_layers
-from syncbn.surgery.settling import settle_debiasing, settle_renorm
 
 _LOG = logging.getLogger(__name__)
 
-# Kept as objects: a configuration would lose functions and communicators.
+# Passed as objects: a configuration cannot represent all functions and communicators.
 _OBJECTS = (
     "beta_initializer",
     "gamma_initializer",
@@ -34,7 +34,7 @@ _OWN = (
     "bessel_correction",
 )
 
-# These say which weights a layer has; changing them would not keep the weights.
+# These determine the weights of a layer, which must not change.
 _FIXED = ("self", "kwargs", "axis", "center", "scale")
 _CHANGEABLE = tuple(
     name
@@ -44,26 +44,26 @@ _CHANGEABLE = tuple(
 
 
 def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.Model:
-    """The model with every batch normalization synchronized.
+    """Replaces every batch normalization of a model by a synchronized one.
 
     Each `keras.layers.BatchNormalization` becomes a `syncbn.SyncBatchNormalization` with the same
     name, place, weights (bit for bit), trainable flag, dtype policy, regularizers and arguments. A
-    layer that already is a `SyncBatchNormalization` keeps its arguments but for those given, so
-    converting twice is converting once. Subclasses of either are left alone: their code may rely
-    on what they override; the log names them.
+    layer that is already a `SyncBatchNormalization` keeps its arguments except those given, so the
+    conversion is idempotent. Subclasses of either are not replaced, since they may rely on methods
+    that they override; the log names them.
 
     **Sequential and functional models** (nested at any depth, with shared layers, several inputs
-    and outputs) are copied: the original and its weights stay untouched. Custom layers inside are
+    and outputs) are copied: the original and its weights do not change. Custom layers inside are
     copied through their configuration, then changed.
 
-    **Subclassed models are changed in place and returned**, since nothing tells how to rebuild
-    them: every attribute, list, tuple, dict and set of layers, at any depth. So is a functional
-    model with a layer that has no configuration; the log says so. The variables stay the same
-    objects, and references held outside the model still see the old layers.
+    **Subclassed models are changed in place and returned**, since they cannot be rebuilt: every
+    attribute, list, tuple, dict and set of layers, at any depth. The same holds for a functional
+    model with a layer that has no configuration, with a warning. The variables remain the same
+    objects, and references outside the model still point to the old layers.
 
-    A compiled model comes back compiled alike, with the state of its optimizer, which stays a
-    `DistributedOptimizer` if it was one; where the loss or the optimizer has no configuration the
-    copy is not compiled, and a warning says so.
+    A compiled model is returned compiled, with the state of its optimizer, including a
+    `DistributedOptimizer`; if the loss or the optimizer has no configuration, the copy is not
+    compiled, with a warning.
 
     Args:
         model: A Keras model, built or not, compiled or not.
@@ -72,10 +72,10 @@ def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.
             `scale`, `name`, `dtype` or `trainable`, which each layer keeps.
 
     Returns:
-        The converted model: a copy, or `model` itself where it was changed in place.
+        The converted model: a copy, or `model` itself if it was changed in place.
 
     Raises:
-        ValueError: `model` is no Keras model, or an argument is unknown or out of its domain.
+        ValueError: `model` is not a Keras model, or an argument is unknown or invalid.
     """
     _check_model("convert_sync_batchnorm", model)
     for name in layer_arguments:
@@ -84,7 +84,7 @@ def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.
                 f"layer_arguments must be among {', '.join(_CHANGEABLE)}. Received: {name}="
                 f"{layer_arguments[name]!r}"
             )
-    SyncBatchNormalization(**layer_arguments)  # an argument out of its domain fails here
+    SyncBatchNormalization(**layer_arguments)  # raises for invalid arguments
 
     def converted(layer: keras.Layer) -> keras.Layer | None:
         if type(layer) is SyncBatchNormalization:
@@ -99,17 +99,20 @@ def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.
 
 
 def revert_sync_batchnorm(model: keras.Model) -> keras.Model:
-    """The model with Keras' own batch normalization in place of every synchronized one.
+    """Replaces every synchronized batch normalization of a model by Keras' layer.
 
-    The counterpart of `convert_sync_batchnorm`, with the same rules for what is copied and what is
-    changed in place. Weights, names, trainable flags and inference stay as they are. Training is
-    then local to a process, and what Keras' layer does not know (`group_size`,
+    The inverse of `convert_sync_batchnorm`, with the same rules for what is copied and what is
+    changed in place. Weights, names, trainable flags and inference do not change. Training
+    statistics are then local to a process, and options that Keras' layer lacks (`group_size`,
     `virtual_batch_size`, `adjustment`, `zero_debias_moving_mean`, `bessel_correction`, and the
-    communicator) is dropped.
+    communicator) are dropped.
+
+    Returns:
+        The model with Keras' layers: a copy, or `model` itself if it was changed in place.
 
     Raises:
-        ValueError: `model` is no Keras model, or a layer has an `activation`, which Keras' layer
-            cannot express.
+        ValueError: `model` is not a Keras model, or a layer has an `activation`, which Keras' layer
+            does not support.
     """
     _check_model("revert_sync_batchnorm", model)
 
@@ -119,7 +122,7 @@ def revert_sync_batchnorm(model: keras.Model) -> keras.Model:
         if layer.activation is not keras.activations.linear:
             raise ValueError(
                 "keras.layers.BatchNormalization has no activation: put a layer "
-                "keras.layers.Activation behind it first. Received: layer "
+                "keras.layers.Activation after it first. Received: layer "
                 f"{layer.name!r} with activation={keras.activations.serialize(layer.activation)!r}"
             )
         arguments = {k: v for k, v in _arguments(layer).items() if k not in _OWN}
@@ -128,7 +131,7 @@ def revert_sync_batchnorm(model: keras.Model) -> keras.Model:
         )
 
     for layer in model._flatten_layers():
-        reverted(layer)  # refuses before anything is changed in place
+        reverted(layer)  # raises before anything is changed in place
     return _apply(model, reverted)
 
 
@@ -154,18 +157,18 @@ def _apply(
         and type(layer) not in (keras.layers.BatchNormalization, SyncBatchNormalization)
     ]
     if left:
-        _LOG.warning("left alone, since they are subclasses: %s", ", ".join(left))
+        _LOG.warning("not replaced, since they are subclasses: %s", ", ".join(left))
     _LOG.info("model %r: replaced %d batch normalizations", model.name, count)
     if target is not model:
         carry_compilation(model, target)
     elif count and model.compiled:
-        # The new layers may not run under XLA, or may now; this asks them anew.
+        # The new layers may differ in their support of XLA: makes Keras resolve "auto" again.
         model._jit_compile = None
     return target
 
 
 def _arguments(layer: Any) -> dict[str, Any]:
-    """What to construct such a layer with."""
+    """The constructor arguments of `layer`."""
     arguments = layer.get_config()
     objects = (*_OBJECTS, *_OWN_OBJECTS) if type(layer) is SyncBatchNormalization else _OBJECTS
     arguments |= {name: getattr(layer, name) for name in objects}
@@ -173,14 +176,14 @@ def _arguments(layer: Any) -> dict[str, Any]:
 
 
 def _rebuilt(old: Any, kind: type[keras.Layer], arguments: dict[str, Any]) -> keras.Layer:
-    """A layer of another kind around the same variables."""
+    """A layer of another class with the same variables."""
     new = kind(**arguments)
     if not old.built:
         return new
     build_with_weights_of(new, old)
     mean, variance = (keras.ops.convert_to_numpy(v) for v in (old.moving_mean, old.moving_variance))
     if new.renorm and not old.renorm:
-        settle_renorm(new, mean, variance)
+        assign_renorm(new, mean, variance)
     if not getattr(old, "zero_debias_moving_mean", False) and mean.any():
-        settle_debiasing(new, mean)
+        assign_debiasing(new, mean)
     return new

@@ -1,7 +1,7 @@
-"""A copy of a Sequential or functional model with weights of its own, layer by layer.
+"""Deep copies of Sequential and functional models, with their weights.
 
 `keras.models.clone_model` keeps neither weights nor layers shared between nested models, and fails
-on compile arguments it cannot rebuild; this is what surgery needs around it.
+for compile arguments that it cannot rebuild; this module adds both.
 """
 
 import logging
@@ -13,21 +13,21 @@ from syncbn.compiled_models import carry_distribution
 
 _LOG = logging.getLogger(__name__)
 
-# What Keras raises when a configuration cannot be written down or read back.
+# Raised by Keras if a configuration cannot be serialized or deserialized.
 _CONFIGURATION_ERRORS = (TypeError, ValueError, NotImplementedError, AttributeError, KeyError)
 
 
 class UncopyableError(Exception):
-    """The model cannot be rebuilt from its configuration; the text names the part and why."""
+    """The model cannot be rebuilt from its configuration; the message names the part and why."""
 
 
 def is_functional(layer: Any) -> bool:
-    """Whether `layer` is a model made of a graph of layers (not a Sequential)."""
+    """Whether `layer` is a model defined by a graph of layers (not a Sequential)."""
     return isinstance(layer, keras.Function) and isinstance(layer, keras.Model)
 
 
 def is_copyable(model: keras.Model) -> bool:
-    """Whether the graph or list of layers is all there is: no `__init__` or `call` of the user."""
+    """Whether the layers define the whole model, without a custom `__init__` or `call`."""
     ours = (type(model).__init__, type(model).call)
     known = all(method.__module__.startswith("keras.") for method in ours)
     return known and (is_functional(model) or isinstance(model, keras.Sequential))
@@ -36,8 +36,8 @@ def is_copyable(model: keras.Model) -> bool:
 def copy_model(model: keras.Model) -> keras.Model:
     """A copy with the same names, order, shared layers, weights, trainable flags and dtypes.
 
-    It is not compiled: see `carry_compilation`. Lambda layers and operations without state are
-    taken over, not copied.
+    It is not compiled: see `carry_compilation`. Lambda layers and stateless operations are shared,
+    not copied.
 
     Raises:
         UncopyableError: The model is subclassed, or one of its layers has no usable configuration.
@@ -50,17 +50,17 @@ def copy_model(model: keras.Model) -> keras.Model:
 
 
 def carry_compilation(source: keras.Model, target: keras.Model) -> None:
-    """Compiles `target` as `source` is; the optimizer's state comes along where it still fits.
+    """Compiles `target` like `source`, and copies the state of the optimizer if its shapes match.
 
-    A loss or optimizer that cannot be rebuilt from its configuration leaves `target` uncompiled,
-    and a warning says so.
+    If the loss or the optimizer cannot be rebuilt from its configuration, `target` stays
+    uncompiled, with a warning.
     """
     if not source.compiled:
         return
     try:
         config = dict(source.get_compile_config())
         if config.get("jit_compile"):
-            # Resolved for the old layers; "auto" asks the new ones.
+            # Resolved for the old layers; "auto" resolves it for the new ones.
             config["jit_compile"] = "auto"
         target.compile_from_config(config)
     except _CONFIGURATION_ERRORS as error:
@@ -76,7 +76,7 @@ def carry_compilation(source: keras.Model, target: keras.Model) -> None:
 
 
 class _Copier:
-    """Copies each layer once, so that what was shared stays shared, at any depth."""
+    """Copies each layer once, so that shared layers stay shared, at any depth."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Any] = {}
@@ -91,7 +91,7 @@ class _Copier:
             sequential = isinstance(layer, keras.Sequential)
             return self._sequential(layer) if sequential else self._functional(layer)
         if not isinstance(layer, keras.Layer) or type(layer) is keras.layers.Lambda:
-            # Without state; and a Lambda's function would not survive being written down.
+            # Stateless; and the function of a Lambda may not be serializable.
             return layer
         try:
             copy = type(layer).from_config(layer.get_config())
@@ -100,7 +100,7 @@ class _Copier:
                 f"layer {layer.name!r} ({type(layer).__name__}) cannot be rebuilt from its "
                 f"configuration: {str(error).strip().splitlines()[0]}"
             ) from error
-        # A composite layer names its parts anew, and its variables after them.
+        # A composite layer gives its sublayers, and so their variables, new names.
         parts = layer._flatten_layers(include_self=False)
         for before, after in zip(parts, copy._flatten_layers(include_self=False), strict=False):
             after.name = before.name
@@ -114,7 +114,7 @@ class _Copier:
 
     def _functional(self, model: keras.Model) -> keras.Model:
         inputs = keras.tree.map_structure(input_like, model.input)
-        # A view without the compilation, which clone_model would insist on rebuilding.
+        # An uncompiled model over the same graph, since clone_model rebuilds the compilation.
         view = keras.Model(model.input, model.output, name=model.name)
         copy = keras.models.clone_model(view, input_tensors=inputs, clone_function=self.copy)
         if type(model) is type(copy):
@@ -131,12 +131,12 @@ def input_like(tensor: Any) -> Any:
 def _carry_state(source: keras.Model, target: keras.Model) -> None:
     """Names, built state, trainable flags and the value of every variable, bit for bit."""
     for before, after in _pairs(source, target):
-        after.name = before.name  # also of parts that were only made in `build`
+        after.name = before.name  # including sublayers created in `build`
         if before.built and not after.built:
             after.build_from_config(before.get_build_config())
     pairs = _pairs(source, target)
     for before, after in pairs:
-        # From the outside in: setting a flag sets those of the layers inside.
+        # Parents first: setting a flag sets those of the sublayers.
         if after.trainable != before.trainable:
             after.trainable = before.trainable
     old, new = source.variables, target.variables
@@ -150,7 +150,7 @@ def _carry_state(source: keras.Model, target: keras.Model) -> None:
 
 
 def _pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:
-    """Each layer beside its copy, parents first."""
+    """Pairs of each layer and its copy, parents first."""
     old, new = _parents_first(source), _parents_first(target)
     if [type(layer) for layer in old] != [type(layer) for layer in new]:
         raise UncopyableError(

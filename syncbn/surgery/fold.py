@@ -1,7 +1,7 @@
-"""Folds batch normalizations into the convolutions and dense layers before them, for inference.
+"""Folds batch normalizations into the preceding convolutions and dense layers, for inference.
 
-At inference `BN(conv(x)) = s·(conv(x) − mean) + β` with `s = γ/√(variance + ε)` per channel, which
-is the same convolution with its kernel times s and another bias.
+At inference `BN(conv(x)) = s·(conv(x) − mean) + β` with `s = γ/√(variance + ε)` per channel: a
+convolution with the kernel scaled by s and another bias.
 """
 
 import logging
@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 _BATCH_NORMALIZATIONS = (keras.layers.BatchNormalization, SyncBatchNormalization)
 
-# The weight that carries the output channels, and the axis they lie on. A depthwise kernel ends in
-# (channels in, multiplier), which together make the channels out.
+# The weight with the output channels, and their axis. The last axes of a depthwise kernel are
+# (input channels, multiplier), whose product is the number of output channels.
 _DEPTHWISE = 0
 _FOLDABLE = {
     keras.layers.Dense: ("kernel", -1),
@@ -43,19 +43,23 @@ _FOLDABLE = {
 
 
 def fold_batchnorm(model: keras.Model) -> keras.Model:
-    """A copy for inference in which batch normalizations are part of the layer before them.
+    """A copy for inference with batch normalizations folded into the preceding layers.
 
-    Folded are Keras' and our batch normalizations that directly follow a Dense, Conv1D/2D/3D,
-    Conv1D/2D/3DTranspose, DepthwiseConv1D/2D or SeparableConv1D/2D (channels first or last, grouped
-    or not) without an activation of its own, where nothing else uses that layer or its outputs, in
-    Sequential and functional models nested at any depth. All others stay; a line in the log says
-    how many were folded. The folded layer keeps its name, and takes over our `activation`.
+    Folds `keras.layers.BatchNormalization` and `syncbn.SyncBatchNormalization` layers that directly
+    follow a Dense, Conv1D/2D/3D, Conv1D/2D/3DTranspose, DepthwiseConv1D/2D or SeparableConv1D/2D
+    (channels first or last, grouped or not) without an activation, if nothing else uses that layer
+    or its outputs, in Sequential and functional models nested at any depth. Others remain; the log
+    has the number of folded layers. The folded layer keeps its name, and gets the `activation` of a
+    `SyncBatchNormalization`.
 
-    Predictions differ by rounding only: both models are equally far from one in float64. The copy
-    is meant for `predict`, `evaluate` and `export`; training it is training another model.
+    Predictions differ by rounding errors only. The copy is for `predict`, `evaluate` and `export`;
+    training it trains a different model.
 
     Args:
-        model: A built Sequential or functional model. It stays untouched.
+        model: A built Sequential or functional model, which does not change.
+
+    Returns:
+        The folded copy.
 
     Raises:
         ValueError: The model is subclassed, unbuilt, or has a layer that cannot be copied.
@@ -80,7 +84,7 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
 
 
 class _Folder:
-    """Rebuilds a model it may take apart, folding as it goes; every part is rebuilt once."""
+    """Rebuilds a model with folded layers; may modify it. Each nested model is rebuilt once."""
 
     def __init__(self, model: keras.Model) -> None:
         self._calls = _count_calls(model)
@@ -92,7 +96,7 @@ class _Folder:
         return self._functional(model)
 
     def _part(self, layer: Any) -> Any:
-        """What stands in the place of a layer that is not folded."""
+        """The replacement of a layer that is not folded: itself, or the rebuilt nested model."""
         if not (is_functional(layer) or isinstance(layer, keras.Sequential)):
             return layer
         if id(layer) not in self._rebuilt:
@@ -111,29 +115,31 @@ class _Folder:
     def _functional(self, model: keras.Model) -> keras.Model:
         folded = {
             id(before): _folded(before, normalization)
-            for before, normalization in _lone_followers(model)
+            for before, normalization in _single_consumers(model)
             if self._can_fold(before, normalization)
         }
         new_layers = {id(layer) for layer in folded.values()}
-        ahead: dict[int, Any] = {}  # outputs that still have their batch normalization before them
+        normalized: dict[
+            int, Any
+        ] = {}  # outputs that still have their batch normalization before them
 
         def call(layer: Any, *args: Any, **options: Any) -> Any:
             inputs = args[0] if args else options.get("inputs")
-            if ahead.pop(id(inputs), None) is not None:
+            if normalized.pop(id(inputs), None) is not None:
                 return inputs
             outputs = layer(*args, **options)
             if id(layer) in new_layers:
-                ahead[id(outputs)] = outputs
+                normalized[id(outputs)] = outputs
             return outputs
 
-        twin = keras.models.clone_model(
+        rebuilt = keras.models.clone_model(
             model,
             clone_function=lambda layer: folded.get(id(layer)) or self._part(layer),
             call_function=call,
         )
-        if type(twin) is type(model):
-            return twin
-        return type(model)(twin.input, twin.output, name=model.name)
+        if type(rebuilt) is type(model):
+            return rebuilt
+        return type(model)(rebuilt.input, rebuilt.output, name=model.name)
 
     def _can_fold(self, before: Any, normalization: Any) -> bool:
         if type(before) not in _FOLDABLE or type(normalization) not in _BATCH_NORMALIZATIONS:
@@ -153,7 +159,7 @@ class _Folder:
 
 
 def _count_calls(model: keras.Model) -> Counter[int]:
-    """How often each layer is called, by id; more than once where it is unknown."""
+    """The number of calls of each layer, by id; more than one if it is unknown."""
     calls: Counter[int] = Counter()
     seen: set[int] = set()
     waiting = [model]
@@ -177,8 +183,8 @@ def _nodes(model: keras.Model) -> list[Any]:
     return [node for nodes in model._nodes_by_depth.values() for node in nodes]
 
 
-def _lone_followers(model: keras.Model) -> list[tuple[Any, Any]]:
-    """Pairs of layers where all the first one gives goes to the second one, at inference."""
+def _single_consumers(model: keras.Model) -> list[tuple[Any, Any]]:
+    """Pairs of layers in which only the second consumes the outputs of the first, at inference."""
     consumers: dict[int, list[Any]] = {}
     for node in _nodes(model):
         for tensor in node.input_tensors:
@@ -190,14 +196,14 @@ def _lone_followers(model: keras.Model) -> list[tuple[Any, Any]]:
         users = consumers.get(id(node.outputs[0]), [])
         if len(node.outputs) != 1 or len(users) != 1 or users[0] is None:
             continue
-        # With training=True in the call the statistics are those of the batch.
+        # A call with training=True uses batch statistics.
         if not users[0].arguments.kwargs.get("training"):
             pairs.append((node.operation, users[0].operation))
     return pairs
 
 
 def _folded(before: Any, normalization: Any) -> keras.Layer:
-    """`before` with the normalization in its weights, computed in float64."""
+    """A copy of `before` with the normalization folded into its weights, computed in float64."""
     config = before.get_config() | {"use_bias": True}
     activation = getattr(normalization, "activation", None)
     if activation is not None:

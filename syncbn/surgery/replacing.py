@@ -1,7 +1,7 @@
 """Replaces layers inside a model in place: in graphs, attributes, lists, tuples, dicts and sets.
 
-Keras has no public way to do so; the little of its private structure this relies on (the tracker of
-a layer, the nodes of a graph) is all in this file.
+Keras has no public API for this; all uses of its private structures (the tracker of a layer, the
+nodes of a graph) are in this file.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,7 @@ Replacement = Callable[[keras.Layer], keras.Layer | None]
 def replace_layers(root: keras.Model, replacement: Replacement) -> int:
     """Replaces every layer below `root` for which `replacement(layer)` is not None.
 
-    The new layer takes over the calls and all holders of the old one. A layer that several parts of
-    the model share is replaced once.
+    The new layer replaces the old one in all calls and attributes. A shared layer is replaced once.
 
     Returns:
         The number of layers replaced.
@@ -36,17 +35,17 @@ def replace_layers(root: keras.Model, replacement: Replacement) -> int:
         if id(holder) in swaps:
             continue
         _replace_in(holder, swaps)
-        graph = getattr(holder, "_functional", None)  # that of a Sequential
+        graph = getattr(holder, "_functional", None)  # of a Sequential
         if graph is not None:
             _replace_in(graph, swaps)
         if isinstance(holder, keras.Model):
-            # Traced with the old layers.
+            # These were traced with the old layers.
             holder.train_function = holder.test_function = holder.predict_function = None
     return len(swaps)
 
 
 def build_with_weights_of(new: keras.Layer, old: keras.Layer) -> None:
-    """Builds `new` around the very variables of `old`, matched by name; creates those it lacks."""
+    """Builds `new` with the variables of `old`, matched by name; creates missing ones."""
     existing = {variable.name: variable for variable in old.weights}
     create = new.add_weight
 
@@ -56,7 +55,7 @@ def build_with_weights_of(new: keras.Layer, old: keras.Layer) -> None:
             return create(*args, **options)
         variable.regularizer = options.get("regularizer")
         variable.constraint = options.get("constraint")
-        # Filed by what the weight is, not by whether the layer is frozen now.
+        # The tracker sorts weights by their own flag, not by that of a frozen layer.
         frozen, variable.trainable = variable.trainable, options.get("trainable", True)
         new._track_variable(variable)
         variable.trainable = frozen
@@ -92,12 +91,12 @@ def _replace_in(holder: keras.Layer, swaps: dict[int, tuple[Any, Any]]) -> None:
             continue
         new = _swapped(value, swaps, seen)
         if new is not value:
-            # Past Keras' own bookkeeping, which is done above and refuses built layers, but not
-            # past TensorFlow's, which checkpoints and exports follow.
+            # Bypasses Keras' tracker, which is updated above and rejects built layers, but not
+            # TensorFlow's tracking, which checkpoints and exports need.
             tf.__internal__.tracking.AutoTrackable.__setattr__(holder, name, new)
     keys = getattr(holder, "_nodes", None)
     if isinstance(keys, set):
-        # A functional model knows its own calls by the identity of the layer.
+        # A functional model identifies its nodes by the id of the layer.
         for old, new in swaps.values():
             for key in [key for key in keys if key.startswith(f"{id(old)}_")]:
                 keys.remove(key)
@@ -105,7 +104,7 @@ def _replace_in(holder: keras.Layer, swaps: dict[int, tuple[Any, Any]]) -> None:
 
 
 def _swapped(value: Any, swaps: dict[int, tuple[Any, Any]], seen: set[int]) -> Any:
-    """`value` with the new layers inside: itself, changed in place, where that can be."""
+    """`value` with new layers in it: the same object, changed in place, if possible."""
     if id(value) in swaps:
         return swaps[id(value)][1]
     if not isinstance(value, (list, tuple, dict, set)) or id(value) in seen:
@@ -116,7 +115,7 @@ def _swapped(value: Any, swaps: dict[int, tuple[Any, Any]], seen: set[int]) -> A
         if all(k is a and v is b for (k, v), (a, b) in zip(pairs, value.items(), strict=True)):
             return value
         if not issubclass(type(value), dict):
-            # TensorFlow's wrapper, which cannot be saved once it was changed.
+            # TensorFlow's wrapper, which cannot be saved after a mutation.
             return value.__class__(pairs)
         dict.clear(value)
         dict.update(value, pairs)
@@ -131,6 +130,6 @@ def _swapped(value: Any, swaps: dict[int, tuple[Any, Any]], seen: set[int]) -> A
         set.update(value, items)
         return value
     if isinstance(value, tf.__internal__.tracking.Trackable):
-        return items  # as above
+        return items  # TensorFlow's wrapper, as above
     list.__setitem__(value, slice(None), items)
     return value

@@ -177,7 +177,7 @@ class Special(keras.layers.BatchNormalization):
 def test_subclasses_of_users_are_left_alone_and_named(caplog: pytest.LogCaptureFixture) -> None:
     model = keras.Sequential([keras.Input((3,)), Special(name="mine"), L.BatchNormalization()])
     assert kinds(convert_sync_batchnorm(model)) == [Special, SyncBatchNormalization]
-    assert "left alone, since they are subclasses: mine" in caplog.text
+    assert "not replaced, since they are subclasses: mine" in caplog.text
 
 
 def test_model_without_normalization_is_copied(caplog: pytest.LogCaptureFixture) -> None:

@@ -40,7 +40,7 @@ def test_distributed_optimizer_stays_distributed(passes: int) -> None:
     converted = convert_sync_batchnorm(model)
     distributed = converted.optimizer
     assert [kind.__name__ for kind in type(distributed).__mro__][1] == "_Distributed"
-    for name in ("_ranks", "_passes", "_average", "_wire"):
+    for name in ("_communicator", "_passes", "_average", "_wire"):
         assert getattr(distributed, name) == getattr(optimizer, name)
     assert int(distributed.iterations) == 2 // passes
     assert "train_step" in vars(converted)

@@ -87,7 +87,7 @@ def generator() -> Iterator[np.ndarray]:
             perceptron,
             lambda: tf.data.Dataset.from_tensors(rows(4)).repeat(),
             None,
-            "dataset never ends: give steps",
+            "dataset is infinite: set steps",
         ),
         (perceptron, lambda: [rows(4)], 0, "steps must be a positive integer or None. .*steps=0"),
         (perceptron, lambda: [], None, "at least one batch on some rank. Received: none"),
