@@ -1,4 +1,4 @@
-"""The two TensorFlow 1 signatures of batch normalization, and its raw form, on the same layer."""
+"""The TensorFlow 1 functions of batch normalization, implemented by the Keras layer."""
 
 from syncbn.legacy.contrib import batch_norm
 from syncbn.legacy.layers import batch_normalization

@@ -41,8 +41,8 @@ def batch_norm(
 ) -> Any:
     """Batch normalization with the parameters, order and defaults of `tf.contrib.layers`.
 
-    The work is a `syncbn.SyncBatchNormalization`'s, so statistics are those of all ranks. Call it
-    eagerly, in a `tf.function`, or on Keras' symbolic inputs.
+    Calls a `syncbn.SyncBatchNormalization`, so statistics are those of all ranks. Works eagerly, in
+    a `tf.function`, and on symbolic Keras inputs.
 
     Args:
         inputs: Floating point, rank ≥ 2; channels last, or second for NCHW.
@@ -50,34 +50,34 @@ def batch_norm(
         center: Whether to add beta.
         scale: Whether to multiply by gamma.
         epsilon: Added to the variance.
-        activation_fn: Applied to the outputs; as in any Keras layer, AutoGraph leaves it as it is.
+        activation_fn: Applied to the outputs; AutoGraph does not convert it, as in Keras layers.
         param_initializers: Initializers for beta, gamma, moving_mean, moving_variance.
         param_regularizers: Regularizers for beta, gamma; their sum is in `store.losses`.
-        updates_collections: Without meaning: the moving statistics are updated inside the call, as
-            with None in TensorFlow 1. No control dependencies on UPDATE_OPS are needed.
+        updates_collections: Ignored: the moving statistics are updated inside the call, as with
+            None in TensorFlow 1. No control dependencies on UPDATE_OPS are needed.
         is_training: A bool, 0 or 1, or a boolean scalar tensor, the same on every rank.
-        reuse: True: the scope must be there already. Otherwise it is found or made; see
-            `LayerStore` for scopes that are checked.
-        variables_collections: Without meaning; see `store.variables`.
-        outputs_collections: Without meaning; keep the returned tensor.
-        trainable: False keeps beta and gamma from being trained; statistics still move.
+        reuse: True: the scope must exist. Otherwise it is found or created; see `LayerStore` for
+            checks of scopes.
+        variables_collections: Ignored; see `store.variables`.
+        outputs_collections: Ignored; keep the returned tensor.
+        trainable: False excludes beta and gamma from training; statistics are still updated.
         batch_weights: Frequency weight of each sample, shape (batch,).
-        fused: True lets the moving variance follow n/(n−1), as the fused kernel did for inputs of
-            rank 4 (or 2); None and False: the population variance. Speed is the same.
+        fused: True updates the moving variance with the n/(n−1) estimate, as the fused kernel did
+            for inputs of rank 4 (or 2); None and False: the population variance. Speed is the same.
         data_format: "NHWC" (channels last, any rank) or "NCHW" (channels second).
-        zero_debias_moving_mean: Weigh out the initial zero of the moving mean.
+        zero_debias_moving_mean: Remove the bias of the initial zero of the moving mean.
         scope: Name below the current variable scope, or a VariableScope; default "BatchNorm",
             "BatchNorm_1", ...
         renorm: Batch renormalization.
         renorm_clipping: Optional keys rmax, rmin, dmax.
-        renorm_decay: Momentum of the statistics renorm corrects towards.
+        renorm_decay: Momentum of the renorm statistics.
         adjustment: Callable from the shape of the inputs to (scale, bias), in training only.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
 
     Raises:
-        ValueError: An argument out of its domain, a scope misused, or a TensorFlow 1 graph.
+        ValueError: An invalid argument or scope, or a TensorFlow 1 graph.
     """
     if data_format not in ("NHWC", "NCHW"):
         raise ValueError(
@@ -148,11 +148,11 @@ def _explain(updates: Any, variables: Any, outputs: Any) -> None:
     if variables is not None:
         explain_once(
             "variables_collections",
-            "variables_collections: there are no collections any more; the variables are those of "
-            "syncbn.legacy.default_store(), or of the LayerStore around the call",
+            "variables_collections: collections no longer exist; the variables are in "
+            "syncbn.legacy.default_store(), or in the LayerStore around the call",
         )
     if outputs is not None:
         explain_once(
             "outputs_collections",
-            "outputs_collections: there are no collections any more; keep the returned tensor",
+            "outputs_collections: collections no longer exist; keep the returned tensor",
         )

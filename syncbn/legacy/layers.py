@@ -40,9 +40,9 @@ def batch_normalization(
 ) -> Any:
     """Batch normalization with the parameters, order and defaults of `tf.layers`.
 
-    The work is a `syncbn.SyncBatchNormalization`'s, so statistics are those of all ranks. Call it
-    eagerly, in a `tf.function`, or on Keras' symbolic inputs. The moving statistics are updated
-    inside the call: control dependencies on UPDATE_OPS are no longer needed.
+    Calls a `syncbn.SyncBatchNormalization`, so statistics are those of all ranks. Works eagerly, in
+    a `tf.function`, and on symbolic Keras inputs. The moving statistics are updated inside the
+    call: control dependencies on UPDATE_OPS are not needed.
 
     Args:
         inputs: Floating point, rank ≥ 2.
@@ -51,26 +51,26 @@ def batch_normalization(
         epsilon: Added to the variance.
         center: Whether to add beta.
         scale: Whether to multiply by gamma.
-        beta_initializer: Of Keras, of tf.compat.v1, or any callable of shape and dtype; so are the
-            other initializers.
+        beta_initializer: From Keras, from tf.compat.v1, or any callable of shape and dtype, like
+            the other initializers.
         gamma_initializer: See above.
         moving_mean_initializer: See above.
         moving_variance_initializer: See above.
-        beta_regularizer: Callable; the sum of all is in `store.losses`.
+        beta_regularizer: Callable; the sum of all regularizers is in `store.losses`.
         gamma_regularizer: See above.
         beta_constraint: Callable from the updated variable to the projected one.
         gamma_constraint: See above.
         training: A bool, 0 or 1, or a boolean scalar tensor, the same on every rank.
-        trainable: False keeps beta and gamma from being trained; statistics still move.
+        trainable: False excludes beta and gamma from training; statistics are still updated.
         name: Name below the current variable scope, or a VariableScope; default
             "batch_normalization", "batch_normalization_1", ...
-        reuse: True: the name must be there already. Otherwise it is found or made; see
-            `LayerStore` for names that are checked.
+        reuse: True: the name must exist. Otherwise it is found or created; see `LayerStore` for
+            checks of names.
         renorm: Batch renormalization.
         renorm_clipping: Optional keys rmax, rmin, dmax.
-        renorm_momentum: Momentum of the statistics renorm corrects towards.
-        fused: True lets the moving variance follow n/(n−1), as the fused kernel did for inputs of
-            rank 4; None and False: the population variance. Speed is the same.
+        renorm_momentum: Momentum of the renorm statistics.
+        fused: True updates the moving variance with the n/(n−1) estimate, as the fused kernel did
+            for inputs of rank 4; None and False: the population variance. Speed is the same.
         virtual_batch_size: Ghost batches of this many samples.
         adjustment: Callable from the shape of the inputs to (scale, bias), in training only.
 
@@ -78,13 +78,13 @@ def batch_normalization(
         A tensor of the shape and dtype of `inputs`.
 
     Raises:
-        ValueError: An argument out of its domain, a name misused, or a TensorFlow 1 graph.
+        ValueError: An invalid argument or name, or a TensorFlow 1 graph.
     """
     channel_axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
     if isinstance(channel_axis, bool) or not isinstance(channel_axis, int):
         raise ValueError(
-            "axis must be one integer: statistics over several kept axes are "
-            f"syncbn.legacy.moments' business. Received: axis={axis!r}"
+            "axis must be one integer: for statistics with several channel axes use "
+            f"syncbn.legacy.moments. Received: axis={axis!r}"
         )
     store = current_store()
     inputs = floating_inputs(inputs)

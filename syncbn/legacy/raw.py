@@ -1,6 +1,6 @@
-"""The raw form: synchronized moments, for people who write their own batch normalization.
+"""Synchronized moments, for programs with their own batch normalization.
 
-With a moving average and a train_phase switch it is complete; docs/tensorflow1.md shows it.
+docs/tensorflow1.md shows a complete one, with moving averages and a train_phase switch.
 """
 
 from collections.abc import Sequence
@@ -28,23 +28,23 @@ def moments(
     """Mean and population variance over `axes` and over all ranks, weighted by counts.
 
     `tf.nn.moments`, synchronized: one all-reduce forward and one backward. The gradient is that of
-    the sum of all ranks' losses, so that losses and gradients may then be averaged as usual. Every
-    rank of a job must call it, in the same order; shards may be uneven, or empty.
+    the sum of the losses of all ranks, so gradients can be averaged as usual. Every rank of a job
+    must call it, in the same order; shards may be uneven or empty.
 
     Args:
         inputs: Floating point, any rank; the axes not reduced must have static sizes.
         axes: The axes to reduce, for example [0, 1, 2].
-        shift: Without meaning; the sums are always taken about a pivot near the data.
-        name: Names the collective, the same on every rank.
+        shift: Ignored; sums are always taken about a pivot near the data.
+        name: Name of the collective, the same on every rank.
         keep_dims: Keep the reduced axes, with size 1.
-        keepdims: The same.
+        keepdims: The same as `keep_dims`.
 
     Returns:
         Mean and variance, in the dtype of `inputs`.
 
     Raises:
-        ValueError: `inputs` is not floating point, an axis is out of range or twice there, or a
-            kept axis has no static size.
+        ValueError: `inputs` is not floating point, an axis is out of range or given twice, or an
+            axis that is not reduced has no static size.
     """
     del shift
     inputs = floating_inputs(inputs)
@@ -60,7 +60,7 @@ def moments(
     sizes = [inputs.shape[axis] for axis in kept]
     if None in sizes:
         raise ValueError(
-            "the axes that are kept must have static sizes. Received: "
+            "the axes that are not reduced must have static sizes. Received: "
             f"axes={axes!r}, inputs of shape {inputs.shape}"
         )
     rows = tf.transpose(inputs, [*reduced, *kept])
@@ -84,8 +84,8 @@ def _joined(rows: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
     def with_gradient(values: tf.Tensor) -> Any:
         joined = normalize.batch_moments(values, context)
 
-        def gradient(towards_mean: tf.Tensor, towards_variance: tf.Tensor) -> tf.Tensor:
-            wire = tf.cast(tf.concat([towards_mean, towards_variance], axis=0), tf.float64)
+        def gradient(mean_gradient: tf.Tensor, variance_gradient: tf.Tensor) -> tf.Tensor:
+            wire = tf.cast(tf.concat([mean_gradient, variance_gradient], axis=0), tf.float64)
             wire = context.communicator.all_reduce(wire, unique_name(f"{name}/backward"))
             first, second = tf.split(wire * tf.tile(joined.inverse_count, [wire.shape[0]]), 2)
             centered = statistics.center(values, layout, joined)

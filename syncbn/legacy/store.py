@@ -1,4 +1,4 @@
-"""Who owns the layers that functions make: what scopes and `reuse` were to TensorFlow 1."""
+"""The store of layers that functions create, with TensorFlow 1's scopes and `reuse`."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class _Pass:
-    """One pass through a network; each thread, so each replica, has its own."""
+    """One forward pass through a network, per thread and so per replica."""
 
     store: "LayerStore"
     seen: set[str] = field(default_factory=set)
@@ -28,15 +28,14 @@ _pass: ContextVar[_Pass | None] = ContextVar("syncbn_legacy_pass", default=None)
 
 
 class LayerStore(keras.layers.Layer):
-    """Layers by the name of their scope, made on first use.
+    """Layers by the name of their scope, created on first use.
 
-    It is a Keras layer itself: as an attribute of a model it brings the weights into
-    `model.weights`, into checkpoints and to the optimizer.
+    The store is a Keras layer: as an attribute of a model, it adds its weights to `model.weights`,
+    to checkpoints and to the optimizer.
 
-    `with store:` around a pass through the network gives scopes the meaning they had: names are
-    counted from the start in every pass (`BatchNorm`, `BatchNorm_1`, ...), the second and later
-    passes find the layers of the first, and the same name twice in one pass is an error unless
-    `reuse` says it is meant.
+    `with store:` around a forward pass gives scopes their meaning in TensorFlow 1: default names
+    are numbered from the start in every pass (`BatchNorm`, `BatchNorm_1`, ...), later passes reuse
+    the layers of the first one, and the same name twice in one pass is an error without `reuse`.
 
     Example:
         class Network(keras.Model):
@@ -67,13 +66,17 @@ class LayerStore(keras.layers.Layer):
             _pass.reset(now.token)
 
     def __getitem__(self, name: str) -> SyncBatchNormalization:
-        """The layer of a scope. Raises KeyError, naming those there are."""
+        """The layer of a scope.
+
+        Raises:
+            KeyError: There is none; the message lists the existing ones.
+        """
         if name not in self.named:
             raise KeyError(f"no layer {name!r}; there are: {', '.join(self.named) or 'none'}")
         return self.named[name]
 
     def clear(self) -> None:
-        """Forgets all layers, as `tf.reset_default_graph` did."""
+        """Removes all layers, like `tf.reset_default_graph`."""
         self.named.clear()
         self._arguments.clear()
 
@@ -85,19 +88,19 @@ class LayerStore(keras.layers.Layer):
         plain: dict[str, Any],
         make: Callable[[str], SyncBatchNormalization],
     ) -> SyncBatchNormalization:
-        """The layer of a scope, found or made.
+        """The layer of a scope, found or created.
 
         Args:
             scope: A name below the current variable scope, a `tf.compat.v1.VariableScope`, or None
-                for a name counted up from `default_name`.
+                for a numbered `default_name`.
             default_name: See `scope`.
-            reuse: True: it must be there; otherwise it is made when it is not.
-            plain: Arguments to compare with those the layer was made with.
-            make: Gives a new layer of a name.
+            reuse: True: the layer must exist; otherwise it is created if missing.
+            plain: Arguments to compare with those that the layer was created with.
+            make: Creates a layer of the given name.
 
         Raises:
-            ValueError: See the class, and: `reuse=True` without a scope or a layer; a layer made
-                with other arguments; no scope inside a tf.function and outside `with store:`.
+            ValueError: See the class; also `reuse=True` without a scope or a layer, a layer created
+                with other arguments, or no scope inside a tf.function outside `with store:`.
         """
         automatic = tf.compat.v1.AUTO_REUSE
         if reuse not in (None, True, False, automatic):
@@ -110,21 +113,21 @@ class LayerStore(keras.layers.Layer):
         if name not in self.named:
             if reuse is True:
                 raise ValueError(
-                    f"reuse=True needs a layer made before. Received: scope {name!r}; there are: "
+                    f"reuse=True needs an existing layer. Received: scope {name!r}; there are: "
                     f"{', '.join(self.named) or 'none'}"
                 )
             self.named[name] = make(name)
             self._arguments[name] = plain
         elif passing is not None and name in passing.seen and reuse in (None, False):
             raise ValueError(
-                f"scope {name!r} is there already in this pass: give each layer its own scope, or "
-                "reuse=True where weights are meant to be shared"
+                f"scope {name!r} is already used in this pass: give each layer its own scope, or "
+                "reuse=True to share weights"
             )
         for argument, value in plain.items():
             before = self._arguments[name][argument]
             if before != value:
                 raise ValueError(
-                    f"scope {name!r} was made with {argument}={before!r} and is used again with "
+                    f"scope {name!r} was created with {argument}={before!r} and is used again with "
                     f"{argument}={value!r}: give each layer its own scope"
                 )
         if passing is not None:
@@ -149,13 +152,13 @@ class LayerStore(keras.layers.Layer):
             if not tf.executing_eagerly():
                 raise ValueError(
                     f"a {default_name} without a scope inside a tf.function would get new weights "
-                    "with every trace: give it a scope (or name), or make the pass inside "
-                    "`with store:`, where store = syncbn.legacy.LayerStore() is kept by the model"
+                    "with every trace: give it a scope (or name), or run the pass inside "
+                    "`with store:`, where store = syncbn.legacy.LayerStore() belongs to the model"
                 )
             explain_once(
                 "unnamed",
                 f"a {default_name} without a scope gets new weights with every call; give it a "
-                "scope (or name), or make the pass inside `with syncbn.legacy.LayerStore():`",
+                "scope (or name), or run the pass inside `with syncbn.legacy.LayerStore():`",
             )
         taken = self.named if passing is None else passing.seen
         names = (f"{prefix}{default_name}_{n}" if n else prefix + default_name for n in count())
@@ -178,20 +181,20 @@ def current_store() -> LayerStore:
     """The store whose `with` surrounds the call, else the default one.
 
     Raises:
-        ValueError: In a TensorFlow 1 graph, where Keras 3 has no variables.
+        ValueError: In a TensorFlow 1 graph, in which Keras 3 cannot create variables.
     """
     graph = tf.compat.v1.get_default_graph()
     if not tf.executing_eagerly() and not hasattr(graph, "captures"):
         raise ValueError(
-            "TensorFlow 1 graphs and sessions are gone: call the function eagerly or inside a "
-            "@tf.function, and pass is_training/training as a bool or a tensor argument"
+            "TensorFlow 1 graphs and sessions are not supported: call the function eagerly or "
+            "inside a @tf.function, and pass is_training/training as a bool or a tensor argument"
         )
     now = _pass.get()
     return default_store() if now is None else now.store
 
 
 def explain_once(topic: str, text: str) -> None:
-    """Logs an explanation the first time the topic comes up in this process."""
+    """Logs an explanation once per topic and process."""
     if topic not in _explained:
         _explained.add(topic)
         _LOG.warning("%s", text)

@@ -1,4 +1,4 @@
-"""One call of a layer under TensorFlow 1's rules: the training switch, dtypes, what is trained."""
+"""Calls a layer with TensorFlow 1's semantics of training, trainable and dtypes."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def floating_inputs(inputs: Any) -> Any:
 
 
 def dtype_policy(inputs: Any) -> str:
-    """That of the inputs; half precision keeps float32 variables, as it did."""
+    """The policy for the dtype of the inputs; half precision has float32 variables, as in TF 1."""
     dtype = tf.as_dtype(inputs.dtype).name
     return f"mixed_{dtype}" if dtype in ("float16", "bfloat16") else dtype
 
@@ -39,17 +39,17 @@ def call(
     trainable: bool,
     batch_weights: Any = None,
 ) -> Any:
-    """The outputs, with `training` a Python bool, 0 or 1, or a boolean scalar tensor.
+    """The outputs of the layer; `training` is a bool, 0 or 1, or a boolean scalar tensor.
 
-    A tensor becomes a `tf.cond`; every rank must give the same value, or the ranks wait for one
-    another's statistics for ever.
+    A tensor becomes a `tf.cond`; its value must be the same on every rank, otherwise ranks wait for
+    each other forever.
 
     Args:
-        trainable: False keeps beta and gamma out of `trainable_variables`; the statistics move
-            nevertheless, as they did in TensorFlow 1.
+        trainable: False excludes beta and gamma from `trainable_variables`; statistics are still
+            updated, as in TensorFlow 1.
     """
     if not layer.built:
-        # Not inside a branch of the switch, where variables cannot be made.
+        # Not inside a branch of the tf.cond, where variables cannot be created.
         layer.build(tuple(inputs.shape))
         for variable in layer.trainable_variables:
             variable.trainable = trainable
@@ -65,7 +65,7 @@ def call(
 
 
 def _known(training: Any, argument: str) -> bool | None:
-    """The value where it is known now, None for a tensor that is known at run time."""
+    """The value if it is known statically, otherwise None."""
     if isinstance(training, (bool, np.bool_)):
         return bool(training)
     if isinstance(training, int) and training in (0, 1):

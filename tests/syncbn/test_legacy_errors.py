@@ -30,10 +30,13 @@ def used_with_other_arguments() -> None:
 BAD: list[tuple[Callable[[], object], str]] = [
     (
         in_a_graph_of_tensorflow_1,
-        r"TensorFlow 1 graphs and sessions are gone: call .* @tf.function",
+        r"TensorFlow 1 graphs and sessions are not supported: call .* @tf.function",
     ),
     (unnamed_in_a_function, r"without a scope inside a tf.function .*LayerStore"),
-    (used_with_other_arguments, r"scope 'bn' was made with decay=0.9 and is used again with decay"),
+    (
+        used_with_other_arguments,
+        r"scope 'bn' was created with decay=0.9 and is used again with decay",
+    ),
     (lambda: batch_norm(images(), reuse=True), r"reuse=True needs a scope"),
     (
         lambda: batch_norm(images(), scope="no", reuse=True),

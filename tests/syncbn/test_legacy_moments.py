@@ -56,7 +56,7 @@ def unknown_size() -> None:
         (lambda: moments(tf.ones([2, 3]), [0, -2]), r"different integers"),
         (lambda: moments(tf.ones([2, 3]), []), r"different integers"),
         (lambda: moments(tf.ones([2, 3], tf.int32), [0]), r"floating point.*int32"),
-        (unknown_size, r"kept must have static sizes. Received: axes=\[0\]"),
+        (unknown_size, r"not reduced must have static sizes. Received: axes=\[0\]"),
     ],
 )
 def test_bad_input_is_named(misuse: Callable[[], object], message: str) -> None:

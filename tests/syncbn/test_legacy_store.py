@@ -84,7 +84,7 @@ def test_store_counts_anew_in_every_pass_and_finds_its_layers() -> None:
     assert default_store().named == {}
     with (
         layers,
-        pytest.raises(ValueError, match=r"scope 'BatchNorm' is there already in this pass"),
+        pytest.raises(ValueError, match=r"scope 'BatchNorm' is already used in this pass"),
     ):
         batch_norm(batch_norm(x), scope="BatchNorm")
     with layers:
