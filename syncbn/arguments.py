@@ -1,4 +1,4 @@
-"""What the layer accepts: checks of its arguments, and masks and weights brought to one form."""
+"""Checks the arguments of the layer, and combines mask and sample weights into one tensor."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def check_adjustment(adjustment: Any) -> None:
 
 
 def check_renorm_clipping(limits: dict[str, float] | None) -> None:
-    """Keras' own checks, with what was received in the text."""
+    """Keras' checks, with the received value in the message."""
     received = f"Received: renorm_clipping={limits}"
     limits = limits or {}
     if set(limits) - {"rmax", "rmin", "dmax"}:
@@ -67,12 +67,12 @@ def check_compatible(renorm: bool, virtual_batch_size: int | None, group_size: i
         return
     if renorm:
         raise ValueError(
-            "virtual_batch_size and renorm correct the same thing in opposite ways: choose one. "
+            "virtual_batch_size and renorm exclude each other: choose one. "
             f"Received: virtual_batch_size={virtual_batch_size}, renorm=True"
         )
     if group_size is not None:
         raise ValueError(
-            "virtual_batch_size normalizes within a rank, group_size across ranks: choose one. "
+            "virtual_batch_size normalizes within a rank, group_size over ranks: choose one. "
             f"Received: virtual_batch_size={virtual_batch_size}, group_size={group_size}"
         )
 
@@ -117,14 +117,14 @@ def joint_weights(
     """Mask and sample weights as one tensor of the rank of `inputs`, broadcastable to it.
 
     Returns:
-        Weights in the compute dtype, size 1 along the channel axis unless the mask runs along it;
-        None when there is neither mask nor weights.
+        Weights in the compute dtype, of size 1 along the channel axis unless the mask varies along
+        it; None without mask and weights.
 
     Raises:
         ValueError: The inputs are not floating point, or a shape or a weight is wrong.
     """
     _check_floating(inputs)
-    if mask is None:  # Keras hands on the mask of the inputs only to calls of one tensor.
+    if mask is None:  # Keras passes the mask of the inputs only to calls with a single tensor.
         mask = getattr(inputs, "_keras_mask", None)
     dtype = compute_dtype(inputs.dtype)
     weights = None
@@ -141,7 +141,7 @@ def _aligned_mask(inputs: tf.Tensor, layout: Layout, mask: tf.Tensor) -> tf.Tens
     mask = tf.convert_to_tensor(mask)
     if mask.shape.rank != layout.rank - 1:
         raise ValueError(
-            "mask must have one dimension less than inputs. "
+            "mask must have one dimension fewer than inputs. "
             f"Received: mask of shape {mask.shape}, inputs of shape {inputs.shape}"
         )
 
@@ -151,7 +151,7 @@ def _aligned_mask(inputs: tf.Tensor, layout: Layout, mask: tf.Tensor) -> tf.Tens
         pairs = zip(spread, inputs.shape, strict=True)
         return all(m in (1, None) or x is None or m == x for m, x in pairs)
 
-    # Keras leaves out the last axis, whatever the channel axis is.
+    # A Keras mask lacks the last axis, whatever the channel axis is.
     for position in dict.fromkeys((layout.rank - 1, layout.axis)):
         if fits(position):
             return tf.expand_dims(mask, position)

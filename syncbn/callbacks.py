@@ -1,4 +1,4 @@
-"""Keras callbacks for data-parallel `fit`: equal starts, global metrics, warm-up, alarms."""
+"""Keras callbacks for data-parallel `fit`: broadcast, metrics, warm-up and checks."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,52 +33,52 @@ __all__ = [
 
 
 class BroadcastVariables(RanksCallback):
-    """Gives all ranks the weights, seeds and optimizer state of one, when training begins.
+    """Broadcasts weights, seeds and optimizer state of one rank when training begins.
 
     A model that Keras builds in `fit` (a `Sequential` without `Input`, a subclassed model) is built
-    right before its first step, by tracing that step once without running it. Where this cannot be
-    done (`run_eagerly` with a step that needs numbers), the variables are broadcast after the first
-    step instead.
+    right before its first step, by tracing that step without running it. If it cannot be traced
+    (`run_eagerly` with a step that reads values), the variables are broadcast after the first step.
 
-    It also turns XLA off for the model, which `jit_compile="auto"` may have chosen on a GPU: the
-    collectives of most engines cannot be compiled.
+    The callback also disables XLA for the model, which `jit_compile="auto"` may enable on a GPU:
+    XLA cannot compile the collectives of most backends.
 
     Args:
-        root_rank: The rank whose values count, such as the one that loaded a checkpoint.
+        root_rank: The rank whose values are sent, for example the one that loaded a checkpoint.
         communicator: None for `syncbn.communicator()`.
 
     Raises:
-        syncbn.errors.WorldError: When training begins, on all ranks alike: their models differ in
-            shape, or their epochs in steps, where Keras knows them.
-        syncbn.errors.DivergenceError: On all ranks alike: the weights differ all the same.
+        syncbn.errors.WorldError: When training begins, on every rank: the models differ in shape,
+            or the number of steps per epoch, where Keras knows it, differs between ranks.
+        syncbn.errors.DivergenceError: On every rank: the weights still differ after the broadcast.
     """
 
     def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
         super().__init__(communicator)
-        self._root_rank = root_rank
+        self._root = root_rank
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        if self.ranks.size > 1 and not self.ranks.jit_compatible:
+        if self.communicator.size > 1 and not self.communicator.jit_compatible:
             model.jit_compile = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        ranks = self.ranks
-        check_equal_steps(self.params.get("steps"), ranks)
-        if ranks.size == 1:
+        communicator = self.communicator
+        check_equal_steps(self.params.get("steps"), communicator)
+        if communicator.size == 1:
             return
-        if everywhere(is_built(self.model), ranks):
+        if everywhere(is_built(self.model), communicator):
             self._broadcast()
         else:
             self._broadcast_before_the_first_step()
 
     def _broadcast(self) -> None:
         optimizer = self.model.optimizer
-        if differs(optimizer is not None and optimizer.built, self.ranks) and not optimizer.built:
-            # A rank has loaded a checkpoint; the others have an optimizer without state yet.
+        built = optimizer is not None and optimizer.built
+        if differs(built, self.communicator) and not built:
+            # Another rank has loaded a checkpoint; this optimizer has no state yet.
             optimizer.build(self.model.trainable_variables)
-        broadcast_variables(self.model, self._root_rank, self.ranks)
-        check_divergence(self.model, 0, self.ranks)
+        broadcast_variables(self.model, self._root, self.communicator)
+        check_divergence(self.model, 0, self.communicator)
 
     def _broadcast_before_the_first_step(self) -> None:
         model = self.model
@@ -86,10 +86,10 @@ class BroadcastVariables(RanksCallback):
 
         def first_step(iterator: Any) -> Any:
             model.train_function = run
-            if everywhere(build_by_tracing(model, iterator.element_spec), self.ranks):
+            if everywhere(build_by_tracing(model, iterator.element_spec), self.communicator):
                 self._broadcast()
                 return run(iterator)
-            with consistency.paused():  # the ranks become equal after this step
+            with consistency.paused():  # the broadcast follows this step
                 logs = run(iterator)
             self._broadcast()
             return logs
@@ -99,15 +99,15 @@ class BroadcastVariables(RanksCallback):
 
 
 class AverageMetrics(RanksCallback):
-    """Makes the logs of each epoch those of all samples on all ranks.
+    """Replaces the logs of each epoch by metrics over all samples of all ranks.
 
-    The sums and counts that make up each metric are added over the ranks, so that a metric is
-    weighted by rows and not by rank, and is exact for accuracy, AUC, precision and every other
-    Keras metric that keeps sums. Stands before callbacks that read the logs (early stopping,
-    checkpoints on the best value).
+    The state variables of each metric are summed over the ranks, so a metric is weighted by rows,
+    not by rank, and exact for accuracy, AUC, precision and every other Keras metric whose state is
+    a sum. Place it before callbacks that read the logs (early stopping, checkpoints of the best
+    value).
 
-    `evaluate` on its own returns what it computed before any callback was asked, so this rank's
-    part: read `model.get_metrics_result()` after it instead.
+    `evaluate` returns its results before callbacks run, so they cover this rank only: read
+    `model.get_metrics_result()` afterwards instead.
 
     Args:
         communicator: None for `syncbn.communicator()`.
@@ -126,7 +126,7 @@ class AverageMetrics(RanksCallback):
         self._training, self._validation = None, {}
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        # Keras evaluates with the same metrics: this is the last moment of the training ones.
+        # Keras resets the same metric objects for evaluation: read the training results first.
         if self._in_fit and self._training is None:
             self._training = self._over_ranks()
 
@@ -144,10 +144,10 @@ class AverageMetrics(RanksCallback):
         self._in_fit = False
 
     def _over_ranks(self, keep: bool = False) -> dict[str, Any]:
-        """The metrics' results from the summed states, which stay this rank's unless kept."""
+        """Results of the metrics over all ranks; the states are summed in place if `keep`."""
         states = [variable for metric in self.model.metrics for variable in metric.variables]
         mine = [tf.identity(state.value) for state in states]
-        sums = self.ranks.all_reduce_many(mine, "metrics")
+        sums = self.communicator.all_reduce_many(mine, "metrics")
         for state, total in zip(states, sums, strict=True):
             state.assign(total)
         results = {name: _number(value) for name, value in self.model.get_metrics_result().items()}
@@ -157,20 +157,20 @@ class AverageMetrics(RanksCallback):
 
 
 class WarmUpLearningRate(RanksCallback):
-    """Raises the learning rate linearly from its base to base × world size, step by step.
+    """Raises the learning rate linearly from `base` to `base` × world size, step by step.
 
     The linear scaling rule with gradual warm-up of Goyal et al., 2017,
-    https://arxiv.org/abs/1706.02677. Afterwards the rate is left to other callbacks.
+    https://arxiv.org/abs/1706.02677. After the warm-up the callback leaves the rate unchanged.
 
     Args:
-        epochs: How long the rise takes; a fraction is allowed, 0 scales at once.
-        base: The rate for one rank; None for the optimizer's own when training begins.
-        steps_per_epoch: Needed only where Keras does not know it (a generator).
+        epochs: Length of the warm-up; fractions are allowed, 0 scales immediately.
+        base: Learning rate of one rank; None for the optimizer's own when training begins.
+        steps_per_epoch: Required only if Keras does not know it (a generator).
         communicator: None for `syncbn.communicator()`.
 
     Raises:
-        ValueError: When training begins: the optimizer's rate is a schedule, or the steps of an
-            epoch are unknown.
+        ValueError: When training begins: the optimizer's learning rate is a schedule, or the number
+            of steps per epoch is unknown.
     """
 
     def __init__(
@@ -193,20 +193,22 @@ class WarmUpLearningRate(RanksCallback):
         plain = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         if not isinstance(plain._learning_rate, keras.Variable):
             raise ValueError(
-                "WarmUpLearningRate needs an optimizer with a number for learning_rate. "
+                "WarmUpLearningRate needs an optimizer with a number for learning_rate, not a "
+                "schedule. "
                 f"Received: learning_rate={plain._learning_rate!r}"
             )
         self._steps = self._steps or self.params.get("steps")
         if not self._steps:
             raise ValueError(
-                "the steps of an epoch are unknown here: give WarmUpLearningRate(steps_per_epoch=n)"
+                "the number of steps per epoch is unknown: "
+                "use WarmUpLearningRate(steps_per_epoch=n)"
             )
         if self._base is None:
             self._base = self._rate_of_one_rank()
         self._done = False
 
     def _rate_of_one_rank(self) -> float:
-        """The rate from before an earlier warm-up, if it still stands as that one has left it."""
+        """The rate before an earlier warm-up, if the rate has not changed since that warm-up."""
         optimizer = self.model.optimizer
         rate = float(optimizer.learning_rate)
         base, raised = getattr(optimizer, "_warm_up", None) or (rate, rate)
@@ -221,25 +223,25 @@ class WarmUpLearningRate(RanksCallback):
         progress = self._epoch + batch / self._steps
         part = 1.0 if progress >= self._epochs else progress / self._epochs
         optimizer = self.model.optimizer
-        optimizer.learning_rate = self._base * (1 + (self.ranks.size - 1) * part)
-        # For the next `fit`, or after loading: not to be raised twice.
+        optimizer.learning_rate = self._base * (1 + (self.communicator.size - 1) * part)
+        # The next `fit`, possibly after loading, must not scale the rate again.
         object.__setattr__(optimizer, "_warm_up", (self._base, float(optimizer.learning_rate)))
         self._done = part == 1.0
 
 
 class DivergenceAlarm(RanksCallback):
-    """Stops the job when the weights or moving statistics of the ranks are no longer equal.
+    """Stops the job when weights or moving statistics differ between ranks.
 
-    Every rank hashes each variable and all compare the hashes; a single differing bit is found. The
-    moving statistics of batch normalization layers that are not synchronized are passed over.
+    Every rank hashes each variable, and all ranks compare the hashes: a single differing bit is
+    detected. Moving statistics of layers that are not synchronized are ignored.
 
     Args:
-        every: Steps between two looks.
+        every: Steps between two comparisons.
         communicator: None for `syncbn.communicator()`.
 
     Raises:
-        syncbn.errors.DivergenceError: On all ranks alike, from the step that looks; the text names
-            the first variable that differs, and the ranks.
+        syncbn.errors.DivergenceError: On every rank, at the step of the comparison; the message
+            names the first variable that differs, and the ranks.
     """
 
     def __init__(self, every: int = 100, communicator: Communicator | None = None) -> None:
@@ -252,32 +254,32 @@ class DivergenceAlarm(RanksCallback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps += 1
         if self._steps % self._every == 0:
-            check_divergence(self.model, self._steps, self.ranks)
+            check_divergence(self.model, self._steps, self.communicator)
 
 
-def check_divergence(model: keras.Model, step: int, ranks: Communicator) -> None:
+def check_divergence(model: keras.Model, step: int, communicator: Communicator) -> None:
     """Compares all weights and synchronized statistics of `model` over the ranks, bit for bit.
 
     Raises:
         DivergenceError: See `DivergenceAlarm`.
     """
-    if ranks.size == 1:
+    if communicator.size == 1:
         return
-    own = {id(variable) for layer in _local_norms(model) for variable in _statistics(layer)}
-    compared = [variable for variable in model.weights if id(variable) not in own]
-    hashes = np.zeros((ranks.size, len(compared)), np.int64)
-    hashes[ranks.rank] = [checksum(variable) for variable in compared]
-    table = ranks.all_reduce(tf.constant(hashes), "divergence").numpy()
+    local = {id(variable) for layer in _local_norms(model) for variable in _statistics(layer)}
+    compared = [variable for variable in model.weights if id(variable) not in local]
+    hashes = np.zeros((communicator.size, len(compared)), np.int64)
+    hashes[communicator.rank] = [checksum(variable) for variable in compared]
+    table = communicator.all_reduce(tf.constant(hashes), "divergence").numpy()
     for variable, column in zip(compared, table.T.tolist(), strict=True):
         usual, agreeing = Counter(column).most_common(1)[0]
-        if agreeing == ranks.size:
+        if agreeing == communicator.size:
             continue
         odd = [rank for rank, value in enumerate(column) if value != usual]
         raise DivergenceError(
             f"the ranks no longer train one model: after step {step} {variable.path} differs on "
             f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} from the other "
-            f"{ranks.size - len(odd)}. Is every gradient averaged (DistributedOptimizer), and did "
-            "all ranks start equal (BroadcastVariables)?"
+            f"{communicator.size - len(odd)}. Check that every gradient is averaged "
+            "(DistributedOptimizer) and that all ranks start equal (BroadcastVariables)"
         )
 
 

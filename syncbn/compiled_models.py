@@ -1,4 +1,4 @@
-"""Compiled models whose optimizer is distributed: loaded, rebuilt, with their rows weighed."""
+"""Compiled models with a distributed optimizer: loading, copying and weighting by rows."""
 
 import os
 from typing import Any
@@ -10,9 +10,18 @@ from syncbn.optimizer import DistributedOptimizer, is_distributed
 
 
 def weigh_rows(model: keras.Model) -> keras.Model:
-    """Makes `fit` and `train_on_batch` of a compiled model weigh each rank by its batch's rows.
+    """Makes `fit` and `train_on_batch` weight each rank by the number of rows of its batch.
 
-    Needed when ranks may see batches of different sizes, as in an uneven last step.
+    Needed if batch sizes may differ between ranks, for example in an uneven last step.
+
+    Args:
+        model: Compiled with a `DistributedOptimizer`; changed in place.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: The optimizer is not distributed.
     """
     optimizer = model.optimizer
     if not is_distributed(optimizer):
@@ -23,11 +32,11 @@ def weigh_rows(model: keras.Model) -> keras.Model:
     object.__setattr__(optimizer, "_weighs_rows", True)
     train_step = model.train_step
 
-    def weighed_train_step(data: Any) -> Any:
-        with optimizer.weighed(tf.shape(tf.nest.flatten(data)[0])[0]):
+    def weighted_train_step(data: Any) -> Any:
+        with optimizer.weighted(tf.shape(tf.nest.flatten(data)[0])[0]):
             return train_step(data)
 
-    model.train_step = weighed_train_step
+    model.train_step = weighted_train_step
     return model
 
 
@@ -38,26 +47,26 @@ def load_model(
     safe_mode: bool = True,
     **distribution: Any,
 ) -> keras.Model:
-    """Loads a model whose optimizer averages gradients, also from a file that was saved without.
+    """Loads a model and makes its optimizer average gradients, if it does not do so already.
 
     Args:
-        filepath: As for `keras.models.load_model`, and so are the next three.
+        filepath: As in `keras.models.load_model`, like the next three arguments.
         custom_objects: Classes and functions by name.
-        compile: Whether to compile the model as it was when it was saved.
-        safe_mode: Whether to refuse what could run code.
+        compile: Whether to compile the model as when it was saved.
+        safe_mode: Whether to reject files that could run arbitrary code.
         **distribution: Arguments of `DistributedOptimizer` for an optimizer that was saved without
-            it; one that was saved with it keeps its own.
+            it; a distributed optimizer keeps its own.
 
     Returns:
-        The model. `fit` still needs `callbacks.BroadcastVariables`, unless all ranks have loaded
-        the same file.
+        The model. `fit` still needs `callbacks.BroadcastVariables`, unless all ranks load the same
+        file.
     """
     model = keras.models.load_model(filepath, custom_objects, compile, safe_mode)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return model
-    inside = getattr(optimizer, "inner_optimizer", None)
-    if not is_distributed(optimizer) and not is_distributed(inside):
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if not is_distributed(optimizer) and not is_distributed(inner):
         DistributedOptimizer(optimizer, **distribution)
     elif getattr(optimizer, "_weighs_rows", False):
         weigh_rows(model)
@@ -65,12 +74,12 @@ def load_model(
 
 
 def carry_distribution(source: keras.Model, target: keras.Model) -> None:
-    """Gives the distributed optimizer of `target` what its configuration cannot say.
+    """Copies the state of a distributed optimizer that its configuration does not contain.
 
-    Its communicator, and the wrapped `train_step` of a model that weighs rows.
+    That is its communicator, and the wrapped `train_step` of a model that is weighted by rows.
     """
     example, optimizer = source.optimizer, target.optimizer
     if is_distributed(example) and is_distributed(optimizer):
-        object.__setattr__(optimizer, "_ranks", example._ranks)
+        object.__setattr__(optimizer, "_communicator", example._communicator)
         if example._weighs_rows:
             weigh_rows(target)

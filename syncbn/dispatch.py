@@ -1,4 +1,4 @@
-"""Where the work is done: every decision that depends on the device or on what is installed."""
+"""Decisions that depend on the device or on what is installed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from syncbn import native
 
 
 def native_operations() -> Any | None:
-    """The C++ operations when they are the best path for the layer, else None.
+    """The C++ operations if the layer should use them, otherwise None.
 
     They run on the CPU, and XLA cannot compile them.
     """
@@ -19,7 +19,7 @@ def native_operations() -> Any | None:
 
 
 def inside_xla() -> bool:
-    """Whether the graph being traced is one that XLA must compile."""
+    """Whether the graph being traced will be compiled by XLA."""
     if tf.executing_eagerly():
         return False
     from tensorflow.python.ops import control_flow_util
@@ -29,21 +29,21 @@ def inside_xla() -> bool:
 
 @dataclass(frozen=True)
 class BytesMoved:
-    """How often a layer goes over its tensor of inputs: what a step must at least read and write.
+    """The number of passes over the input tensor that one step of a layer makes.
 
     Forward: the sums read x, normalizing reads x and writes y. Backward: the sums read dy and x,
     the input gradient reads dy and x and writes dx. Nothing else has the size of the inputs.
 
     On the CPU the native operations make exactly these passes. A tensor that fits in the cache
     costs less, since the second pass of each direction begins where the first one ended. On a GPU
-    the TensorFlow operations of `moments.py` are fused by XLA only where the communicator allows it
-    (`jit_compatible`); otherwise each elementwise operation is a pass of its own: of float32 inputs
-    some 12 forward (a copy for the pivot, the centred values and their squares, both widened to
-    float64 for the sums, then four operations to normalize) and some 20 backward.
+    XLA fuses the TensorFlow operations of `moments.py` only if the communicator allows it
+    (`jit_compatible`); otherwise each elementwise operation is a separate pass: for float32 inputs
+    about 12 forward (a copy for the pivot, the centred values and their squares, both widened to
+    float64 for the sums, then four operations to normalize) and about 20 backward.
 
     Attributes:
-        forward: Passes forward, reads and writes counted alike.
-        backward: Passes backward.
+        forward: Forward passes; reads and writes count equally.
+        backward: Backward passes.
     """
 
     forward: int

@@ -1,25 +1,25 @@
-"""Every exception syncbn raises on purpose, as one tree.
+"""The exceptions of syncbn.
 
 SyncbnError
-├── NotInitializedError      a multi-process job whose communicator was never initialised
-├── MissingEngineError       an optional engine (TensorFlow, Horovod, mpi4py) is not installed
+├── NotInitializedError      a job of several processes without `syncbn.init()`
+├── MissingEngineError       a backend (TensorFlow, Horovod, mpi4py) is not installed
 ├── UnknownBackendError      an unknown backend name (also a ValueError)
-├── WorldError               the job's processes disagree, or the world cannot be formed
-├── DivergenceError          the ranks' weights are no longer equal
-└── NonFiniteError           a loss, a gradient or a weight has become NaN or infinite
+├── WorldError               ranks disagree, or the world cannot be formed
+├── DivergenceError          weights or statistics differ between ranks
+└── NonFiniteError           a loss, a gradient or a weight is NaN or infinite
 """
 
 
 class SyncbnError(Exception):
-    """Root of the exceptions raised by syncbn."""
+    """Base class of the exceptions of syncbn."""
 
 
 class NotInitializedError(SyncbnError):
-    """A process of a multi-process job uses a communicator before `syncbn.init()`."""
+    """A process of a job of several processes uses a communicator before `syncbn.init()`."""
 
 
 class MissingEngineError(SyncbnError, ImportError):
-    """An optional engine is needed and not installed; the text names the command."""
+    """A backend is needed and not installed; the message has the install command."""
 
 
 class UnknownBackendError(SyncbnError, ValueError):
@@ -27,12 +27,12 @@ class UnknownBackendError(SyncbnError, ValueError):
 
 
 class WorldError(SyncbnError):
-    """The world cannot be formed as asked: sizes do not divide, or ranks disagree."""
+    """The world cannot be formed as requested: sizes do not divide, or ranks disagree."""
 
 
 class DivergenceError(SyncbnError):
-    """Weights or statistics that must be equal on all ranks differ; the text names them."""
+    """Weights or statistics that must be equal on all ranks differ; the message names them."""
 
 
 class NonFiniteError(SyncbnError):
-    """Training has become NaN or infinite; the text names the step, and where it was first seen."""
+    """A value in training is NaN or infinite; the message names the step and the origin."""

@@ -1,8 +1,8 @@
-"""Ghost batches (Hoffer et al., 2017): each block of a rank's samples has statistics of its own.
+"""Ghost batch normalization (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
 
-A block is a batch that needs no communication: the C++ operations take blocks as they are; for
-TensorFlow operations they become extra channels of an ordinary local normalization. Only the moving
-statistics are shared by all ranks: the average over blocks.
+Each block of a rank's samples is normalized by its own statistics, without communication: the C++
+operations support blocks directly; for TensorFlow operations they become additional channels of a
+local normalization. Only the moving statistics, the average over blocks, are shared by all ranks.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ def normalization(
         ranks (one all-reduce, no gradient).
 
     Raises:
-        ValueError: `block_size` does not divide the batch (an InvalidArgumentError where the batch
-            is only known at run time).
+        ValueError: `block_size` does not divide the batch (InvalidArgumentError if the batch size
+            is known only at run time).
     """
     layout, weights = context.layout, context.weights
     channels = inputs.shape[layout.axis]
@@ -111,7 +111,7 @@ def _channels_to_blocks(
 
 
 def _sums(statistics: Moments, channels: int) -> tf.Tensor:
-    """How many blocks counted anything; the sums of their means, variances, counts: (4C,)."""
+    """The number of non-empty blocks and the sums of their means, variances, counts: (4C,)."""
     counts = tf.broadcast_to(statistics.count, tf.shape(statistics.mean))
     table = [tf.reshape(v, [-1, channels]) for v in (statistics.mean, statistics.variance, counts)]
     used = tf.cast(table[2] > 0.0, tf.float64)
@@ -120,10 +120,10 @@ def _sums(statistics: Moments, channels: int) -> tf.Tensor:
 
 
 def _average(sums: tf.Tensor, context: NormContext) -> Moments:
-    """Mean and variance averaged over the blocks that counted anything, on all ranks."""
+    """Mean and variance averaged over the non-empty blocks of all ranks."""
     wire = context.communicator.all_reduce(sums, unique_name(f"{context.name}/ghost"))
     number, mean, variance, samples = tf.split(wire, 4)
-    # The count serves Bessel's correction, which is that of one block.
+    # Bessel's correction uses the count of one block.
     per_block = tf.math.divide_no_nan(samples, number)
     return Moments(
         per_block,

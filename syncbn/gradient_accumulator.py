@@ -1,4 +1,4 @@
-"""Gradients of several backward passes, added up on each rank before one reduction over all."""
+"""Accumulates gradients of several backward passes on each rank before one reduction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ class GradientAccumulator:
     """Sums of gradients over backward passes.
 
     Args:
-        variables: The variables whose gradients are added up.
-        add_variable: Creates a variable of zeros from shape, dtype and name; an optimizer's own, so
-            that the sums are saved with it, or one for sums that are not saved.
+        variables: The variables whose gradients are accumulated.
+        add_variable: Creates a variable of zeros from shape, dtype and name. With the method of an
+            optimizer, the sums are saved with it.
     """
 
     def __init__(self, variables: Sequence[Any], add_variable: Callable[..., Any]) -> None:
@@ -36,7 +36,7 @@ class GradientAccumulator:
         Args:
             gradients: Dense, one for each of `indices`.
             indices: Indices of their variables.
-            presence: float32, 1 for each gradient that this rank really has.
+            presence: float32, 1 for each gradient that exists on this rank.
             weight: float32 scalar, the weight of the pass.
 
         Returns:
@@ -54,7 +54,7 @@ class GradientAccumulator:
         indices: Sequence[int],
         step: Callable[[list[tf.Tensor], tf.Tensor, tf.Tensor], None],
     ) -> None:
-        """Calls `step(sums, presence, weight)` for the variables of `indices`, then starts anew."""
+        """Calls `step(sums, presence, weight)` for the variables of `indices`, then resets."""
         states = [self._sums[index] for index in indices]
         states += [self._presence, self._weight]
         *sums, presence, weight = [tf.identity(tf.convert_to_tensor(state)) for state in states]

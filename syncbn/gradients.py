@@ -1,6 +1,6 @@
 """Averages a list of gradients over the ranks in one fused all-reduce.
 
-Stands between `training` (the Keras surface) and the communicators; knows no optimizer.
+Used by `optimizer` and `tape`; independent of Keras optimizers.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Reduced(NamedTuple):
 
     Attributes:
         gradients: One dense tensor per variable, of the variable's shape.
-        presence: float32 vector; how many ranks had a gradient for each variable.
+        presence: float32 vector, the number of ranks with a gradient for each variable.
     """
 
     gradients: list[tf.Tensor]
@@ -29,7 +29,7 @@ class Reduced(NamedTuple):
 
 
 def wire_dtype(compression: str | None) -> tf.DType | None:
-    """The dtype gradients travel in, None for their own.
+    """The dtype in which gradients are sent; None for their own.
 
     Raises:
         ValueError: `compression` is not None, `"float16"` or `"bfloat16"`.
@@ -43,11 +43,11 @@ def wire_dtype(compression: str | None) -> tf.DType | None:
 
 
 def densify(gradient: Gradient, variable: Any) -> tf.Tensor:
-    """A dense gradient of the variable's shape; zeros where there is none.
+    """A dense gradient of the variable's shape; zeros for None.
 
-    Every rank must send the same message, so a variable that one rank's loss does not reach still
-    takes its place in it, and the rows of an `IndexedSlices` (an embedding's gradient), which
-    differ between ranks, are scattered first.
+    All ranks must send messages of the same layout. So a variable without gradient on this rank
+    contributes zeros, and an `IndexedSlices` (the gradient of an embedding), whose rows differ
+    between ranks, becomes dense.
     """
     if gradient is None:
         return tf.zeros(variable.shape, tf.as_dtype(variable.dtype))
@@ -55,7 +55,7 @@ def densify(gradient: Gradient, variable: Any) -> tf.Tensor:
 
 
 def presence_of(gradients: Sequence[Gradient]) -> tf.Tensor:
-    """float32 vector: 1 where this rank has a gradient, 0 where it has none."""
+    """float32 vector: 1 for each gradient that exists on this rank, otherwise 0."""
     return tf.constant([float(gradient is not None) for gradient in gradients], tf.float32)
 
 
@@ -73,41 +73,41 @@ def reduce_gradients(
     Args:
         gradients: Dense tensors, the same shapes and dtypes on every rank.
         presence: float32 vector, one entry per gradient: see `presence_of`.
-        weight: float32 scalar. What this rank's gradients are a sum of: its rows, if they are of
-            the loss summed over rows; 1 for a mean. May be zero, whatever the gradients then hold.
-        communicator: Where the ranks meet.
+        weight: float32 scalar, the weight of this rank: its number of rows if the loss is summed
+            over rows, 1 if it is a mean. If zero, the gradients are ignored.
+        communicator: The ranks to reduce over.
         name: Name of the collective.
-        average: Whether to divide.
-        wire: Half-precision dtype to send in. The weights then travel first, so that what is
-            sent is already scaled down to the size of the average and cannot overflow.
+        average: Whether to divide by the sum of the weights.
+        wire: Half-precision dtype to send in, or None. The weights are then reduced first, and
+            gradients are divided before they are sent, so that their sum cannot overflow.
 
     Returns:
         `Reduced`, bitwise equal on every rank, in the gradients' own dtypes.
     """
-    head = tf.concat([tf.reshape(weight, [1]), presence], axis=0)
-    # The mean loss of no rows is NaN; of no rows nothing must come.
-    counted = [tf.where(weight > 0, g, tf.zeros_like(g)) for g in gradients]
+    header = tf.concat([tf.reshape(weight, [1]), presence], axis=0)
+    # An empty batch contributes zero; its mean loss, and so its gradient, is NaN.
+    valid = [tf.where(weight > 0, g, tf.zeros_like(g)) for g in gradients]
     if wire is None:
-        head, *sums = telemetry.all_reduce_many(communicator, [head, *counted], name, "gradients")
+        header, *sums = telemetry.all_reduce_many(communicator, [header, *valid], name, "gradients")
         if average:
-            sums = [divide(total, head[0]) for total in sums]
+            sums = [divide(total, header[0]) for total in sums]
     else:
-        head = telemetry.all_reduce(communicator, head, f"{name}_weights", "gradients")
+        header = telemetry.all_reduce(communicator, header, f"{name}_weights", "gradients")
         if average:
-            counted = [divide(gradient, head[0]) for gradient in counted]
-        sent = [tf.cast(gradient, wire) for gradient in counted]
+            valid = [divide(gradient, header[0]) for gradient in valid]
+        sent = [tf.cast(gradient, wire) for gradient in valid]
         received = telemetry.all_reduce_many(communicator, sent, name, "gradients")
         sums = [tf.cast(r, g.dtype) for r, g in zip(received, gradients, strict=True)]
-    return Reduced(sums, head[1:])
+    return Reduced(sums, header[1:])
 
 
 def divide(gradient: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-    """`gradient / total`; where no rank has a row, the gradient, which is zero."""
+    """`gradient / total`; if `total` is zero, the gradient itself, which is zero too."""
     return tf.convert_to_tensor(gradient) / tf.cast(
         tf.where(total > 0, total, tf.ones_like(total)), gradient.dtype
     )
 
 
 def keras_reduces() -> bool:
-    """Whether we run as one of several replicas of a tf.distribute strategy."""
+    """Whether this code runs under a tf.distribute strategy with several replicas."""
     return tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1

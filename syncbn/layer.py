@@ -1,4 +1,4 @@
-"""SyncBatchNormalization: the Keras surface of synchronized batch normalization."""
+"""SyncBatchNormalization, the Keras layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +19,16 @@ Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 @keras.saving.register_keras_serializable(package="syncbn")
 class SyncBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization whose statistics are those of all samples on all ranks.
+    """Batch normalization with statistics over the samples of all ranks.
 
-    A `keras.layers.BatchNormalization` in every respect (weights, names, configuration, defaults),
-    except that in training the mean and variance are those of the batch joined over the ranks of
-    the job. Every rank counts by its samples, so shards may be uneven, or empty. One all-reduce
-    forward and one backward carry float64 sums.
+    A `keras.layers.BatchNormalization` (same weights, names, configuration, defaults), except that
+    in training mean and variance are those of the global batch. Ranks are weighted by their number
+    of samples, so shards may be uneven or empty. One all-reduce forward and one backward send
+    float64 sums.
 
     Training (`training=True` and `trainable`): `y = γ·(x − mean)/√(variance + ε) + β`, and the
-    moving statistics move towards the batch's, equal bit for bit on all ranks. Inference uses the
-    moving statistics and communicates nothing.
+    moving statistics are updated, bitwise equal on all ranks. Inference uses the moving statistics
+    and does not communicate.
 
     Args:
         axis: Integer, the channel axis.
@@ -42,21 +42,21 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         beta_constraint, gamma_constraint: Optional constraints.
         renorm: Batch renormalization (Ioffe, 2017), with synchronized statistics.
         renorm_clipping: Dictionary with optional keys `rmax`, `rmin`, `dmax`.
-        renorm_momentum: Momentum of the statistics renorm corrects towards.
-        synchronized: `False` makes it a local batch normalization.
-        communicator: A `syncbn.Communicator`, or the name of a backend; `"auto"` is the current one
-            (`syncbn.init`), or the replica context's inside `strategy.run`.
-        group_size: Share statistics among blocks of this many consecutive ranks only (for example
-            those of a host); must divide the number of ranks. None: all ranks.
+        renorm_momentum: Momentum of the renorm statistics.
+        synchronized: `False` normalizes each rank by itself.
+        communicator: A `syncbn.Communicator` or the name of a backend; `"auto"` is the current one
+            (`syncbn.init`), or that of the replica context inside `strategy.run`.
+        group_size: Synchronize blocks of this many consecutive ranks only (for example those of a
+            host); must divide the number of ranks. None: all ranks.
         virtual_batch_size: Ghost batch normalization (Hoffer et al., 2017): normalize each block of
             this many samples of a rank by its own statistics; must divide the rank's batch. The
-            moving statistics follow the average over all blocks of all ranks.
+            moving statistics use the average over all blocks of all ranks.
         adjustment: Callable from the shape of the inputs (an int32 tensor) to `(scale, bias)`,
             applied to the normalized values before `gamma` and `beta`, in training only.
-        zero_debias_moving_mean: Divide the moving mean by `1 − momentum^step`, so that its initial
-            zero has no weight (adds two non-trainable weights).
-        bessel_correction: Let the moving variance follow the unbiased n/(n−1) estimate, with n the
-            count over all ranks. Keras uses the population variance.
+        zero_debias_moving_mean: Divide the moving mean by `1 − momentum^step`, which removes the
+            bias of its initial zero (adds two non-trainable weights).
+        bessel_correction: Update the moving variance with the unbiased n/(n−1) estimate, n being
+            the count over all ranks. Keras uses the population variance.
         activation: Applied to the outputs.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
@@ -64,15 +64,15 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         inputs: Floating point, any rank ≥ 2. Statistics of float16 and bfloat16 inputs are computed
             in float32 or wider.
         training: Python bool.
-        mask: Positions that count, of the shape of `inputs` without its last axis (as in Keras), or
-            without its channel axis where only that fits. Masked values, NaN included, have no
-            share in the statistics of any rank.
+        mask: True for valid positions, of the shape of `inputs` without the last axis (as in
+            Keras), or without the channel axis if only that fits. Masked values, including NaN, do
+            not affect the statistics of any rank.
         batch_weights: Frequency weight of each sample, shape (batch,), not negative; a sample of
             weight 2 counts as two equal samples.
 
     Raises:
-        ValueError: An argument out of its domain; the text says what was expected.
-        syncbn.errors.NotInitializedError: A process of a multi-process job without `syncbn.init()`.
+        ValueError: An invalid argument; the message has the expected and the received value.
+        syncbn.errors.NotInitializedError: Several processes, but no `syncbn.init()`.
 
     References:
         - Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
@@ -151,14 +151,14 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         super().build(input_shape)
         self._layout = Layout(len(input_shape), self.axis % len(input_shape))
         if self.zero_debias_moving_mean:
-            # A mask may run along the channels: each counts its own steps.
+            # A mask may vary along the channels, so each channel has its own step.
             options = {"shape": self.moving_mean.shape, "initializer": "zeros", "trainable": False}
             for name in ("moving_mean_biased", "moving_mean_step"):
                 setattr(self, name, self.add_weight(name=name, autocast=False, **options))
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # Keras would cast every float argument to the compute dtype, batch_weights included, and
-        # half precision cannot count.
+        # Keras casts every float argument to the compute dtype, but batch_weights in half precision
+        # would lose counts.
         mask = getattr(inputs, "_keras_mask", None)
         inputs = self.dtype_policy.convert_input(inputs, self.autocast, self.input_dtype)
         if mask is not None:
@@ -186,10 +186,10 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
     def _by_batch_statistics(
         self, inputs: tf.Tensor, weights: tf.Tensor | None, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tf.Tensor:
-        """Training: outputs by the statistics of the joined batch, which the moving ones follow."""
+        """Training: normalizes by the moments of the global batch, updates moving statistics."""
         if self.adjustment is None:
             if inputs.dtype != self.compute_dtype:
-                inputs = tf.cast(inputs, gamma.dtype)  # rounded to half precision once, at the end
+                inputs = tf.cast(inputs, gamma.dtype)  # to round to half precision only once
             return self._normalize(inputs, gamma, beta, weights, self.activation)
         adjusted, bias = (tf.cast(v, gamma.dtype) for v in self.adjustment(tf.shape(inputs)))
         scale = adjusted * self._layout.spread(gamma)
@@ -209,9 +209,8 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         weights: tf.Tensor | None,
         activation: Any = None,
     ) -> tf.Tensor:
-        """activation(x̂·scale + offset), or with renorm of (x̂·r + d)·scale + offset."""
-        # Not `path`: that of a loaded layer lacks the name of its model, and one rank may load the
-        # model that the others build.
+        """activation(x̂·scale + offset), with renorm activation((x̂·r + d)·scale + offset)."""
+        # Not `path`, which lacks the model's name in a loaded layer: ranks may load or build.
         rectifier = rectifier_of(activation)
         context = NormContext(
             self._layout, self.epsilon, self._group(), self.name, weights, rectifier
@@ -246,13 +245,13 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         return RenormStatistics(mean, stddev, moving, self.renorm_momentum, limits)
 
     def _group(self) -> Communicator:
-        """The ranks whose samples make up the batch."""
-        everyone = resolve(self.communicator if self.synchronized else "local")
-        group = everyone if self.group_size is None else everyone.subgroup(self.group_size)
+        """The ranks that share statistics."""
+        world = resolve(self.communicator if self.synchronized else "local")
+        group = world if self.group_size is None else world.subgroup(self.group_size)
         return contributing(group)
 
     def _gamma_beta(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-        """γ and β, shape (C,), ones and zeros where the layer has none."""
+        """γ and β, shape (C,); ones and zeros if the layer has none."""
         shape = self.moving_mean.shape
         gamma = tf.cast(self.gamma, dtype) if self.scale else tf.ones(shape, dtype)
         beta = tf.cast(self.beta, dtype) if self.center else tf.zeros(shape, dtype)
@@ -283,12 +282,12 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
 
     @property
     def supports_jit(self) -> bool:
-        """Keras' `compile(jit_compile="auto")` reads it: XLA cannot compile a host collective."""
+        """Read by `compile(jit_compile="auto")`: XLA cannot compile most collectives."""
         if not self.synchronized:
             return self._supports_jit
         try:
             return self._supports_jit and resolve(self.communicator).jit_compatible
-        except SyncbnError:  # not initialised yet; the first call says so
+        except SyncbnError:  # not initialised; raised by the first call
             return False
 
     @supports_jit.setter
@@ -296,6 +295,6 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         self._supports_jit = value
 
 
-# Keras files weights by the name of the class (`layers/batch_normalization/vars` in .weights.h5 and
-# inside .keras): with the same name a weights file fits a model whichever of the two layers it has.
+# Keras derives the path of weights in .weights.h5 and .keras files from the class name
+# (`layers/batch_normalization/vars`): with the same name, files fit models with either layer.
 SyncBatchNormalization.__name__ = keras.layers.BatchNormalization.__name__

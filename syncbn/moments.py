@@ -1,20 +1,22 @@
-"""The mathematics of batch statistics, on tensors; knows no communicator.
+"""The mathematics of batch statistics on tensors, independent of communicators.
 
-`local` gives the sums of this rank as one vector, `merge` turns the vector summed over ranks into
-the moments of the joined batch, `local_gradient_sums` and `input_gradient` are the backward pass.
-The derivation is that of Ioffe and Szegedy (2015), section 3, with weights.
+`local` computes the sums of this rank as one vector, `merge` converts the sum of these vectors over
+ranks to the moments of the global batch, `local_gradient_sums` and `input_gradient` are the
+backward pass. The derivation follows section 3 of Ioffe and Szegedy, 2015,
+https://arxiv.org/abs/1502.03167, with weights; see docs/numerics.md.
 
-The vector on the wire is float64, because sums of squares of raw values lose everything below
-ratio² of them, with ratio = mean/std: in float32 all is gone at 1e4, in float64 six digits are left
-at 1e5, fewer with every rank that is added. So the sums are taken about a pivot k near the data,
-and what the pivot alone contributes travels apart. For n = Σw, r = Σw(x−k) and q = Σw(x−k)²,
+The vector sent is float64: computing the variance from sums of squares of raw values multiplies the
+relative rounding error by ratio² with ratio = mean/std. In float32 no digit is left at 1e4, in
+float64 six are left at 1e5, and fewer with more ranks. So sums are taken about a pivot k near the
+data, and the contribution of the pivot alone is sent separately. For n = Σw, r = Σw(x−k) and
+q = Σw(x−k)²,
 
     Σw·x = n·k + r                    Σw·x² = n·k² + (2k·r + q)
 
-With n and k cut to 16 significant bits each, n·k and n·k² and their sums over ranks are exact in
-float64, whatever pivot each rank chose. The whole units of r, a unit being the last of eight bits
-of n (or one sample) times the last bit of k, join them: n·k + r' and n·k² + 2k·r' are as exact, and
-rounding only touches what is left of r, and q. `merge` moves everything to one pivot, exactly
+With n and k rounded to 16 significant bits each, n·k and n·k² and their sums over ranks are exact
+in float64, for any pivot of each rank. Define one unit as the eighth bit of n (at least one sample)
+times the last bit of k, and r' as r rounded to whole units: n·k + r' and n·k² + 2k·r' are exact as
+well, and only the rest of r, and q, are rounded. `merge` moves all sums to one pivot, exactly
 again. The variance keeps thirteen digits at mean/std 1e5, with any number of ranks.
 """
 
@@ -56,15 +58,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the joined batch, float64.
+    """Moments of the global batch, float64.
 
     Attributes:
-        count: Number (or weight) of the samples, shape (1,), or (C,) when it differs by channel.
+        count: Number (or total weight) of the positions, shape (1,), or (C,) if it differs between
+            channels.
         mean: Shape (C,). Zero where the count is zero.
         variance: The population variance, shape (C,), never negative.
-        mean_rest: What float64 rounds off the mean, shape (C,); None where that does not matter.
-        moved: The weights of the layer after the step, by their names, where they were computed on
-            the way.
+        mean_rest: The rounding error of the float64 mean, shape (C,), or None.
+        moved: The updated moving statistics by weight name, if the kernels computed them.
     """
 
     count: tf.Tensor
@@ -79,12 +81,12 @@ class Moments:
 
     @property
     def inverse_count(self) -> tf.Tensor:
-        """1/count, and 0 where nothing was counted."""
+        """1/count; 0 where the count is zero."""
         return tf.math.divide_no_nan(tf.ones_like(self.count), self.count)
 
 
 def compute_dtype(dtype: tf.DType) -> tf.DType:
-    """The dtype of elementwise work: float64 for float64 inputs, otherwise float32."""
+    """The dtype of elementwise operations: float64 for float64 inputs, otherwise float32."""
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
@@ -97,16 +99,16 @@ def local(inputs: tf.Tensor, layout: Layout, weights: tf.Tensor | None = None) -
     """The sums of this rank.
 
     Args:
-        inputs: float32 or float64, any shape, zero rows included.
-        layout: Says which axis holds the C channels.
-        weights: Same dtype, of the rank of `inputs` and broadcastable to it, never negative. Where
-            it is zero the inputs are not read: a NaN there is harmless.
+        inputs: float32 or float64, any shape, possibly without rows.
+        layout: The position of the channel axis, of size C.
+        weights: Same dtype, of the rank of `inputs` and broadcastable to it, never negative. Inputs
+            of weight zero are ignored, even if they are NaN.
 
     Returns:
         float64 of shape (4C+2,): n in two parts (16 bits and the rest), then n·k + r', n·k² + 2k·r'
-        with whole units r' of r, the rest r" of r, and 2k·r" + q of the module's formula, where the
-        rest of n is counted with r and q. When
-        `weights` varies along the channel axis n does too, and the shape is (6C,).
+        with r' the whole units of r, the rest r" of r, and 2k·r" + q of the module's formula; r and
+        q include the contribution of the rest of n. If `weights` varies along the channel axis, so
+        does n, and the shape is (6C,).
     """
     if weights is None:
         count = tf.reshape(_positions(inputs, layout), [1])
@@ -126,10 +128,10 @@ def local(inputs: tf.Tensor, layout: Layout, weights: tf.Tensor | None = None) -
 
 
 def _sample_mean(inputs: tf.Tensor, layout: Layout) -> tf.Tensor:
-    """The mean of some 64 to 512 positions spread over the inputs, float64, shape (C,).
+    """The mean of about 64 to 512 positions spread over the inputs, float64, shape (C,).
 
-    Near enough for a pivot. A float32 sum over all rows would not be: over a million rows it errs
-    by several deviations at mean/std 1e5.
+    Accurate enough for a pivot, unlike a float32 sum over all rows: for a million rows it is off by
+    several standard deviations at mean/std 1e5.
     """
     axes = layout.reduction_axes
     per_axis = round(64 ** (1 / len(axes)))
@@ -142,18 +144,18 @@ def _sample_mean(inputs: tf.Tensor, layout: Layout) -> tf.Tensor:
 
 
 def _positions(inputs: tf.Tensor, layout: Layout) -> tf.Tensor:
-    """How many positions are reduced, a float64 scalar."""
+    """The number of positions to reduce, a float64 scalar."""
     shape = tf.shape(inputs, out_type=tf.int64)
     return tf.cast(tf.reduce_prod(tf.gather(shape, layout.reduction_axes)), tf.float64)
 
 
 def pack(count: tf.Tensor, pivot: tf.Tensor, r: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
-    """The vector on the wire (see `local`) from n, a pivot of 16 bits, r and q, all float64."""
+    """The vector to send (see `local`) from n, a pivot of 16 bits, r and q, all float64."""
     coarse = _sixteen_bits(count)
     fine = count - coarse
     moved = fine * pivot
     r += moved
-    # Eight bits of n, 32 of k²: 13 bits are left for the sums over thousands of ranks.
+    # Eight bits of n, 32 of k²: 13 bits are left for sums over thousands of ranks.
     unit = tf.maximum(_last_bit(coarse, 8), 1.0) * _last_bit(pivot, 16)
     whole = tf.round(tf.math.divide_no_nan(r, unit)) * unit
     rest = r - whole
@@ -173,43 +175,43 @@ def pack(count: tf.Tensor, pivot: tf.Tensor, r: tf.Tensor, q: tf.Tensor) -> tf.T
 def _sixteen_bits(values: tf.Tensor) -> tf.Tensor:
     """`values` as float64, rounded to 16 significant bits."""
     bits = tf.bitcast(tf.cast(values, tf.float64), tf.int64)
-    half, kept = tf.constant(1 << 36, tf.int64), tf.constant(-1 << 37, tf.int64)
-    return tf.bitcast(tf.bitwise.bitwise_and(bits + half, kept), tf.float64)
+    half, mask = tf.constant(1 << 36, tf.int64), tf.constant(-1 << 37, tf.int64)
+    return tf.bitcast(tf.bitwise.bitwise_and(bits + half, mask), tf.float64)
 
 
 def _last_bit(values: tf.Tensor, digits: int) -> tf.Tensor:
-    """What the last of so many significant bits counts: a power of two, or 0 for 0."""
+    """The value of the last of `digits` significant bits: a power of two, or 0 for 0."""
     bits = tf.bitcast(values, tf.int64)
     power = tf.bitwise.bitwise_and(bits, tf.constant(0x7FF << 52, tf.int64))
     return tf.bitcast(power, tf.float64) * 2.0 ** (1 - digits)
 
 
 def _broadcast_but_channels(weights: tf.Tensor, inputs: tf.Tensor, layout: Layout) -> tf.Tensor:
-    """`weights` spread over every axis of `inputs` except a channel axis it does not vary along."""
+    """`weights` broadcast to every axis of `inputs`, except a channel axis of size 1."""
     shape = tf.unstack(tf.shape(inputs), num=layout.rank)
     shape[layout.axis] = tf.shape(weights)[layout.axis]
     return tf.broadcast_to(weights, tf.stack(shape))
 
 
 def merge(wire: tf.Tensor, channels: int | tf.Tensor) -> Moments:
-    """The moments of the joined batch from the sums over all its ranks.
+    """The moments of the global batch from the sums over all ranks.
 
     Args:
-        wire: float64, shape (4C+2,) or (6C,): what `local` returns, added up.
+        wire: float64, shape (4C+2,) or (6C,): the results of `local`, summed over ranks.
         channels: C.
     """
     coarse, fine = tf.split(wire[: -4 * channels], 2)
     first, second, r, q = tf.split(wire[-4 * channels :], 4)
     pivot = _sixteen_bits(tf.math.divide_no_nan(first, coarse))
-    # From the ranks' pivots to one. These two lines are exact: every product and difference is a
-    # whole multiple of one unit and fits in 53 bits. Whatever is rounded below is small.
+    # Moves the sums to one pivot. These two lines are exact: every product and difference is a
+    # whole multiple of one unit and fits in 53 bits. Only small numbers are rounded below.
     moved = first - pivot * coarse
     spread = (second - pivot * first) - pivot * moved
     count, remainder = coarse + fine, r - fine * pivot
     low = tf.math.divide_no_nan(moved + remainder, count)
     square = tf.math.divide_no_nan(spread + ((q - pivot * r) - pivot * remainder), count)
     mean = pivot + low
-    added = mean - pivot  # Knuth's two-sum: mean + rest is pivot + low without any rounding
+    added = mean - pivot  # Knuth's two-sum: mean + rest is exactly pivot + low
     rest = (pivot - (mean - added)) + (low - added)
     return Moments(count, mean, tf.maximum(square - tf.square(low), 0.0), rest)
 
@@ -217,8 +219,8 @@ def merge(wire: tf.Tensor, channels: int | tf.Tensor) -> Moments:
 def center(inputs: tf.Tensor, layout: Layout, moments: Moments) -> tf.Tensor:
     """inputs − mean, with the mean subtracted in two parts of the dtype of `inputs`.
 
-    One float32 mean would be off by up to 6e-8·|mean|: half a percent of the standard deviation at
-    mean/std 1e5.
+    A single float32 mean has an error of up to 6e-8·|mean|: half a percent of the standard
+    deviation at mean/std 1e5.
     """
     high = tf.cast(moments.mean, inputs.dtype)
     low = moments.mean - tf.cast(high, tf.float64)
@@ -253,7 +255,7 @@ def input_gradient(
         centered: x − mean.
         scale: γ of this rank, shape (C,).
         sums: Σγ·dy and Σγ·dy·(x − mean) over all ranks, float64, shape (C,).
-        weights: As in `local`; a position of weight zero has no share in the statistics.
+        weights: As in `local`; a position of weight zero does not affect the statistics.
     """
     dtype = gradient.dtype
     inverse = moments.inverse_stddev(epsilon)
@@ -272,5 +274,5 @@ NO_SECOND_DERIVATIVE = (
 
 
 def without_derivative(gradient: tf.Tensor) -> tf.Tensor:
-    """`gradient`, whose own gradient is an error: its statistics and sums count as constants."""
+    """`gradient`, with an error as its gradient: its statistics are treated as constants."""
     return tf.raw_ops.PreventGradient(input=gradient, message=NO_SECOND_DERIVATIVE)

@@ -1,6 +1,6 @@
-"""How moving statistics follow those of the batch: pure functions, without gradient.
+"""Updates of the moving statistics: pure functions, without gradient.
 
-They are fed by reduced moments only, so they stay equal on all ranks, bit for bit.
+Their inputs are moments over all ranks, so the results are bitwise equal on all ranks.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from syncbn.moments import Moments
 
 @dataclass(frozen=True)
 class MovingStatistics:
-    """The moving statistics of a layer before a step, each of shape (C,), and how they move.
+    """The moving statistics of a layer before a step, each of shape (C,), and their options.
 
     Attributes:
         mean: Moving mean.
-        variance: Moving variance, same dtype as all others.
-        momentum: Share of the old value.
-        bessel_correction: Whether the variance moves towards the unbiased estimate.
+        variance: Moving variance, of the same dtype.
+        momentum: Weight of the old value.
+        bessel_correction: Whether the variance is updated with the unbiased estimate.
     """
 
     mean: tf.Tensor
@@ -30,14 +30,14 @@ class MovingStatistics:
 
 @dataclass(frozen=True)
 class RenormStatistics:
-    """What batch renormalization corrects towards, each of shape (C,), before a step.
+    """The statistics of batch renormalization before a step, each of shape (C,).
 
     Attributes:
         mean: `renorm_mean` of the layer.
-        stddev: `renorm_stddev` of the layer, the same of √(variance + ε).
-        moving_stddev: What the moving variance is computed from.
-        momentum: Of the first two.
-        clipping: Limits `rmin`, `rmax`, `dmax`; those that are absent or None do not limit.
+        stddev: `renorm_stddev` of the layer, the moving average of √(variance + ε).
+        moving_stddev: Like `stddev`, with the momentum of the layer; gives the moving variance.
+        momentum: Momentum of `mean` and `stddev`.
+        clipping: Limits `rmin`, `rmax`, `dmax`; absent or None means no limit.
     """
 
     mean: tf.Tensor
@@ -50,10 +50,10 @@ class RenormStatistics:
 def update(
     batch: Moments, moving: MovingStatistics, renorm: RenormStatistics | None, epsilon: float
 ) -> dict[str, tf.Tensor]:
-    """What the statistics are after a step, as in Keras.
+    """The statistics after a step, as in Keras.
 
     Returns:
-        The weights of the layer after the step, by their names.
+        The new values by weight name.
     """
     variance = _target_variance(batch, moving)
     after = {"moving_mean": _moved(moving.mean, batch.mean, moving.momentum, batch)}
@@ -73,21 +73,23 @@ def update(
 def zero_debiased_update(
     batch: Moments, moving: MovingStatistics, biased: tf.Tensor, step: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """The moving mean without the weight of its initial zero (Kingma and Ba, 2015, section 3).
+    """The moving mean with the bias of its initial zero removed.
+
+    Section 3 of Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
 
     Args:
-        batch: Moments of the joined batch.
-        moving: Before the step.
-        biased: The moving mean that began with zero, shape (C,).
-        step: How many steps have counted each channel, shape (C,).
+        batch: Moments of the global batch.
+        moving: The moving statistics before the step.
+        biased: The moving mean that started from zero, shape (C,).
+        step: Number of steps in which each channel had samples, shape (C,).
 
     Returns:
-        The weights of the layer after the step, by their names.
+        The new values by weight name.
     """
     counted = batch.count > 0.0
     biased = _moved(biased, batch.mean, moving.momentum, batch)
     step += tf.cast(counted, step.dtype)
-    # In float64: at the first step 1 − 0.99 has two digits less than 0.99.
+    # In float64: 1 − 0.99, at the first step, has two digits fewer than 0.99.
     weight = 1.0 - tf.pow(tf.constant(moving.momentum, tf.float64), tf.cast(step, tf.float64))
     debiased = tf.math.divide_no_nan(biased, tf.cast(weight, biased.dtype))
     return {
@@ -98,13 +100,13 @@ def zero_debiased_update(
 
 
 def _moved(now: tf.Tensor, target: tf.Tensor, momentum: float, batch: Moments) -> tf.Tensor:
-    """`now·momentum + target·(1 − momentum)`; `now` in channels without samples."""
+    """`now·momentum + target·(1 − momentum)`; unchanged in channels without samples."""
     after = now * momentum + tf.cast(target, now.dtype) * (1.0 - momentum)
     return tf.where(batch.count > 0.0, after, now)
 
 
 def _target_variance(batch: Moments, moving: MovingStatistics) -> tf.Tensor:
-    """What the moving variance follows, float64, shape (C,): population or unbiased variance."""
+    """The population or unbiased variance of the batch, float64, shape (C,)."""
     if not moving.bessel_correction:
         return batch.variance
     freedom = tf.maximum(batch.count - 1.0, 0.0)
@@ -118,20 +120,20 @@ def renorm_correction(
     epsilon: float,
     dtype: tf.DType,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The corrections r and d of batch renormalization (Ioffe, 2017, algorithm 1), shape (C,).
+    """The corrections r and d of batch renormalization, shape (C,); outputs `(x̂·r + d)·γ + β`.
 
-    Outputs are `(x̂·r + d)·γ + β`.
+    Algorithm 1 of Ioffe, 2017, https://arxiv.org/abs/1702.03275.
 
     Args:
-        batch: Moments of the joined batch.
-        renorm: What they are corrected towards, before its update.
+        batch: Moments of the global batch.
+        renorm: The renorm statistics before the step.
         epsilon: Added to the variance.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     """
     clipping = renorm.clipping
     wide_epsilon = tf.constant(epsilon, tf.float64)
     stddev = tf.sqrt(batch.variance + wide_epsilon)
-    # Early in training the tracked deviation may still be near zero.
+    # Early in training the moving standard deviation may be near zero.
     tracked = tf.maximum(tf.cast(renorm.stddev, tf.float64), tf.sqrt(wide_epsilon))
     r = stddev / tracked
     d = (batch.mean - tf.cast(renorm.mean, tf.float64)) / tracked

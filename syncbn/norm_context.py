@@ -1,4 +1,4 @@
-"""What all functions of one normalization have in common, as one value."""
+"""The arguments shared by all functions of one normalization, as one value."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from syncbn.moments import Layout
 
 @dataclass(frozen=True)
 class Rectifier:
-    """A piecewise linear activation: z·slope below zero, z up to `cap`, and `cap` above.
+    """A piecewise linear activation: z·slope below zero, z up to `cap`, `cap` above.
 
     Attributes:
         slope: 0 for ReLU and ReLU6, 0.2 for Keras' leaky ReLU.
@@ -37,22 +37,22 @@ _RECTIFIERS = (
 
 
 def rectifier_of(activation: Any) -> Rectifier | None:
-    """The rectifier that `activation` is, with Keras' default arguments; None if it is another."""
+    """The rectifier equal to `activation`; None if `activation` is no Keras ReLU variant."""
     return next((ours for theirs, ours in _RECTIFIERS if theirs is activation), None)
 
 
 @dataclass(frozen=True)
 class NormContext:
-    """How one call of a layer normalizes, and with whom.
+    """The parameters of one call of a layer.
 
     Attributes:
-        layout: Which axis of the inputs holds the C channels.
+        layout: The position of the channel axis, of size C.
         epsilon: Added to the variance.
-        communicator: The ranks that share their statistics.
-        name: Stem of the names of the collectives, the same on every rank.
-        weights: As in `moments.local`: same dtype as the inputs and broadcastable to them, zero at
-            positions that do not count. None: all count once.
-        rectifier: Applied to the normalized values; None for none.
+        communicator: The ranks that share statistics.
+        name: Prefix of the names of the collectives, the same on every rank.
+        weights: As in `moments.local`: in the compute dtype and broadcastable to the inputs, zero
+            at masked positions. None: all positions have weight 1.
+        rectifier: Applied to the normalized values, or None.
     """
 
     layout: Layout
@@ -63,11 +63,11 @@ class NormContext:
     rectifier: Rectifier | None = None
 
     def activated(self, outputs: tf.Tensor) -> tf.Tensor:
-        """`outputs` behind the rectifier, if there is one."""
+        """`outputs` after the rectifier, if there is one."""
         return outputs if self.rectifier is None else self.rectifier(outputs)
 
     def all_reduce(self, wire: tf.Tensor, direction: str) -> tf.Tensor:
-        """The sum of `wire` over all ranks, counted as traffic of this layer.
+        """The sum of `wire` over all ranks, measured by `telemetry` as sync_batch_norm.
 
         Args:
             wire: float64 vector, of the same length on every rank.

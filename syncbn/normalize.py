@@ -1,9 +1,9 @@
-"""Normalization by synchronized statistics: the one place where maths and communication meet.
+"""Normalization by synchronized statistics, combining `moments` with collectives.
 
 Forward: local sums → one all-reduce → moments → normalize. Backward, through one custom gradient:
-local gradient sums → one all-reduce → input gradient. Between the two only the inputs and O(C)
-numbers are kept. The gradients of scale and offset stay local sums: the optimizer averages them
-over ranks like every other gradient.
+local gradient sums → one all-reduce → input gradient. Only the inputs and O(C) numbers are stored
+between the two. The gradients of scale and offset are local sums: the optimizer averages them over
+ranks like every other gradient.
 
 Two implementations, same result, with any communicator: TensorFlow operations (`moments.py`) on
 every device, and fused C++ operations (`native/fused.py`), which make fewer passes over the tensor,
@@ -22,7 +22,7 @@ from syncbn.norm_context import NormContext
 
 
 def batch_moments(inputs: tf.Tensor, context: NormContext) -> Moments:
-    """The moments of the batch joined over all ranks: one all-reduce, no gradient.
+    """The moments of the global batch: one all-reduce, no gradient.
 
     Args:
         inputs: This rank's shard, floating point, possibly without rows.
@@ -45,10 +45,10 @@ def apply_moments(
     offset: tf.Tensor,
     context: NormContext,
 ) -> tf.Tensor:
-    """Normalizes by the moments of the joined batch, whose gradient is part of this one's.
+    """Normalizes by the moments of the global batch; the gradient includes that of the moments.
 
-    The backward pass holds one all-reduce. `scale` and `offset` (shape (C,), compute dtype) may
-    depend on the moments (renorm), but their gradient does not flow back through them.
+    The backward pass contains one all-reduce. `scale` and `offset` (shape (C,), compute dtype) may
+    depend on the moments (renorm), but no gradient flows through that dependency.
 
     Returns:
         A tensor of the shape of `inputs` in the compute dtype (float32 for half precision).
@@ -56,8 +56,8 @@ def apply_moments(
     dtype = moments.compute_dtype(inputs.dtype)
     layout, epsilon, weights = context.layout, context.epsilon, context.weights
 
-    def settled(values: tf.Tensor) -> tf.Tensor:
-        """x − mean; a masked NaN or infinity counts as the mean, so that it spreads no further."""
+    def center(values: tf.Tensor) -> tf.Tensor:
+        """x − mean, and 0 where a masked input is NaN or infinite."""
         centered = moments.center(tf.cast(values, dtype), layout, statistics)
         if weights is None:
             return centered
@@ -67,22 +67,24 @@ def apply_moments(
     @tf.custom_gradient
     def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
         factor = tf.cast(statistics.inverse_stddev(epsilon), dtype) * scale
-        outputs = settled(values) * layout.spread(factor) + layout.spread(offset)
+        outputs = center(values) * layout.spread(factor) + layout.spread(offset)
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            centered = settled(values)
+            centered = center(values)
             first, second = moments.local_gradient_sums(upstream, centered, layout)
             wide = tf.cast(scale, tf.float64)
             wire = tf.concat([wide * first, wide * second], axis=0)
             sums = tf.split(context.all_reduce(wire, "backward"), 2)
-            towards_inputs = moments.input_gradient(
+            inputs_gradient = moments.input_gradient(
                 upstream, centered, layout, statistics, epsilon, scale, sums, weights
             )
             if weights is not None:
                 reachable = tf.logical_or(weights > 0, tf.math.is_finite(tf.cast(values, dtype)))
-                towards_inputs = tf.where(reachable, towards_inputs, tf.zeros_like(towards_inputs))
+                inputs_gradient = tf.where(
+                    reachable, inputs_gradient, tf.zeros_like(inputs_gradient)
+                )
             return (
-                moments.without_derivative(tf.cast(towards_inputs, values.dtype)),
+                moments.without_derivative(tf.cast(inputs_gradient, values.dtype)),
                 moments.without_derivative(
                     tf.cast(second * statistics.inverse_stddev(epsilon), dtype)
                 ),
@@ -103,13 +105,13 @@ def synchronized_normalization(
     moving: MovingStatistics,
     renorm: RenormStatistics | None = None,
 ) -> tuple[tf.Tensor, Moments]:
-    """Both steps at once, by the fastest implementation.
+    """Computes the moments and normalizes, with the implementation that `dispatch` chooses.
 
     With `renorm` outputs are (x̂·r + d)·scale + offset; the context's rectifier follows.
 
     Returns:
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
-        the joined batch (no gradient).
+        the global batch (no gradient).
     """
     operations = dispatch.native_operations()
     if operations is not None and fused.fits(context):
@@ -130,14 +132,13 @@ def by_moving_statistics(
     layout: Layout,
     epsilon: float,
 ) -> tf.Tensor:
-    """Inference: (inputs − mean)/√(variance + ε)·scale + offset; communicates nothing.
+    """Inference: (inputs − mean)/√(variance + ε)·scale + offset, without communication.
 
-    `scale` and `offset` (shape (C,)) have the compute dtype, and so has the result.
+    `scale` and `offset` (shape (C,)) are of the compute dtype, like the result.
     """
     dtype = scale.dtype
     variance = tf.cast(moving.variance, dtype)
     factor = tf.math.rsqrt(variance + tf.constant(epsilon, dtype)) * scale
-    # The mean is subtracted from the inputs, not folded into the offset, where it would cost the
-    # precision of inputs far from zero.
+    # Folding the mean into the offset instead would lose the precision of inputs far from zero.
     centered = tf.cast(inputs, dtype) - layout.spread(tf.cast(moving.mean, dtype))
     return centered * layout.spread(factor) + layout.spread(offset)

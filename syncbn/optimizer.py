@@ -1,7 +1,6 @@
 """DistributedOptimizer: gradients averaged over the ranks for any Keras 3 optimizer.
 
-Horovod's own Keras classes average nothing, or fail, on Keras 3; this one stands on the
-communicators alone and so works on every backend.
+It uses communicators only; Horovod's Keras classes fail on Keras 3 or do not average.
 """
 
 import itertools
@@ -33,9 +32,9 @@ _serial = itertools.count()
 
 
 class _Distributed:
-    """What `DistributedOptimizer` adds to an optimizer's class, as the first of its bases."""
+    """Mixin that `DistributedOptimizer` puts before the class of an optimizer."""
 
-    _ranks: Communicator | None
+    _communicator: Communicator | None
     _collective: str
     _passes: int
     _pass_sums: GradientAccumulator | None
@@ -43,7 +42,7 @@ class _Distributed:
     _wire: tf.DType | None
     _rows: tf.Tensor | None
     _weighs_rows: bool
-    # By `callbacks.WarmUpLearningRate`: the rate of one rank, and what it was raised to.
+    # Set by `callbacks.WarmUpLearningRate`: the rate of one rank, and the scaled rate.
     _warm_up: tuple[float, float] | None
 
     def get_config(self) -> dict[str, Any]:
@@ -80,32 +79,32 @@ class _Distributed:
     def build(self, variables: Sequence[Any]) -> None:
         outer = sys._getframe(1).f_locals.get("self")
         if outer is not self and isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            # As compile() has it under the mixed_float16 policy.
+            # compile() wraps the optimizer like this under the mixed_float16 policy.
             object.__setattr__(outer, "check_finite", self._finite_everywhere)
         super().build(variables)  # type: ignore[misc]
         self._add_pass_state(variables)
 
     @tf.autograph.experimental.do_not_convert
     def _finite_everywhere(self, grads: Sequence[Gradient]) -> tf.Tensor:
-        """`LossScaleOptimizer.check_finite` over all ranks, before their gradients are averaged.
+        """`LossScaleOptimizer.check_finite` over all ranks, before gradients are averaged.
 
-        Ranks that disagree would take different branches, and wait for each other for ever.
+        Ranks with different results would take different branches and hang.
         """
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in grads]
         here = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values if v is not None])
-        ranks = self._ranks or current_communicator()
+        communicator = self._communicator or current_communicator()
         infinite = tf.cast(tf.logical_not(here), tf.int32)
-        return ranks.all_reduce(infinite, f"{self._collective}_infinite") == 0
+        return communicator.all_reduce(infinite, f"{self._collective}_infinite") == 0
 
     def _add_pass_state(self, variables: Sequence[Any]) -> None:
         if self._passes > 1 and self._pass_sums is None:
-            # Past the tracking of Keras' own __setattr__: it has the variables already.
+            # Bypasses Keras' __setattr__, since add_variable tracks the variables already.
             sums = GradientAccumulator(variables, self.add_variable)  # type: ignore[attr-defined]
             object.__setattr__(self, "_pass_sums", sums)
 
     @contextmanager
-    def weighed(self, rows: Any) -> Iterator[None]:
-        """Within it, `scale_loss` and `apply` weigh this rank's mean loss by `rows`, its batch."""
+    def weighted(self, rows: Any) -> Iterator[None]:
+        """Context in which `scale_loss` and `apply` weight this rank's mean loss by `rows`."""
         self._rows = tf.cast(rows, tf.float32)
         try:
             yield
@@ -115,8 +114,8 @@ class _Distributed:
     @tf.autograph.experimental.do_not_convert
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         if self._rows is not None and not keras_reduces():
-            # Before the gradient is taken, not after: synchronized layers mix the rows of all
-            # ranks on the way back, and there each row must have the same weight.
+            # Scales the loss, not the gradient: the backward pass of synchronized layers sums over
+            # the rows of all ranks, and each row must have the same weight there.
             loss = loss * tf.cast(self._rows, loss.dtype)
         return super().scale_loss(loss)  # type: ignore[misc]
 
@@ -133,14 +132,14 @@ class _Distributed:
         trainable_variables: Sequence[Any] | None = None,
         rows: Any = None,
     ) -> None:
-        """Averages `grads` over the ranks, then updates the variables as the optimizer does.
+        """Averages `grads` over the ranks, then applies them.
 
         Args:
             grads: One gradient per variable: dense, `IndexedSlices`, or None.
             trainable_variables: The variables; None for those the optimizer was built with.
-            rows: For ranks whose batches differ in size: what this rank's loss is a sum of. With
-                the loss summed over rows it is their number; with the sum divided by some constant,
-                the number divided by it. None counts every rank alike.
+            rows: The weight of this rank, if batch sizes differ: the number of rows if the loss is
+                summed over rows, that number divided by c if the sum is divided by c. None weights
+                all ranks equally.
         """
         if keras_reduces():
             if rows is not None:
@@ -149,22 +148,21 @@ class _Distributed:
                 grads = [None if g is None else divide(g, total) for g in grads]
             self._update(list(grads), trainable_variables)
             return
-        ranks = self._ranks or current_communicator()
+        communicator = self._communicator or current_communicator()
         weight = self._rows if rows is None else tf.cast(rows, tf.float32)
         if weight is None and self._weighs_rows:
             raise ValueError(
-                "this optimizer weighs each rank by its rows, and its model does not say how many "
-                "there are: call syncbn.weigh_rows(model) after loading or cloning a model "
-                "(syncbn.load_model does), or give apply_gradients(..., rows=n)"
+                "this optimizer weighs each rank by its rows, but its model does not pass their "
+                "number: call syncbn.weigh_rows(model) after loading or cloning a model "
+                "(syncbn.load_model does so), or call apply_gradients(..., rows=n)"
             )
-        if ranks.size == 1 and self._passes == 1 and weight is None:
+        if communicator.size == 1 and self._passes == 1 and weight is None:
             self._update(list(grads), trainable_variables)
             return
         if dispatch.inside_xla():
             raise ValueError(
-                "Gradients cannot be averaged inside a graph compiled by XLA: "
-                "call compile(..., jit_compile=False) "
-                "(syncbn.callbacks.BroadcastVariables does it for fit)"
+                "Gradients cannot be averaged inside a graph compiled by XLA: call compile(..., "
+                "jit_compile=False) (syncbn.callbacks.BroadcastVariables does so for fit)"
             )
         if trainable_variables is None:
             trainable_variables = self._trainable_variables  # type: ignore[attr-defined]
@@ -176,8 +174,8 @@ class _Distributed:
         dense = [densify(g, v) for g, v in zip(grads, variables, strict=True)]
         presence = presence_of(grads)
 
-        def step(summed: list[tf.Tensor], held: tf.Tensor, weights: tf.Tensor) -> None:
-            self._reduce_and_apply(summed, held, weights, variables, ranks)
+        def step(summed: list[tf.Tensor], presence: tf.Tensor, weights: tf.Tensor) -> None:
+            self._reduce_and_apply(summed, presence, weights, variables, communicator)
 
         sums = self._pass_sums
         if sums is None:
@@ -197,14 +195,14 @@ class _Distributed:
         presence: tf.Tensor,
         weight: tf.Tensor,
         variables: list[Any],
-        ranks: Communicator,
+        communicator: Communicator,
     ) -> None:
         reduced = reduce_gradients(
-            gradients, presence, weight, ranks, self._collective, self._average, self._wire
+            gradients, presence, weight, communicator, self._collective, self._average, self._wire
         )
         here = tf.get_static_value(presence)
-        # Keras leaves alone a variable without gradient (weight decay would move it); so do we
-        # when no rank has one. A rank that has one needs not ask.
+        # Keras does not update a variable without gradient, not even by weight decay. The same
+        # holds here if no rank has a gradient; a rank that has one need not check.
         missing = [
             (
                 variable,
@@ -214,7 +212,7 @@ class _Distributed:
             for index, variable in enumerate(variables)
             if here is None or not here[index]
         ]
-        with consistency.averaged(self._collective, ranks):
+        with consistency.averaged(self._collective, communicator):
             self._update(reduced.gradients, variables)
         for variable, index, before in missing:
             variable.assign(tf.where(reduced.presence[index] > 0, variable, before))
@@ -227,29 +225,28 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
     compression: str | None = None,
     average: bool = True,
 ) -> keras.optimizers.Optimizer:
-    """Makes a Keras 3 optimizer average gradients over the ranks before it uses them.
+    """Makes a Keras 3 optimizer average gradients over the ranks before it applies them.
 
-    The gradients travel together in one all-reduce per dtype, before clipping, loss unscaling and
-    the update. Works in `fit`, `train_on_batch` and custom loops. Ranks whose batches differ in
-    size take the gradient of the loss summed over rows and `apply_gradients(..., rows=n)`, or, for
+    Gradients are reduced in one all-reduce per dtype, before clipping, loss unscaling and the
+    update. Works in `fit`, `train_on_batch` and custom loops. If batch sizes differ between ranks,
+    use the gradient of the loss summed over rows with `apply_gradients(..., rows=n)`, or, for
     `fit`, call `weigh_rows(model)`.
 
-    Within `strategy.run` of tf.distribute with several replicas Keras itself adds up the gradients
-    (its loops divide the loss by the number of replicas), and only `rows` matters here.
+    Inside `strategy.run` of tf.distribute with several replicas Keras itself sums the gradients
+    (its loops divide the loss by the number of replicas), and only `rows` has an effect.
 
     Args:
-        optimizer: Any Keras 3 optimizer, or its name (`"adam"`); built or not, its state is kept.
-            A `LossScaleOptimizer` may stand inside, or outside, where `compile` puts it under the
-            `mixed_float16` policy.
-        communicator: Where the ranks meet; None for `syncbn.communicator()`.
-        backward_passes_per_step: Calls whose gradients are added up locally before one reduction
-            and one update; `iterations` counts updates.
-        compression: `"float16"` or `"bfloat16"` to halve what is sent, or None.
+        optimizer: Any Keras 3 optimizer, built or not, or its name (`"adam"`). It may wrap or be
+            wrapped by a `LossScaleOptimizer`, as `compile` does under `mixed_float16`.
+        communicator: None for `syncbn.communicator()`.
+        backward_passes_per_step: Number of calls whose gradients are accumulated locally before one
+            reduction and one update; `iterations` counts updates.
+        compression: `"float16"` or `"bfloat16"` to send half-precision gradients, or None.
         average: False to sum over ranks (and passes) instead.
 
     Returns:
-        The same object, now of a class derived from its own: `isinstance` holds. A saved model
-        keeps it distributed; where it is loaded, `syncbn` must have been imported.
+        The same object, now of a class derived from its own, so `isinstance` still works. It stays
+        distributed in a saved model; `syncbn` must be imported before the model is loaded.
 
     Raises:
         TypeError: `optimizer` is not a Keras 3 optimizer.
@@ -267,10 +264,10 @@ def DistributedOptimizer(  # noqa: N802 - a class to its users, as in Horovod
             f"Received: backward_passes_per_step={backward_passes_per_step!r}"
         )
     wire = wire_dtype(compression)
-    # Past the tracking of Keras' own __setattr__, which is for state.
+    # Bypasses Keras' __setattr__, which tracks state.
     for name, value in {
         "__class__": _derived(type(optimizer)),  # type: ignore[arg-type]
-        "_ranks": communicator,
+        "_communicator": communicator,
         "_collective": f"gradients_{next(_serial)}",
         "_passes": backward_passes_per_step,
         "_pass_sums": None,
@@ -293,11 +290,11 @@ def is_distributed(optimizer: Any) -> bool:
 
 @cache
 def _derived(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
-    """`plain` with averaging. All such classes are saved by one name, and any of them loads it."""
+    """`plain` with averaging. All derived classes are saved under one name."""
     derived = type("DistributedOptimizer", (_Distributed, plain), {"__module__": __name__})
     keras.saving.register_keras_serializable("syncbn", "DistributedOptimizer")(derived)
     return derived
 
 
-# So that files can be loaded before the first optimizer of a program is distributed.
+# Registers the name, so that files can be loaded before any optimizer is distributed.
 _derived(keras.optimizers.SGD)

@@ -1,4 +1,4 @@
-"""Where a value that is not finite came from: the batch, a variable, or the first layer."""
+"""Finds the origin of a non-finite value: a variable, the batch, or the first layer."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from syncbn.update_guard import all_finite
 
 
 class Origin(NamedTuple):
-    """What was found: `text` for people, and the ranks on which it is so."""
+    """The origin in words, with `{where}` as the place of the ranks, and the ranks."""
 
     text: str
     ranks: list[int]
@@ -26,25 +26,25 @@ class Origin(NamedTuple):
 def find_origin(
     model: keras.Model,
     inputs: Any,
-    ranks: Communicator,
+    communicator: Communicator,
     loss: Any = 0.0,
     training: bool = True,
 ) -> Origin | None:
-    """The first thing that is not finite when `model` computes on `inputs`; None if all is.
+    """The first non-finite value when `model` is called on `inputs`; None if all are finite.
 
-    A collective call in training: every rank gives its own batch, and all get the same answer. The
-    variables are left as they are.
+    Collective if `training`: every rank passes its own batch, and all get the same answer. The
+    variables do not change.
 
     Args:
-        model: With the weights from before the update.
-        inputs: What the model is called with: one tensor, or a structure of them.
-        ranks: Compare what they have found.
-        loss: Of this rank's batch.
-        training: How the model is called; without, only this rank's batch is looked at.
+        model: The model, with the weights from before the update.
+        inputs: The inputs of the call: a tensor, or a structure of tensors.
+        communicator: The ranks that compare their results.
+        loss: The loss of this rank's batch.
+        training: Passed to the model; if False, only this rank's batch is checked.
     """
     batch = [tf.convert_to_tensor(part) for part in tf.nest.flatten(inputs)]
     names: list[str] = []
-    found: int | None = None  # what comes first: 0 the variables, 1 the batch, then the layers
+    found: int | None = None  # in this order: 0 variables, 1 batch, 2 + i layer i
     broken = first_non_finite(model.variables)
     if broken is not None:
         found = 0
@@ -59,24 +59,24 @@ def find_origin(
         outputs.append(bool(all_finite([t for t in tf.nest.flatten(output) if t is not None])))
 
     try:
-        with _watched(model, look):
+        with _observed(model, look):
             model(inputs, training=training)
     finally:
         for variable, value in zip(statistics, before, strict=True):
             variable.assign(value)
     if found is None and (False in outputs or not np.isfinite(float(loss))):
         found = 2 + (outputs.index(False) if False in outputs else len(names))
-    places = np.zeros(ranks.size)
-    places[ranks.rank] = 0 if found is None else 1 + found
+    places = np.zeros(communicator.size)
+    places[communicator.rank] = 0 if found is None else 1 + found
     if training:
-        places = ranks.all_reduce(tf.constant(places), "non_finite_places").numpy()
+        places = communicator.all_reduce(tf.constant(places), "non_finite_places").numpy()
     known = [int(place) - 1 for place in places if place > 0]
     if not known:
         return None
     first = min(known)
     where = [rank for rank, place in enumerate(places) if int(place) - 1 == first]
     if first == 0:
-        # Equal on all ranks, unless it is a moving statistic of one of them alone.
+        # Variables are equal on all ranks, except moving statistics that are not synchronized.
         name = "a variable" if broken is None else f"the variable {broken.path}"
         return Origin(f"{name} is not finite on {{where}}", where)
     if first == 1:
@@ -96,8 +96,8 @@ def _is_floating(variable: Any) -> bool:
 
 
 @contextmanager
-def _watched(model: keras.Model, look: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Within it, `look(layer, output)` is called for each layer that holds no others."""
+def _observed(model: keras.Model, look: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Context in which `look(layer, output)` is called for each layer without sublayers."""
     leaves = [
         layer
         for layer in model._flatten_layers(include_self=False)
@@ -112,7 +112,7 @@ def _watched(model: keras.Model, look: Callable[[Any, Any], None]) -> Iterator[N
             look(layer, output)
             return output
 
-        # Past the tracking of Keras' own __setattr__, which is for state.
+        # Bypasses Keras' __setattr__, which tracks state.
         object.__setattr__(layer, "call", watched)
 
     for leaf in leaves:

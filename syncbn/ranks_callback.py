@@ -1,4 +1,4 @@
-"""What the callbacks of `callbacks` and `non_finite` have in common."""
+"""Base class of the callbacks in `callbacks` and `non_finite`."""
 
 import keras
 
@@ -7,7 +7,7 @@ from syncbn.communicators.base import Communicator
 
 
 class RanksCallback(keras.callbacks.Callback):
-    """A callback that meets the other ranks.
+    """A callback that communicates with the other ranks.
 
     Args:
         communicator: None for `syncbn.communicator()`.
@@ -15,9 +15,9 @@ class RanksCallback(keras.callbacks.Callback):
 
     def __init__(self, communicator: Communicator | None) -> None:
         super().__init__()
-        self._given = communicator
+        self._communicator = communicator
 
     @property
-    def ranks(self) -> Communicator:
-        """Read at each use: an elastic job may get another one."""
-        return self._given or current_communicator()
+    def communicator(self) -> Communicator:
+        """Resolved at each use: an elastic job may replace its communicator."""
+        return self._communicator or current_communicator()

@@ -17,8 +17,18 @@ _serial = itertools.count()
 class DistributedGradientTape:
     """A `tf.GradientTape` whose `gradient` is averaged over the ranks.
 
-    Wraps a tape, or opens its own: both `with DistributedGradientTape() as tape:` and
-    `tape = DistributedGradientTape(tape)` work. Everything but `gradient` is the wrapped tape's.
+    Wraps a tape or creates one: both `with DistributedGradientTape() as tape:` and
+    `tape = DistributedGradientTape(tape)` work. All other methods are those of the wrapped tape.
+
+    Args:
+        tape: The tape to wrap; None creates one.
+        communicator: None for `syncbn.communicator()`.
+        compression: `"float16"` or `"bfloat16"` to send half-precision gradients, or None.
+        average: False to sum over ranks instead.
+        persistent: As for `tf.GradientTape`, if it is created here.
+
+    Raises:
+        ValueError: `compression` is unknown.
     """
 
     def __init__(
@@ -30,7 +40,7 @@ class DistributedGradientTape:
         persistent: bool = False,
     ) -> None:
         self._tape = tf.GradientTape(persistent=persistent) if tape is None else tape
-        self._ranks = communicator
+        self._communicator = communicator
         self._wire = wire_dtype(compression)
         self._average = average
         self._collective = f"tape_{next(_serial)}"
@@ -51,19 +61,19 @@ class DistributedGradientTape:
     ) -> Any:
         """As `tf.GradientTape.gradient`, over all ranks.
 
-        With `rows`, `target` is a sum over this rank's rows and the result the mean over all rows;
-        without, it is the mean over ranks.
+        With `rows`, `target` is a sum over the rows of this rank, and the result is the gradient of
+        the mean over all rows; without, it is the mean of the gradients of all ranks.
 
         Returns:
-            The structure of `sources`, of dense tensors; None where no source was reached on this
-            rank (another rank then counts this one's as zero).
+            Dense tensors in the structure of `sources`. With several ranks, a source without
+            gradient on this rank counts as zero.
         """
         flat_sources = [
             v.value if isinstance(v, keras.Variable) else v for v in tf.nest.flatten(sources)
         ]
         gradients = self._tape.gradient(target, flat_sources, output_gradients)
-        ranks = self._ranks or current_communicator()
-        if ranks.size > 1 and not keras_reduces():
+        communicator = self._communicator or current_communicator()
+        if communicator.size > 1 and not keras_reduces():
             consistency.note_tape()
             weight = tf.ones([]) if rows is None else tf.cast(rows, tf.float32)
             dense = [densify(g, v) for g, v in zip(gradients, flat_sources, strict=True)]
@@ -71,7 +81,7 @@ class DistributedGradientTape:
                 dense,
                 presence_of(gradients),
                 weight,
-                ranks,
+                communicator,
                 self._collective,
                 self._average,
                 self._wire,

@@ -1,8 +1,8 @@
-"""How long the collectives of this process take, and the norms of gradients.
+"""Measures the durations of collectives in this process, and norms of gradients.
 
-Costs nothing until `watch()` is called, which must happen before the graphs are traced. From then
-on a collective costs about one microsecond more, and `collect()` hands over what has run since it
-was last called; a training loop calls it once a step.
+Disabled, without cost, until `watch()` is called, which must happen before graphs are traced. Then
+each collective takes about one microsecond longer, and `collect()`, called by a training loop once
+a step, returns the measurements since its last call.
 """
 
 import time
@@ -17,12 +17,12 @@ from syncbn.telemetry_buffer import TelemetryBuffer, make_buffer
 
 Kind = Literal["sync_batch_norm", "gradients", "other"]
 
-# Bounds what is held when `collect` is never called.
-_MOST_SPANS = 100_000
+# Limits the memory used if `collect` is never called.
+_MAX_SPANS = 100_000
 
 
 class Span(NamedTuple):
-    """One collective on this rank, its wait for slower ranks included.
+    """One collective on this rank, including the wait for slower ranks.
 
     `start` is in seconds since the epoch; `bytes` is the size of this rank's message.
     """
@@ -35,21 +35,21 @@ class Span(NamedTuple):
 
 
 _watching = False
-_finished: deque[Span] = deque(maxlen=_MOST_SPANS)
+_finished: deque[Span] = deque(maxlen=_MAX_SPANS)
 _buffer: TelemetryBuffer | None = None
 
 
 def watch() -> None:
-    """Starts to measure every collective that is traced or run from now on. May be called twice."""
+    """Measures every collective that is traced or run from now on. May be called repeatedly."""
     global _watching, _buffer
     _watching = True
     _buffer = _buffer or make_buffer()
 
 
 def collect() -> tuple[list[Span], dict[str, float]]:
-    """The collectives that ended, and the numbers noted, since the last call.
+    """Collectives that ended, and numbers noted, since the last call.
 
-    Of a collective that one graph runs several times in between only the last run is seen.
+    If a graph has run a collective several times in between, only the last run is returned.
     """
     spans = [_finished.popleft() for _ in range(len(_finished))]
     numbers: dict[str, float] = {}
@@ -68,7 +68,7 @@ def collect() -> tuple[list[Span], dict[str, float]]:
 
 
 def all_reduce(communicator: Communicator, tensor: tf.Tensor, name: str, kind: Kind) -> tf.Tensor:
-    """`communicator.all_reduce(tensor, name)`, measured once `watch` was called."""
+    """`communicator.all_reduce(tensor, name)`, measured after `watch()`."""
     if not _watching or communicator.size == 1:
         return communicator.all_reduce(tensor, name)
     return _timed(kind, name, [tensor], lambda t: [communicator.all_reduce(t[0], name)])[0]
@@ -77,7 +77,7 @@ def all_reduce(communicator: Communicator, tensor: tf.Tensor, name: str, kind: K
 def all_reduce_many(
     communicator: Communicator, tensors: Sequence[tf.Tensor], name: str, kind: Kind
 ) -> list[tf.Tensor]:
-    """`communicator.all_reduce_many(tensors, name)`, measured once `watch` was called."""
+    """`communicator.all_reduce_many(tensors, name)`, measured after `watch()`."""
     if not _watching or communicator.size == 1:
         return communicator.all_reduce_many(tensors, name)
     return _timed(kind, name, tensors, lambda t: communicator.all_reduce_many(t, name))
@@ -103,7 +103,7 @@ def _timed(
 
 
 def note_norm(name: str, gradients: Sequence[Any]) -> None:
-    """Notes the Euclidean norm of all `gradients` together under `name`; None counts as zero."""
+    """Records the global Euclidean norm of `gradients` under `name`; None counts as zero."""
     if not _watching or _buffer is None or tf.executing_eagerly() or not _buffer.usable:
         return
     slot = _buffer.slot("number", name)

@@ -1,7 +1,7 @@
-"""Where graphs leave their measurements: two numbers for each slot, read all at once.
+"""The buffer into which graphs write measurements, two numbers per slot.
 
-A slot is a row: start and end of a collective's last run in seconds since the epoch, or a value
-and its time.
+A slot is a row: start and end of the last run of a collective, in seconds since the epoch, or a
+value and its time.
 """
 
 import ctypes
@@ -20,11 +20,11 @@ _VARIABLE_SLOTS = 2048
 
 
 class TelemetryBuffer(ABC):
-    """The slots of this process' graphs.
+    """The slots of the graphs of this process.
 
     Attributes:
-        slots: Kind and name to row.
-        bytes: Row to the size of the message, for collectives.
+        slots: Maps kind and name to the row.
+        bytes: Maps the row of a collective to its message size in bytes.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -35,11 +35,11 @@ class TelemetryBuffer(ABC):
 
     @property
     def usable(self) -> bool:
-        """Whether the graph that is traced now can be measured: XLA compiles no clock."""
+        """Whether the graph being traced can be measured: XLA cannot compile a clock."""
         return not dispatch.inside_xla()
 
     def slot(self, kind: str, name: str) -> int | None:
-        """The row of a collective, the same each time it is traced; None when all are taken."""
+        """The row of a collective, the same each time it is traced; None if all are used."""
         known = self.slots.setdefault((kind, name), len(self.slots))
         return known if known < self._capacity else None
 
@@ -53,7 +53,7 @@ class TelemetryBuffer(ABC):
 
     @abstractmethod
     def _rows(self, used: int) -> np.ndarray:
-        """The first rows, (used, 2) float64."""
+        """The first `used` rows, shape (used, 2), float64."""
 
     @abstractmethod
     def measure(
@@ -62,15 +62,15 @@ class TelemetryBuffer(ABC):
         tensors: Sequence[tf.Tensor],
         collective: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
-        """`collective(tensors)`, from the moment all `tensors` are there to the last result."""
+        """Runs `collective(tensors)`, measured from its last input to its last result."""
 
     @abstractmethod
     def note_norm(self, slot: int, gradients: Sequence[Any]) -> None:
-        """The Euclidean norm of all `gradients` together."""
+        """Records the global Euclidean norm of `gradients`."""
 
 
 class NativeBuffer(TelemetryBuffer):
-    """By C++ operations that pass tensors on as they are and cost about a microsecond each."""
+    """Uses C++ operations that forward their inputs and take about a microsecond each."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._operations = kernels.operations
@@ -109,9 +109,9 @@ class NativeBuffer(TelemetryBuffer):
 
 
 class VariableBuffer(TelemetryBuffer):
-    """By TensorFlow's own operations: for GPUs, and where there is no C++ compiler.
+    """Uses TensorFlow operations: for GPUs, and without a C++ compiler.
 
-    On a GPU the end is the host's view: until the collective has been queued, not until it has run.
+    On a GPU the end time is when the collective has been queued, not when it has run.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class VariableBuffer(TelemetryBuffer):
 
     @property
     def usable(self) -> bool:
-        # TensorFlow counts the clock among what is not deterministic, and refuses it.
+        # With op determinism TensorFlow rejects tf.timestamp.
         return super().usable and not is_op_determinism_enabled()
 
     def _rows(self, used: int) -> np.ndarray:
@@ -155,6 +155,6 @@ class VariableBuffer(TelemetryBuffer):
 
 
 def make_buffer() -> TelemetryBuffer:
-    """The cheapest buffer that fits the devices of this process."""
+    """The fastest buffer for the devices of this process."""
     kernels = None if dispatch.native_operations() is None else native.kernels()
     return VariableBuffer() if kernels is None else NativeBuffer(kernels)

@@ -1,8 +1,8 @@
-"""Keeps NaN and infinities out of the weights: an update that would carry them in is left out.
+"""Skips updates with NaN or infinite gradients.
 
-The gradients are looked at after the ranks have summed them up. All ranks then hold the same
-values, so that all leave out the same updates without another message. A loss that is not finite
-on one rank travels in one of its gradients.
+Gradients are checked after the reduction over ranks: all ranks have the same values then, and skip
+the same updates without additional communication. A non-finite loss on one rank is added to one of
+its gradients.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,34 +14,35 @@ import tensorflow as tf
 
 from syncbn.gradients import Gradient
 
-# To read all gradients of a large model once more takes milliseconds. What passes through a layer
-# on the way back shows in its small gradients too (bias, gamma, beta).
+# Reading all gradients of a large model again takes milliseconds. A non-finite value in the
+# backward pass also reaches the small gradients of a layer (bias, gamma, beta).
 _SMALL = 1 << 16
 
-# A loss scale this far below its start comes of thirty halvings on end: no overflow needs so many.
+# The number of halvings of the loss scale after which overflows are considered permanent.
 _HALVINGS = 30
 
 
 class UpdateGuard:
-    """Leaves out the updates of one optimizer whose gradients, or whose loss, are not finite.
+    """Skips updates of one optimizer if a gradient or the loss is not finite.
 
-    Of an optimizer with loss scaling, which skips infinite gradients itself and then lowers its
-    scale, nothing is left out or counted: `hopeless` says when that has ceased to help.
+    An optimizer with loss scaling skips infinite gradients itself and lowers its scale. Its updates
+    are neither skipped nor counted here; `hopeless` tells when lowering the scale does not help.
 
     Args:
-        optimizer: A Keras optimizer, distributed or of a single process.
-        thorough: Whether to look at every gradient, or only at those of at most 65,536 elements.
+        optimizer: A Keras optimizer, distributed or not.
+        thorough: Whether to check every gradient, or only those of at most 65,536 elements.
 
     Attributes:
-        left_out: How many updates were left out, an int64 variable, equal on all ranks.
-        suspects: For each gradient of the newest one left out, whether it was not finite.
+        left_out: Number of skipped updates, an int64 variable, equal on all ranks.
+        suspects: For each gradient of the last skipped update, whether it was not finite.
+        watched: The variables of the gradients in `suspects`.
     """
 
     def __init__(self, optimizer: Any, thorough: bool) -> None:
         self._optimizer = optimizer
         self._thorough = thorough
         self._scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        # Of a distributed optimizer the method behind the reduction.
+        # In a distributed optimizer, the method that runs after the reduction.
         self._method = "_update" if hasattr(type(optimizer), "_update") else "apply"
         with tf.init_scope(), tf.device("CPU:0"):
             self.left_out = tf.Variable(0, trainable=False, dtype=tf.int64)
@@ -49,17 +50,17 @@ class UpdateGuard:
         self.watched: list[Any] = []
 
     def attach(self) -> None:
-        """Guards every update that is traced, or run eagerly, from now on. May be called twice."""
-        # Past the tracking of Keras' own __setattr__, which is for state.
+        """Guards every update traced or run eagerly from now on. May be called repeatedly."""
+        # Bypasses Keras' __setattr__, which tracks state.
         object.__setattr__(self._optimizer, self._method, self._update)
 
     def detach(self) -> None:
-        """Leaves the optimizer as it was; graphs that were traced in between stay guarded."""
+        """Restores the optimizer; graphs traced in between stay guarded."""
         vars(self._optimizer).pop(self._method, None)
 
     @property
     def hopeless(self) -> str | None:
-        """Why loss scaling cannot get rid of the infinities any more; None as long as it may."""
+        """Why lowering the loss scale no longer helps; None while it may help."""
         if not self._scales or not self._optimizer.built:
             return None
         scale, start = float(self._optimizer.dynamic_scale), self._optimizer.initial_scale
@@ -71,17 +72,17 @@ class UpdateGuard:
     def keeping(
         self, variables: Sequence[Any], then: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """When the update within is left out, gives `variables` their values back and calls `then`.
+        """Context that restores `variables` and calls `then` if the update inside it is skipped.
 
-        For moving statistics and metrics, which the forward pass moves before anyone can tell.
+        For moving statistics and metrics, which the forward pass updates before the check.
         """
-        kept = [v for v in variables if tf.as_dtype(v.dtype).is_floating]
-        before = [tf.convert_to_tensor(v) for v in kept]
+        saved = [v for v in variables if tf.as_dtype(v.dtype).is_floating]
+        before = [tf.convert_to_tensor(v) for v in saved]
         count = self.left_out.read_value()
         yield
 
         def restore() -> None:
-            for variable, value in zip(kept, before, strict=True):
+            for variable, value in zip(saved, before, strict=True):
                 variable.assign(value)
             then()
 
@@ -99,7 +100,7 @@ class UpdateGuard:
         if trainable_variables is None:
             trainable_variables = optimizer._trainable_variables
         variables = list(trainable_variables)
-        if not optimizer.built:  # within a tf.cond no variables can be made
+        if not optimizer.built:  # a tf.cond cannot create variables
             optimizer.build(variables)
             optimizer.built = True
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
@@ -119,35 +120,35 @@ class UpdateGuard:
 
 
 def with_defect(gradients: Sequence[Gradient], loss: tf.Tensor) -> list[Gradient]:
-    """The gradients, of which one is NaN where the loss of this rank is not finite.
+    """The gradients, with NaN in one of them if the loss of this rank is not finite.
 
-    So the other ranks learn of it in the message they get anyway.
+    The reduction of gradients then informs the other ranks.
     """
     gradients = list(gradients)
     present = [index for index, gradient in enumerate(gradients) if gradient is not None]
     if present:
         smallest = min(present, key=lambda index: _size(gradients[index]))
         gradient = tf.convert_to_tensor(gradients[smallest])
-        # 0 for every finite loss, NaN for all others.
+        # loss − loss is 0 for a finite loss, otherwise NaN.
         gradients[smallest] = gradient + tf.cast(loss - loss, gradient.dtype)
     return gradients
 
 
 def all_finite(tensors: Sequence[Any]) -> tf.Tensor:
-    """Whether no element of any floating-point tensor is NaN or infinite: a bool scalar."""
+    """Whether all elements of all floating-point tensors are finite: a bool scalar."""
     sums = [_sum(t) for t in tensors if tf.as_dtype(t.dtype).is_floating]
     return tf.reduce_all(tf.math.is_finite(tf.stack(sums))) if sums else tf.constant(True)
 
 
 def _sum(gradient: Any) -> tf.Tensor:
-    """A float32 scalar that is finite only if every element is: one pass, and no second tensor."""
+    """A float32 scalar that is finite only if every element is; one pass, no temporary tensor."""
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     if tf.as_dtype(values.dtype).size < 4:
-        values = tf.cast(values, tf.float32)  # a sum of halves overflows by itself
+        values = tf.cast(values, tf.float32)  # a sum in half precision may overflow
     return tf.cast(tf.reduce_sum(values), tf.float32)
 
 
 def _size(gradient: Gradient) -> int:
-    """Number of elements; of unknown shapes the largest there is."""
+    """Number of elements; a very large number if the shape is unknown."""
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     return int(values.shape.num_elements() or 1 << 62) if values is not None else 1 << 62

@@ -1,7 +1,6 @@
-"""The kernels in C++, loaded where they can be; they compute what `moments.py` says, much faster.
+"""The C++ kernels, a faster implementation of `moments.py`.
 
-`operations()` is all that the layer needs: the operations, or None where they cannot be had.
-`status()` says which it is, and why.
+`operations()` returns the operations, or None if they are not available; `status()` tells why.
 """
 
 import logging
@@ -20,13 +19,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Status:
-    """How layers compute their statistics in this process.
+    """The implementation that layers use in this process.
 
     Attributes:
-        path: By the kernels of this package ("native"), or by TensorFlow's own operations.
-        library: The file that holds the kernels.
-        instruction_set: The instructions they use, as compilers call them: "x86-64-v3".
-        tensorflow: Its version.
+        path: "native" for the kernels of this package, "tensorflow" for TensorFlow operations.
+        library: The library file of the kernels.
+        instruction_set: Their instruction set, as compilers name it, for example "x86-64-v3".
+        tensorflow: The version of TensorFlow.
         reason: Why the path is not "native".
     """
 
@@ -38,7 +37,7 @@ class Status:
 
     @property
     def brief(self) -> str:
-        """A few words: what computes, or why TensorFlow does."""
+        """The implementation in a few words, with the reason if it is TensorFlow's."""
         if self.path == "native":
             return f"native kernels for {self.instruction_set}"
         return f"TensorFlow's operations ({self.reason})"
@@ -51,13 +50,13 @@ class Status:
 
 
 def status() -> Status:
-    """Which path the layers of this process take, and why; loads the kernels if need be.
+    """The implementation that layers of this process use, and why; loads the kernels if needed.
 
     Example:
         >>> syncbn.native.status().path
         'native'
     """
-    kernels = None if _off() else _kernels()
+    kernels = None if _disabled() else _kernels()
     if not isinstance(kernels, Kernels):
         reason = kernels or "SYNCBN_NATIVE=0 is set"
         return Status("tensorflow", None, None, tf.__version__, reason)
@@ -67,31 +66,31 @@ def status() -> Status:
 
 
 def operations() -> Any | None:
-    """The module of operations made by `tf.load_op_library`, or None, saying why in the log.
+    """The module of operations from `tf.load_op_library`, or None, with the reason in the log.
 
-    The first call in a fresh installation builds the library (some 10 s). `SYNCBN_NATIVE=0` in the
-    environment does without it.
+    The first call in a new installation builds the library (about 10 s). `SYNCBN_NATIVE=0` in the
+    environment disables it.
     """
     loaded = kernels()
     return None if loaded is None else loaded.operations
 
 
 def kernels() -> Kernels | None:
-    """The loaded library, or None where `operations` is None."""
-    loaded = None if _off() else _kernels()
+    """The loaded library, or None if `operations` returns None."""
+    loaded = None if _disabled() else _kernels()
     if not isinstance(loaded, Kernels):
         return None
-    loaded.follow_threads()
+    loaded.sync_thread_count()
     return loaded
 
 
-def _off() -> bool:
+def _disabled() -> bool:
     return os.environ.get("SYNCBN_NATIVE") == "0"
 
 
 @cache
 def _kernels() -> Kernels | str:
-    """The loaded library, or why there is none."""
+    """The loaded library, or the reason why there is none."""
     try:
         return load()
     except BuildError as error:

@@ -1,4 +1,4 @@
-"""`python -m syncbn.native.build [--output DIR]`: builds the kernels now, not on first use."""
+"""`python -m syncbn.native.build [--output DIR]`: builds the kernels before their first use."""
 
 import sys
 
@@ -7,7 +7,7 @@ from syncbn.native.library import library
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code; prints where the library is."""
+    """Prints the path of the library; returns the exit code."""
     try:
         options = compiler.parse(arguments)
         print(library() if options.output is None else compiler.build_into(options))

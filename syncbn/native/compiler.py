@@ -1,8 +1,8 @@
-"""Compiles the library of kernels; needs a C++ compiler and neither TensorFlow nor this package.
+"""Compiles the library of kernels; needs a C++ compiler, but neither TensorFlow nor this package.
 
-The arithmetic is compiled once for each level of instructions and everything else once, for the
-least processor; all of it becomes one library. `python syncbn/native/compiler.py --output DIR`
-makes it where no TensorFlow is installed.
+The arithmetic is compiled once per instruction set level, everything else once, for the lowest
+level; the objects are linked into one library. `python syncbn/native/compiler.py --output DIR`
+works without TensorFlow.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PACKAGED = _DIRECTORY / "lib"
 _ARITHMETIC = "arithmetic.cc"
 _TIMEOUT_SECONDS = 600
 
-# Table of functions → how it is compiled. The names are those of levels.cc.
+# Function table in levels.cc → its compiler flags.
 _LEVELS = {
     "x86_64": {
         "x86_64_v2": ["-march=x86-64-v2"],
@@ -32,27 +32,27 @@ _LEVELS = {
 }
 _BASELINE: dict[str, list[str]] = {"baseline": []}
 
-# Contraction to fused multiply-adds is off so that every processor rounds alike: ranks may run on
-# different ones.
+# No contraction to fused multiply-adds, so that results are bitwise equal on all processors: ranks
+# may run on different ones.
 _FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-ffp-contract=off", "-fno-math-errno"),
 ]
 _LINK = ["-shared", "-Wl,--as-needed"]
 
-# Kind of processor → its number in the header of an ELF file.
+# Machine → e_machine in the ELF header.
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "ppc64le": 21, "s390x": 22, "riscv64": 243}
 
-# Behind the library: this mark and the digest of all that stands before it.
+# Appended to the library: this mark and the digest of all preceding bytes.
 _MARK = b"syncbn kernels, SHA-256: "
 
 
 class BuildError(Exception):
-    """The library cannot be built or run here; the text says what is missing."""
+    """The library cannot be built or run here; the message tells what is missing."""
 
 
 def file_name(machine: str) -> str:
-    """The library's name, which names everything that it depends on."""
+    """The file name of the library, with a digest of sources and flags."""
     parts = [machine, repr(_levels(machine)), repr(_FLAGS), repr(_LINK)]
     parts += [path.read_text() for path in sorted(_DIRECTORY.glob("*.[ch]*"))]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -60,17 +60,17 @@ def file_name(machine: str) -> str:
 
 
 def places() -> list[Path]:
-    """Where a library may be: in the package, beside the packages, in the user's cache."""
+    """Directories of libraries: the package, the environment, the user's cache."""
     return [PACKAGED, beside_packages(), *caches_of_user()]
 
 
 def beside_packages() -> Path:
-    """In a virtual environment of one's own as private as the packages; images have it here too."""
+    """The directory in the Python environment; container images use it, too."""
     return Path(sys.prefix) / "lib" / "syncbn"
 
 
 def caches_of_user() -> list[Path]:
-    """The user's cache; a container's user may have no home."""
+    """The user's cache directory; none for a container user without a home."""
     try:
         return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn"]
     except RuntimeError:
@@ -78,7 +78,7 @@ def caches_of_user() -> list[Path]:
 
 
 def found() -> Path | None:
-    """The library for this machine if it has been built, and is whole."""
+    """The library for this machine, if it has been built and is not damaged."""
     machine = platform.machine()
     files = [place / file_name(machine) for place in places()]
     return next((file for file in files if file.exists() and damage(file, machine) is None), None)
@@ -89,7 +89,7 @@ def _levels(machine: str) -> dict[str, list[str]]:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C++ compiler: what CXX says, or the first of those at hand."""
+    """The command of a C++ compiler: CXX, or the first one installed; None without any."""
     if named := shlex.split(os.environ.get("CXX", "")):
         return named
     found = (shutil.which(name) for name in ("g++", "clang++", "c++"))
@@ -97,13 +97,13 @@ def find_compiler() -> list[str] | None:
 
 
 def damage(library: Path, machine: str) -> str | None:
-    """What is wrong with a library that was built, or None: looked at before it is loaded.
+    """What is wrong with a library, or None. Check before loading.
 
-    A library that is cut short would end the process (SIGBUS) where its missing part is touched.
+    Accessing the missing part of a truncated library would kill the process (SIGBUS).
     """
     content = library.read_bytes()
     if content[:4] != b"\x7fELF":
-        return f"{library} is no library"
+        return f"{library} is not a library"
     kind = int.from_bytes(content[18:20], "little" if content[5] == 1 else "big")
     if machine in _ELF_MACHINES and kind != _ELF_MACHINES[machine]:
         names = {number: name for name, number in _ELF_MACHINES.items()}
@@ -115,7 +115,7 @@ def damage(library: Path, machine: str) -> str | None:
 
 
 def build(target: Path, machine: str) -> None:
-    """Makes the library `target` for processors of the kind `machine`, whole or not at all.
+    """Builds the library `target` for `machine`, atomically.
 
     Raises:
         BuildError: There is no compiler, or it failed.
@@ -142,16 +142,16 @@ def build(target: Path, machine: str) -> None:
 
 def _compile(compiler: list[str], machine: str, target: Path) -> None:
     objects = compile_objects(compiler, machine, target.parent)
-    # Of its own C++ library, which zig would compile first, nothing is used.
+    # zig would compile its C++ standard library first, which is not used.
     link = [*_LINK, *(["-nostdlib++"] if _is_zig(compiler) else [])]
     run([*compiler, *link, *map(str, objects), "-pthread", "-ldl", "-o", str(target)])
 
 
 def compile_objects(compiler: list[str], machine: str, directory: Path) -> list[Path]:
-    """Compiles every source, the arithmetic once for each level, and returns the object files."""
+    """Compiles all sources, the arithmetic once per level, and returns the object files."""
     objects, commands = [], []
     for level, flags in _levels(machine).items():
-        if _is_zig(compiler):  # which spells the levels of a processor with underscores
+        if _is_zig(compiler):  # which uses underscores in the names of levels
             flags = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in flags]
         objects.append(directory / f"{level}.o")
         commands.append(
@@ -172,7 +172,11 @@ def _is_zig(compiler: list[str]) -> bool:
 
 
 def run(command: list[str]) -> None:
-    """Runs a compiler beside the sources; raises BuildError with its own first errors."""
+    """Runs a compiler in the source directory.
+
+    Raises:
+        BuildError: It failed; the message has its first errors.
+    """
     try:
         done = subprocess.run(
             command,
@@ -195,13 +199,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line: `output`, a directory or None, and `machine`."""
     parser = argparse.ArgumentParser(
         prog="python -m syncbn.native.build",
-        description="Builds the kernels in C++ and prints where they are. CXX names the compiler.",
+        description="Builds the C++ kernels and prints their path. CXX names the compiler.",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where, instead of the cache")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory instead of the cache")
     parser.add_argument(
         "--machine",
         default=platform.machine(),
-        help="the kind of processor, if CXX compiles for another one (default: %(default)s)",
+        help="target machine, if CXX is a cross compiler (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.output is None and options.machine != platform.machine():
@@ -212,7 +216,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def build_into(options: argparse.Namespace) -> Path:
     """Builds into `options.output`."""
     if options.output is None:
-        raise BuildError("without the package installed it takes an --output DIR")
+        raise BuildError("--output DIR is required if the package is not installed")
     target = Path(options.output).absolute() / file_name(options.machine)
     build(target, options.machine)
     return target

@@ -1,4 +1,4 @@
-"""Fused normalization: four C++ operations, with any communicator's sums between them.
+"""Fused normalization: four C++ operations, with an all-reduce of any communicator in between.
 
 Forward: local sums → all-reduce → normalize. Backward: gradient sums → all-reduce → input gradient.
 """
@@ -21,7 +21,7 @@ def _refuse(operation: tf.Operation, *_: tf.Tensor) -> None:
 
 
 def fits(context: NormContext) -> bool:
-    """Whether the operations know such weights: none, or one for each position."""
+    """Whether the operations support the weights: none, or one per position."""
     weights = context.weights
     return weights is None or weights.shape[context.layout.axis] == 1
 
@@ -35,18 +35,18 @@ def normalization(
     moving: MovingStatistics,
     renorm: RenormStatistics | None = None,
 ) -> tuple[tf.Tensor, Moments]:
-    """What `normalize.synchronized_normalization` returns, by the operations of `native`.
+    """`normalize.synchronized_normalization` with the operations of `native`.
 
-    Half precision stays as it is: read and written as such, computed in float32, rounded once.
+    Half precision is read and written as such, computed in float32, and rounded once.
 
     Args:
         operations: The module of operations.
         inputs: Floating point, with a static number C of channels.
         scale: Shape (C,), compute dtype.
-        offset: Likewise.
-        context: How to normalize; its weights `fits`.
+        offset: Shape (C,), compute dtype.
+        context: The parameters; must satisfy `fits`.
         moving: The moving statistics before the step.
-        renorm: Those of batch renormalization, if the outputs are to be corrected by them.
+        renorm: The statistics of batch renormalization, if enabled.
     """
     channels = inputs.shape[context.layout.axis]
     layer = _Layer(operations, inputs, context, moving, None)
@@ -81,12 +81,13 @@ def ghost_normalization(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Normalizes each of `blocks` equal parts of the first axis by its own moments.
 
+    The other arguments are those of `normalization`.
+
     Args:
         blocks: An integer scalar.
-        others: As in `normalization`.
 
     Returns:
-        The outputs, and a vector of float64, shape (4C,): how many blocks counted anything, and the
+        The outputs, and a float64 vector of shape (4C,): the number of non-empty blocks, and the
         sums of their means, variances and counts.
     """
     channels = inputs.shape[context.layout.axis]
@@ -99,7 +100,7 @@ def ghost_normalization(
 
 
 class _Layer:
-    """The operations with what all of them take."""
+    """The operations with their common arguments."""
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class _Layer:
         }
 
     def local_sums(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The wire of each block, one after the other."""
+        """The vector to send for each block, concatenated."""
         return self._operations.syncbn_local_sums(x=tf.stop_gradient(inputs), **self._common)
 
     def normalize(
@@ -141,7 +142,7 @@ class _Layer:
     ) -> list[tf.Tensor]:
         """Outputs; and without gradient: moments, next moving mean and variance.
 
-        `total` adds up the backward sums over all ranks.
+        `total` sums the backward vector over all ranks.
         """
         operations, common = self._operations, self._common
 
@@ -162,13 +163,13 @@ class _Layer:
             ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
                 known = {"gradient": upstream, "x": values, "moments": moments}
                 known |= {"scale": scale, "offset": offset}
-                backward, towards_scale, towards_offset = operations.syncbn_gradient_sums(
+                backward, scale_gradient, offset_gradient = operations.syncbn_gradient_sums(
                     **known, **common
                 )
-                towards_inputs = operations.syncbn_input_gradient(
+                inputs_gradient = operations.syncbn_input_gradient(
                     wire=total(backward), **known, **common
                 )
-                return towards_inputs, towards_scale, towards_offset
+                return inputs_gradient, scale_gradient, offset_gradient
 
             return (outputs, moments, *moved), gradients
 
@@ -177,7 +178,7 @@ class _Layer:
 
 
 def _by_position(inputs: tf.Tensor, context: NormContext, dtype: tf.DType) -> tf.Tensor:
-    """The weights, one number for each position, or none."""
+    """The weights, one number per position, or an empty vector."""
     if context.weights is None:
         return tf.zeros([0], dtype)
     shape = tf.unstack(tf.shape(inputs), num=context.layout.rank)
@@ -194,7 +195,7 @@ def _renorm(
     renorm: RenormStatistics,
     dtype: tf.DType,
 ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-    """r and d, and what the statistics are after the step, by their names."""
+    """r and d, and the new statistics by weight name."""
     limits = renorm.clipping
     numbers = [epsilon, moving.momentum, moving.bessel_correction, renorm.momentum]
     for name, none in (("rmin", -math.inf), ("rmax", math.inf), ("dmax", math.inf)):

@@ -1,7 +1,7 @@
-"""Where the library of kernels is: in the package, beside the packages, or in the user's cache.
+"""Finds or builds the library of kernels in the package, the environment or the user's cache.
 
-A wheel brings it in the package. Elsewhere it is built once, with the C++ compiler at hand;
-`python -m syncbn.native.build` does that ahead of time and says what went wrong.
+A wheel contains it in the package. Otherwise it is built once, with an installed C++ compiler;
+`python -m syncbn.native.build` does so in advance and prints errors.
 """
 
 import fcntl
@@ -25,13 +25,14 @@ _log = logging.getLogger(__name__)
 
 
 def library() -> Path:
-    """The library of these sources for this machine; builds it first if there is none.
+    """The library of these sources for this machine; builds it if there is none.
 
-    Of several processes that come at once one builds and the others wait. One that is damaged, or
-    for another machine, is never loaded; where it can be it is replaced.
+    Of several concurrent processes one builds and the others wait. A damaged library, or one for
+    another machine, is not loaded, and replaced if possible.
 
     Raises:
-        BuildError: There is none, and no compiler, no place to write, or the compiler failed.
+        BuildError: There is no library, and no compiler or writable directory, or the compiler
+            failed.
     """
     machine = platform.machine()
     name = file_name(machine)
@@ -51,10 +52,10 @@ def library() -> Path:
             raise BuildError("; ".join([*problems, str(error)])) from error
         else:
             for problem in problems:
-                _log.warning("%s; used instead: %s", problem, built)
+                _log.warning("%s; using %s instead", problem, built)
             return built
     if not _places_to_build():
-        problems.append("there is no place to build the kernels in: set XDG_CACHE_HOME or HOME")
+        problems.append("there is no directory to build the kernels in: set XDG_CACHE_HOME or HOME")
     raise BuildError("; ".join(problems))
 
 

@@ -1,4 +1,4 @@
-"""Opens the library of kernels and makes its operations ready to run."""
+"""Loads the library of kernels and initialises its operations."""
 
 import ctypes
 import os
@@ -16,13 +16,13 @@ _THREADS_VARIABLE = "TF_NUM_INTRAOP_THREADS"
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library, loaded.
+    """The loaded library.
 
     Attributes:
-        operations: The module of operations made by `tf.load_op_library`.
-        functions: What else the library exports, by ctypes.
+        operations: The module of operations from `tf.load_op_library`.
+        functions: The other exports of the library, through ctypes.
         file: The library.
-        instruction_set: The instructions chosen for this processor, as compilers call them.
+        instruction_set: The instruction set chosen for this processor, as compilers name it.
     """
 
     operations: Any
@@ -30,8 +30,8 @@ class Kernels:
     file: Path
     instruction_set: str
 
-    def follow_threads(self) -> None:
-        """As many threads an operation as TensorFlow has, which may change until it starts."""
+    def sync_thread_count(self) -> None:
+        """Uses the number of threads of TensorFlow, which may change until it starts."""
         self.functions.syncbn_use_threads(_intra_op_threads())
 
 
@@ -39,7 +39,7 @@ def load() -> Kernels:
     """Finds or builds the library and loads it.
 
     Raises:
-        BuildError: It cannot be had, or cannot run here; the text says why.
+        BuildError: It is not available or cannot run here; the message tells why.
     """
     file = library()
     try:
@@ -54,12 +54,12 @@ def load() -> Kernels:
     if chosen is None:
         raise BuildError(message.value.decode(errors="replace"))
     if not hasattr(operations, "syncbn_normalize"):
-        raise BuildError(f"TensorFlow {tf.__version__} has not taken the operations of {file}")
+        raise BuildError(f"TensorFlow {tf.__version__} did not register the operations of {file}")
     return Kernels(operations, functions, file, chosen.decode())
 
 
 def _intra_op_threads() -> int:
-    """Of TensorFlow: what the program set, else the environment, else all cores of the process."""
+    """TensorFlow's intra-op threads: set by the program, the environment, or the core count."""
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     named = os.environ.get(_THREADS_VARIABLE, "")
     if threads == 0 and named.isdigit():

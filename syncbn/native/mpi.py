@@ -1,4 +1,4 @@
-"""MPI_Allreduce as a TensorFlow operation: mpi4py lends its function and its handles to C++."""
+"""MPI_Allreduce as a TensorFlow operation: C++ gets the function and handles from mpi4py."""
 
 import ctypes
 from typing import Any
@@ -38,7 +38,7 @@ class NativeSum:
 
 
 def native_sum(mpi: Any, comm: Any) -> NativeSum | None:
-    """The operation for `comm`, or None where the C++ operations or MPI's address are missing."""
+    """The operation for `comm`, or None without the C++ operations or with mpi4py before 4.0."""
     kernels = native.kernels()
     if kernels is None or not hasattr(mpi, "_handleof"):  # mpi4py before 4.0
         return None

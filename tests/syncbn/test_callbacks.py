@@ -11,7 +11,7 @@ from syncbn.optimizer import DistributedOptimizer
 
 def test_the_alarm_is_silent_alone() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    callbacks.check_divergence(model, 1, callbacks.DivergenceAlarm().ranks)
+    callbacks.check_divergence(model, 1, callbacks.DivergenceAlarm().communicator)
 
 
 def test_warm_up_needs_a_number_to_scale() -> None:
@@ -67,7 +67,7 @@ def test_too_many_skips_and_scales_that_do_not_help_end_training() -> None:
     model = weigh_rows(_model(DistributedOptimizer(keras.optimizers.SGD())))
     with pytest.raises(NonFiniteError, match=r"step 3.*rank 0 holds NaN.*3 updates in a row"):
         model.fit(*bad, callbacks=[guard], **options)
-    assert model.train_step.__name__ == "weighed_train_step", "the guard has taken it along"
+    assert model.train_step.__name__ == "weighted_train_step", "the guard has taken it along"
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=8.0)
     with pytest.raises(NonFiniteError, match=r"step 30.*every loss scale from 8 down to"):
         _model(scaled).fit(*bad, callbacks=[callbacks.NonFiniteGuard()], **options)

@@ -75,8 +75,8 @@ def test_build(arguments: dict[str, Any], shape: tuple[int, ...], message: str) 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"mask": np.ones(6, bool)}, r"mask must have one dimension less.*\(6,\).*\(6, 4, 3\)"),
-        ({"mask": np.ones((6, 4, 3), bool)}, "mask must have one dimension less"),
+        ({"mask": np.ones(6, bool)}, r"mask must have one dimension fewer.*\(6,\).*\(6, 4, 3\)"),
+        ({"mask": np.ones((6, 4, 3), bool)}, "mask must have one dimension fewer"),
         ({"mask": np.ones((6, 5), bool)}, r"mask must have the shape.*\(6, 5\).*\(6, 4, 3\)"),
         ({"batch_weights": np.ones(5)}, r"batch_weights must have shape .*\(6,\).*\(5,\)"),
         ({"batch_weights": np.ones((6, 1))}, r"batch_weights must have shape .*\(6, 1\)"),

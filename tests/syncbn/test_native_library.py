@@ -168,7 +168,7 @@ def test_a_user_without_a_home(
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.getuid", lambda: 12345678)
     assert reason(caplog) == (
-        "there is no place to build the kernels in: set XDG_CACHE_HOME or HOME"
+        "there is no directory to build the kernels in: set XDG_CACHE_HOME or HOME"
     )
 
 

@@ -41,7 +41,7 @@ def test_a_saved_model_keeps_the_distribution(tmp_path: Path) -> None:
     assert loaded.optimizer.get_config() == optimizer.get_config()
     for old, new in zip(optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(old, new)
-    loaded.fit(x, y, verbose=0)  # rows are weighed again
+    loaded.fit(x, y, verbose=0)  # rows are weighted again
     model.save(tmp_path / "model.h5")  # Keras' older format
     old_format = keras.models.load_model(tmp_path / "model.h5")
     assert old_format.optimizer.get_config() == optimizer.get_config()

@@ -115,16 +115,16 @@ def test_sums_of_passes_are_those_of_the_variables_given() -> None:
     assert on_ranks(2, work) == [[-1.0, -3.0]] * 2
 
 
-def test_the_loss_is_weighed_within_and_only_there() -> None:
+def test_the_loss_is_weighted_within_and_only_there() -> None:
     def work(ranks: ThreadCommunicator) -> float:
         weight = keras.Variable(0.0)
         optimizer = distributed(ranks, SGD(1.0))
         rows = 3 * ranks.rank + 1
-        with optimizer.weighed(rows):
+        with optimizer.weighted(rows):
             loss = optimizer.scale_loss(tf.constant(2.0, tf.float64))
             assert (loss.dtype, float(loss)) == (tf.float64, 2.0 * rows)
             optimizer.apply([tf.cast(loss, tf.float32)], [weight])
-        with suppress(KeyError), optimizer.weighed(rows):
+        with suppress(KeyError), optimizer.weighted(rows):
             raise KeyError
         assert float(optimizer.scale_loss(tf.constant(2.0))) == 2.0
         # Now each rank counts alike.
@@ -162,7 +162,7 @@ def test_inside_a_strategy_only_the_rows_are_ours() -> None:
 
     def step(gradient: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         optimizer.apply([gradient, None], [weight, unreached], rows=rows)
-        with optimizer.weighed(rows):
+        with optimizer.weighted(rows):
             return optimizer.scale_loss(tf.constant(3.0))
 
     run = world.compile(step, graph=True)

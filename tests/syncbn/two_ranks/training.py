@@ -32,7 +32,7 @@ def run(communicator: Communicator) -> dict[str, Any]:
 
 
 def _by_keras(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """`fit`, uneven rows weighed, clipped after averaging; and `train_on_batch`."""
+    """`fit`, weighted uneven rows, clipped after averaging; and `train_on_batch`."""
     fitted = dense_model(1)
     fitted.compile(DistributedOptimizer(keras.optimizers.Adam(0.05, global_clipnorm=0.5)), "mse")
     weigh_rows(fitted)
