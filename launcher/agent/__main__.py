@@ -20,14 +20,14 @@ from launcher.agent.child import Child, reap, wake_on_signals
 from launcher.agent.process_spec import ProcessSpec
 
 _STDIN, _STDOUT = 0, 1
-_TURN_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _ORPHAN_GRACE = 3.5  # the launcher was killed: everything ends within five seconds
 _ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
 _LEFTOVER_GRACE = 0.5  # the rank has ended; the processes it left have nothing to save
-_READER_SECONDS = 60.0  # a launcher on this machine may be busy, or paused by Ctrl-Z
+_READER_SECONDS = 60.0  # a launcher on this machine may be busy, or stopped by Ctrl-Z
 _UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not end on SIGKILL
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_ASKING = (signal.SIGUSR1, signal.SIGUSR2)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_COMMAND_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Agent:
@@ -40,23 +40,23 @@ class Agent:
         self._input_open = commanded
         self._orphaned = False
         self._parent = os.getppid()
-        self._heard = time.monotonic()
-        self._ticked = 0.0
-        self._looked = 0.0
+        self._last_command = time.monotonic()
+        self._last_tick = 0.0
+        self._last_poll = 0.0
         self._beat: heartbeat.Beat | None = None
-        self._over: tuple[float, int] | None = None
+        self._program_exit: tuple[float, int] | None = None
         self._code: int | None = None
         self._ended_at = 0.0
         self._deadline: float | None = None  # when SIGKILL follows the SIGTERM
-        self._asked = False
-        self._only_child_asked = False
+        self._end_requested = False
+        self._only_child_signalled = False
         self._stacks_of: list[int] = []
         self._out_of_memory: str | None = None
         self._oom_kills = tree.kernel_oom_kills()
 
     def run(self) -> int:
         tree.adopt_orphans()
-        self._signals = wake_on_signals([signal.SIGCHLD, *_ENDING, *_ASKING])
+        self._signals = wake_on_signals([signal.SIGCHLD, *_END_SIGNALS, *_COMMAND_SIGNALS])
         try:
             self._child = Child(self._spec)
         except OSError as error:
@@ -68,18 +68,18 @@ class Agent:
         for descriptor in (_STDIN, _STDOUT):
             os.set_blocking(descriptor, False)
         while not self._finished():
-            self._turn()
+            self._poll()
         with self._child.directory:
-            self._send_news()
+            self._report_changes()
             self._report_end()
             self._channel.flush(self._spec.silence or _READER_SECONDS)
         if self._orphaned and self._spec.keepalive and os.getppid() == self._parent:
-            # mpirun's daemon would stay on a host that is cut off, for minutes and for nothing.
+            # On a host that is cut off, mpirun's daemon would otherwise keep running for minutes.
             tree.send([self._parent], signal.SIGKILL)
         assert self._code is not None
         return 128 - self._code if self._code < 0 else self._code
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
         if self._input_open:
@@ -89,7 +89,7 @@ class Agent:
         if not self._channel.full:  # a slow reader slows the rank, not the agent
             for descriptor in self._child.pipes:
                 poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(_TURN_SECONDS * 1000):
+        for descriptor, _ in poll.poll(_POLL_SECONDS * 1000):
             if descriptor == self._signals:
                 self._take_signals()
             elif descriptor == _STDIN:
@@ -102,15 +102,15 @@ class Agent:
         if os.getppid() != self._parent:
             self._lose_launcher()
         if self._spec.silence is not None:
-            if now - self._heard > self._spec.silence:
+            if now - self._last_command > self._spec.silence:
                 self._lose_launcher()
-            if now - self._ticked > 1.0:
-                self._ticked = now
+            if now - self._last_tick > 1.0:
+                self._last_tick = now
                 self._channel.report(tick=True)
         self._watch_child(now)
-        if now - self._looked > _TURN_SECONDS:
-            self._looked = now
-            self._send_news()
+        if now - self._last_poll > _POLL_SECONDS:
+            self._last_poll = now
+            self._report_changes()
             self._watch_memory()
             if self._stacks_of:
                 tree.send([self._stacks_of.pop(0)], signal.SIGUSR1)
@@ -123,7 +123,7 @@ class Agent:
             killed = self._code == -signal.SIGKILL and self._deadline is None
             if killed and tree.kernel_oom_kills() > self._oom_kills:
                 self._out_of_memory = self._out_of_memory or "kernel"
-            if not self._asked or self._only_child_asked:
+            if not self._end_requested or self._only_child_signalled:
                 tree.send(tree.descendants(os.getpid()), signal.SIGTERM)
                 self._deadline = min(now + _LEFTOVER_GRACE, self._deadline or now + _LEFTOVER_GRACE)
         if self._deadline is not None and now > self._deadline:
@@ -148,19 +148,19 @@ class Agent:
     def _end(self, grace: float) -> None:
         """SIGTERM now, SIGKILL after `grace` seconds; a shorter grace may follow a longer one."""
         deadline = time.monotonic() + grace
-        if self._asked:
+        if self._end_requested:
             self._deadline = min(deadline, self._deadline or deadline)
             return
-        self._asked, self._deadline = True, deadline
+        self._end_requested, self._deadline = True, deadline
         if self._spec.raw:
-            # mpirun passes it on and still answers; on SIGTERM it would sleep instead.
+            # mpirun forwards SIGUSR2 and keeps forwarding output; on SIGTERM it only sleeps.
             tree.send([self._child.pid], signal.SIGUSR2)
             return
         below = tree.descendants(os.getpid())
-        # A process that handles SIGTERM ends its own children, which a save may still need; a shell
-        # that does not handle it would die and not pass the signal on.
+        # A process that handles SIGTERM ends its own children, which it may need to save; a shell
+        # does not handle SIGTERM and exits without forwarding it.
         if tree.catches(self._child.pid, signal.SIGTERM):
-            self._only_child_asked = True
+            self._only_child_signalled = True
             below = [self._child.pid]
         tree.send(below, signal.SIGTERM)
 
@@ -178,7 +178,7 @@ class Agent:
         if not data:
             self._lose_launcher()
             return
-        self._heard = time.monotonic()
+        self._last_command = time.monotonic()
         *lines, self._commands = (self._commands + data).split(b"\n")
         for line in lines:
             word, _, argument = line.decode().partition(" ")
@@ -191,7 +191,7 @@ class Agent:
 
     def _take_signals(self) -> None:
         for number in os.read(self._signals, 4096):
-            if number in _ENDING:
+            if number in _END_SIGNALS:
                 self._end(min(self._spec.grace, _ABORT_GRACE))
             elif number == signal.SIGUSR2:
                 self._end(self._spec.grace)
@@ -200,31 +200,33 @@ class Agent:
 
     def _dump_stacks(self) -> None:
         if self._spec.raw:
-            tree.send([self._child.pid], signal.SIGUSR1)  # mpirun passes it on to its ranks
+            tree.send([self._child.pid], signal.SIGUSR1)  # mpirun forwards it to its ranks
             return
         below = tree.descendants(os.getpid())
-        # One a turn: they share the pipe, and would write into each other's lines.
+        # One per poll: the processes share a pipe, and their lines would interleave.
         self._stacks_of = [pid for pid in below if tree.catches(pid, signal.SIGUSR1)]
-        if self._child.pid not in self._stacks_of and self._over is None:
-            self._channel.say(f"no Python stack: process {self._child.pid} does not answer SIGUSR1")
+        if self._child.pid not in self._stacks_of and self._program_exit is None:
+            self._channel.add_line(
+                f"no Python stack: process {self._child.pid} does not answer SIGUSR1"
+            )
 
-    def _send_news(self) -> None:
+    def _report_changes(self) -> None:
         beat = heartbeat.read(self._child.heartbeat)
         if beat is not None and beat != self._beat:
             self._beat = beat
             self._channel.report(
                 beat=[beat.phase, beat.step, beat.saved, beat.time, dict(beat.numbers)]
             )
-        over = self._child.over()
-        if over != self._over and not self._asked:
-            self._over = over
-            self._channel.report(over=over)
+        program_exit = self._child.program_exit()
+        if program_exit != self._program_exit and not self._end_requested:
+            self._program_exit = program_exit
+            self._channel.report(program_exit=program_exit)
 
     def _report_end(self) -> None:
         self._channel.report(
             exit=self._code,
             at=self._ended_at,
-            asked=self._asked,
+            asked=self._end_requested,
             out_of_memory=self._out_of_memory,
             survivors=tree.descendants(os.getpid()),
         )
@@ -264,7 +266,8 @@ def main() -> None:
         Agent(spec, commanded=_listen_to(spec.keepalive)).run()
         exit_code = 0
     else:
-        with open(_STDIN, "rb", buffering=0, closefd=False) as lines:  # takes no byte too many
+        # Unbuffered, so that no byte after the first line is consumed.
+        with open(_STDIN, "rb", buffering=0, closefd=False) as lines:
             spec = ProcessSpec.decode(lines.readline().decode())
         exit_code = Agent(spec, commanded=True).run()
     sys.exit(exit_code)

@@ -11,7 +11,7 @@ _MOST_UNSENT_BYTES = 1 << 20
 
 
 class Channel:
-    """Frames for one rank on standard output; `raw` output goes through as it comes."""
+    """Frames for one rank on standard output; `raw` output is forwarded unchanged."""
 
     def __init__(self, rank: int, raw: bool) -> None:
         self._rank = rank
@@ -30,7 +30,7 @@ class Channel:
         return len(self._unsent) >= _MOST_UNSENT_BYTES
 
     def pass_on(self, descriptor: int, pipes: dict[int, str]) -> None:
-        """Reads a pipe and passes its whole lines on; removes an ended pipe from `pipes`."""
+        """Reads a pipe and forwards its complete lines; removes a closed pipe from `pipes`."""
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:
@@ -43,8 +43,8 @@ class Channel:
         for line in lines:
             self._unsent += line + b"\n" if self._raw else encode_line(self._rank, kind, line)
 
-    def say(self, text: str) -> None:
-        """A line of the launcher among those of the rank."""
+    def add_line(self, text: str) -> None:
+        """Adds a line of the launcher to those of the rank."""
         self._unsent += encode_line(self._rank, STDERR, f"[launcher] {text}".encode())
 
     def report(self, **report: object) -> None:
@@ -58,12 +58,12 @@ class Channel:
                 del self._unsent[: os.write(_STDOUT, self._unsent)]
         except BlockingIOError:
             pass
-        except OSError:  # nobody reads any more
+        except OSError:  # the reader has closed the pipe
             self._unsent.clear()
         return len(self._unsent) < before
 
     def flush(self, seconds: float) -> None:
-        """Writes everything; gives up once the reader has taken nothing for so many seconds."""
+        """Writes everything; gives up once the reader has read nothing for `seconds`."""
         limit = time.monotonic() + seconds
         while self._unsent and time.monotonic() < limit:
             if self.write():

@@ -12,7 +12,7 @@ from launcher.agent import tree
 from launcher.agent.process_spec import ProcessSpec
 
 _STARTUP = str(Path(__file__).parent / "startup")
-_OVER = "LAUNCHER_OVER"  # the file in which startup/sitecustomize.py says that the program is over
+_PROGRAM_EXIT = "LAUNCHER_PROGRAM_EXIT"  # the file to which startup/sitecustomize.py writes
 
 
 class Child:
@@ -24,8 +24,8 @@ class Child:
     def __init__(self, spec: ProcessSpec) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="launcher-rank-")
         self.heartbeat = Path(self.directory.name) / "heartbeat"
-        self._over = Path(self.directory.name) / "over"
-        environment = _environment(spec, self.heartbeat, self._over)
+        self._program_exit = Path(self.directory.name) / "program-exit"
+        environment = _environment(spec, self.heartbeat, self._program_exit)
         agent = os.getpid()
         cpus = spec.cpus[spec.local_rank] if spec.cpus else []
 
@@ -57,13 +57,13 @@ class Child:
         for descriptor in self.pipes:
             os.set_blocking(descriptor, False)
 
-    def over(self) -> tuple[float, int] | None:
+    def program_exit(self) -> tuple[float, int] | None:
         """When the program of the rank ended, and its exit code; None while it runs.
 
-        Its process may stay: MPI_Finalize waits for the peers. Known of Python programs only.
+        Its process may still run: MPI_Finalize waits for the peers. Python programs only.
         """
         try:
-            at, code = self._over.read_text().split()
+            at, code = self._program_exit.read_text().split()
         except (OSError, ValueError):
             return None
         return float(at), int(code)
@@ -74,20 +74,20 @@ class Child:
         return self._process.returncode
 
 
-def _environment(spec: ProcessSpec, beats: Path, over: Path) -> dict[str, str]:
+def _environment(spec: ProcessSpec, beats: Path, program_exit: Path) -> dict[str, str]:
     environment = dict(os.environ) | spec.environment
     if spec.by_local_rank:
         environment |= spec.by_local_rank[spec.local_rank]
-    # `python` means the Python that runs the launcher, also where no environment is activated.
+    # `python` is the Python that runs the launcher, even if no virtual environment is active.
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     own = os.path.dirname(sys.executable)
     environment["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
     if spec.raw:
-        # An mpirun that had to be killed could not remove its files.
+        # Removed with the directory: an mpirun that is killed leaves its temporary files.
         environment["TMPDIR"] = str(beats.parent)
     else:
         environment[heartbeat.VARIABLE] = str(beats)
-        environment[_OVER] = str(over)
+        environment[_PROGRAM_EXIT] = str(program_exit)
         environment["LAUNCHER_RANK"] = str(spec.rank)
         environment["LAUNCHER_LOCAL_RANK"] = str(spec.local_rank)
         modules = [_STARTUP, environment.get("PYTHONPATH", "")]

@@ -12,7 +12,7 @@ _BOOT = (
 
 
 def agent_command(python: str, root: str) -> tuple[str, ...]:
-    """Starts an agent from the launcher in the directory `root`, clear of the user's own paths."""
+    """Starts an agent from the launcher in the directory `root`, isolated from PYTHONPATH."""
     return (python, "-I", "-S", "-c", _BOOT, root)
 
 

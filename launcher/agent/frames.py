@@ -1,7 +1,7 @@
 """The line protocol from agents to the supervisor: `mark rank kind payload end newline`.
 
-Frames survive mpirun, which tags lines and may cut them: a line without the end mark goes on in
-the next line of that rank. Lines without the first mark come from the transport itself.
+Frames survive mpirun, which tags lines and may split them: a line without the end mark continues
+in the next line of that rank. Lines without the first mark come from the transport itself.
 """
 
 import json
@@ -57,7 +57,7 @@ class Decoder:
                 yield frame
 
     def close(self) -> Iterator[Frame]:
-        """The rest of a transport that ended in the middle of a line."""
+        """The last line, if the transport ended without a newline."""
         if self._rest:
             yield from self.feed(b"\n")
 

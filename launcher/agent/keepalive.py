@@ -1,6 +1,6 @@
-"""The keepalive signal for agents that have no pipe to the launcher: below mpirun on other hosts.
+"""Keepalive lines for agents that have no pipe to the launcher: below mpirun on other hosts.
 
-An agent that receives it no longer is cut off and ends its rank, whatever mpirun's daemon does.
+An agent that no longer receives them ends its rank, whatever mpirun's daemon does.
 """
 
 import socket
@@ -17,20 +17,20 @@ def serve_keepalive(address: str) -> Iterator[int]:
     """Sends a line a second to every connection on `address`; gives the port. Reads nothing."""
     server = socket.create_server((address, 0), backlog=1024)
     server.settimeout(0.1)
-    over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(server, over), daemon=True)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_beat, args=(server, stopped), daemon=True)
     thread.start()
     try:
         yield server.getsockname()[1]
     finally:
-        over.set()
+        stopped.set()
         thread.join()
         server.close()
 
 
-def _beat(server: socket.socket, over: threading.Event) -> None:
+def _beat(server: socket.socket, stopped: threading.Event) -> None:
     listeners: list[socket.socket] = []
-    while not over.wait(_SECONDS):
+    while not stopped.wait(_SECONDS):
         with suppress(TimeoutError):
             while True:
                 listener, _ = server.accept()
@@ -39,7 +39,7 @@ def _beat(server: socket.socket, over: threading.Event) -> None:
         for listener in list(listeners):
             try:
                 listener.send(_BEAT)
-            except BlockingIOError:  # cut off, or slow: it judges for itself
+            except BlockingIOError:  # unreachable or slow: the agent applies its own timeout
                 continue
             except OSError:
                 listener.close()

@@ -1,4 +1,4 @@
-"""What a target asks the supervisor to run: processes, and the ranks each of them carries."""
+"""What a target asks the supervisor to run: processes, and the ranks of each process."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from launcher.agent.process_spec import ProcessSpec
 class ProcessPlan:
     """One process. `argv` starts an agent, perhaps through ssh; `process` is what the agent runs.
 
-    A `remote` agent reports all the time; one that does not counts as a lost host.
+    A `remote` agent reports every second; one that does not counts as a lost host.
     """
 
     host: str

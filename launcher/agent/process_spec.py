@@ -1,4 +1,4 @@
-"""What an agent is told to run, as JSON: on its standard input, or in a variable under mpirun."""
+"""The process that an agent runs, as JSON: on standard input, or in a variable under mpirun."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 PROCESS_SPEC_VARIABLE = "LAUNCHER_PROCESS_SPEC"
 
-# The rank number of a process that only carries ranks, such as mpirun.
+# The rank number of a process that only starts ranks, such as mpirun.
 TRANSPORT_RANK = -1
 
 
@@ -14,12 +14,12 @@ TRANSPORT_RANK = -1
 class ProcessSpec:
     """One process to run and watch.
 
-    `environment` is laid over what the agent inherits. `by_local_rank` adds to it what differs
-    between the ranks of one machine, `cpus` binds each of them to cores; both may be empty.
-    `memory` is a limit in bytes. With `silence`, an agent that hears nothing from the launcher for
-    that many seconds assumes that the launcher is dead; under mpirun it listens to the first
-    address of `keepalive` (pairs of host and port) that answers. The output of a `raw` process is
-    passed on untouched: the agents below it have already framed it.
+    `environment` overrides what the agent inherits. `by_local_rank` adds the variables that differ
+    between the ranks of one machine, `cpus` binds each rank to cores; both may be empty. `memory`
+    is a limit in bytes. With `silence`, an agent that receives nothing from the launcher for that
+    many seconds assumes that the launcher has died; under mpirun it connects to the first address
+    of `keepalive` (pairs of host and port) that accepts. The output of a `raw` process is forwarded
+    unchanged: the agents below it have already framed it.
     """
 
     argv: list[str]
@@ -44,7 +44,7 @@ class ProcessSpec:
 
     @classmethod
     def from_mpi(cls) -> "ProcessSpec":
-        """The spec of this MPI rank: one for the whole job, completed by mpirun's variables."""
+        """The spec of this MPI rank: that of the job, with the ranks that mpirun assigned."""
         content = json.loads(os.environ.pop(PROCESS_SPEC_VARIABLE))
         content["rank"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
         content["local_rank"] = int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])

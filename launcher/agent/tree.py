@@ -18,14 +18,14 @@ def adopt_orphans() -> None:
 
 
 def die_with(parent: int) -> None:
-    """In a child before exec: the kernel kills it when `parent` ends, however that ends."""
+    """In a child before exec: the kernel kills it when `parent` ends for any reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
 
 
 def descendants(root: int) -> list[int]:
-    """Ids of all living processes below `root`, parents before children; zombies left out."""
+    """Ids of all processes below `root` except zombies, parents before children."""
     children: dict[int, list[int]] = {}
     zombies = set()
     for name in os.listdir("/proc"):
@@ -54,13 +54,13 @@ def send(pids: list[int], number: signal.Signals) -> None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process handles the signal itself: by a handler, or by waiting for it."""
+    """Whether the process handles the signal itself: by a handler, or blocked for sigwait."""
     masks = _signal_mask(pid, "SigCgt") | _signal_mask(pid, "SigBlk")
     return bool(masks >> (number - 1) & 1)
 
 
 def resident_bytes(pids: list[int]) -> int:
-    """Memory held by the processes, without pages shared through files."""
+    """Resident memory of the processes, without pages shared through files."""
     total = 0
     for pid in pids:
         with suppress(OSError, ValueError):
@@ -79,13 +79,13 @@ def kernel_oom_kills() -> int:
 
 
 def started_at(pid: int) -> float:
-    """Start of the process in seconds since boot: with the id, it identifies a process for ever."""
+    """Start of the process in seconds since boot, which with the id identifies a process."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    # The name stands in brackets and may hold anything, brackets included.
+    # The name is in parentheses and may contain any character, parentheses included.
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[1])
 

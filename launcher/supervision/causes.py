@@ -18,7 +18,7 @@ CauseClass = Literal[
     "diverged",
 ]
 
-# What the backend of a healthy rank prints when another rank has gone: not the cause.
+# What the backend of a healthy rank prints when another rank has ended: not the cause.
 _PEER_NOISE = re.compile(
     r"HorovodInternalError|Horovod has been shut down|Connection (?:reset|closed) by peer"
     r"|Socket closed|Broken pipe|gloo::|\[gloo|Collective ops is aborted|coordination service"
@@ -33,12 +33,12 @@ _OUT_OF_MEMORY = re.compile(
 # Printed by launcher.train, by syncbn.callbacks.NonFiniteGuard in a user's `fit`, and by the
 # comparison of ranks that `syncbn.init` sets up in every program.
 _DIVERGED = re.compile(
-    r"launcher\.train: (?:rank \d+: )?diverged: (?P<told>.+?)(?:\. The usual .*)?$"
+    r"launcher\.train: (?:rank \d+: )?diverged: (?P<reported>.+?)(?:\. The usual .*)?$"
     r"|(?:NonFinite|Divergence)Error: (?P<raised>.+?)(?:\. The usual .*)?$"
 )
 # An error, not a warning of a program that continues without the file.
 _DISK_FULL = re.compile(
-    r"launcher\.train: (?:rank \d+: )?(?P<told>disk full: .+)"
+    r"launcher\.train: (?:rank \d+: )?(?P<reported>disk full: .+)"
     r"|(?P<raised>[\w.]*(?:Error|Exception): .*(?:No space left on device|Disk quota exceeded).*)"
 )
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Warning)(?:: |$)")
@@ -54,7 +54,8 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"Address already in use|EADDRINUSE"),
-        "a port is taken: choose another, or 0 for a free one; `ss -ltnp` shows who holds it",
+        "a port is in use: choose another, or 0 for a free one; `ss -ltnp` shows which process "
+        "uses it",
     ),
     (
         re.compile(r"No module named"),
@@ -64,7 +65,7 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         _DIVERGED,
         "lower the learning rate, warm up longer, or clip gradients; `--on-nan skip` of "
-        "launcher.train leaves such updates out",
+        "launcher.train skips such updates",
     ),
 )
 
@@ -73,10 +74,10 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
 class Exit:
     """How one rank ended, as its agent saw it.
 
-    `code` is negative for a signal. `asked` means that it had been told to end; `at` is in seconds
+    `code` is negative for a signal. `asked` means that the launcher ended it; `at` is in seconds
     since the epoch. `refused` says why the command could not be started at all, `lost` how its host
-    was lost. `silent` means that no agent reported the end, `leaving` that the rank had announced
-    that it ends because of another. With `lingering` the program has ended, with 0 or by an
+    was lost. `silent` means that no agent reported the exit, `leaving` that the rank had reported
+    that it ends because of another rank. With `lingering` the program has ended, with 0 or by an
     exception, but its process has not.
     """
 
@@ -107,7 +108,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class Cause:
-    """The failure that came first, in words for the user and fields for programs."""
+    """The first failure, as a sentence for the user and as fields for programs."""
 
     kind: CauseClass
     summary: str
@@ -119,7 +120,7 @@ class Cause:
     hint: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """All but the rank, which the event that carries the cause names itself."""
+        """All but the rank, which the event that contains the cause has already."""
         return {
             "class": self.kind,
             "summary": self.summary,
@@ -132,10 +133,10 @@ class Cause:
 
 
 def is_peer_noise(ended: Exit) -> bool:
-    """Whether another rank explains the failure.
+    """Whether the rank failed only because another rank did.
 
-    This one ended because of another, as it announced or as its last lines show, or refused
-    silently the input that one rank refuses for all.
+    It reported so, its last lines show it, or it exited with the usage code and no message, as
+    launcher.train does on all ranks but the one that prints the error.
     """
     if ended.code == _USAGE_CODE and ended.refused is None and not ended.tail:
         return True
@@ -149,11 +150,11 @@ def is_crash(ended: Exit) -> bool:
 
 
 def first_cause(exits: Sequence[Exit]) -> Cause:
-    """The cause among failed exits: one that no peer explains comes first, then the earliest."""
-    return explain(min(exits, key=lambda ended: (_innocence(ended), ended.at)))
+    """The cause among failed exits: those that no other rank explains first, then the earliest."""
+    return explain(min(exits, key=lambda ended: (_precedence(ended), ended.at)))
 
 
-def _innocence(ended: Exit) -> int:
+def _precedence(ended: Exit) -> int:
     if ended.silent:
         return 1
     if ended.asked:
@@ -162,27 +163,27 @@ def _innocence(ended: Exit) -> int:
 
 
 def outcome(ended: Exit) -> str:
-    """What became of the rank, without its name: `failed with exit code 1`."""
+    """How the rank ended, without its name: `failed with exit code 1`."""
     return _classify(ended)[1]
 
 
 def explain(ended: Exit) -> Cause:
     """Classifies one exit and explains it in a sentence."""
     kind, words = _classify(ended)
-    place = f"rank {ended.rank} on {ended.host}"
+    who = f"rank {ended.rank} on {ended.host}"
     where = "" if ended.step is None else f" after step {ended.step}"
     if kind in {"error", "oom"}:
         where += _exception(ended)
     if kind == "diverged":
-        where = f": {_told(_DIVERGED, ended)}"  # which names the step
+        where = f": {_reported_reason(_DIVERGED, ended)}"  # which names the step
     if kind == "disk full":
-        where += f": {_told(_DISK_FULL, ended).removeprefix('disk full: ')}"
-    hint = next((hint for sign, hint in _HINTS if _in_tail(sign, ended)), None)
+        where += f": {_reported_reason(_DISK_FULL, ended).removeprefix('disk full: ')}"
+    hint = next((hint for pattern, hint in _HINTS if _in_tail(pattern, ended)), None)
     if kind == "oom" and hint is None:
         hint = "give the rank more memory (--memory), or make the batch smaller"
     return Cause(
         kind,
-        f"{place} {words}{where}",
+        f"{who} {words}{where}",
         rank=ended.rank,
         host=ended.host,
         exit_code=ended.status,
@@ -198,16 +199,16 @@ def _classify(ended: Exit) -> tuple[CauseClass, str]:
     if ended.lost is not None:
         return "lost host", ended.lost
     if ended.silent:
-        return "killed", "vanished together with its agent"
+        return "killed", "ended without a report from its agent"
     if ended.out_of_memory == "kernel":
         return "oom", "was killed by the kernel: out of memory"
     if ended.out_of_memory == "limit":
-        return "oom", "was killed for holding more memory than its limit"
+        return "oom", "was killed for exceeding its memory limit"
     if ended.status == 128 + signal.SIGTERM:
-        return "preempted", "was told to stop from outside (SIGTERM)"
-    if ended.code > 0 and _told(_DIVERGED, ended):
+        return "preempted", "received a SIGTERM from outside the job"
+    if ended.code > 0 and _reported_reason(_DIVERGED, ended):
         return "diverged", "diverged"
-    if ended.code > 0 and _told(_DISK_FULL, ended):
+    if ended.code > 0 and _reported_reason(_DISK_FULL, ended):
         return "disk full", "could not write"
     if _in_tail(_OUT_OF_MEMORY, ended):
         return "oom", f"ran out of memory (exit code {ended.status})"
@@ -226,14 +227,14 @@ def _exception(ended: Exit) -> str:
     return f": {last[:_LONGEST_QUOTE]}" if _EXCEPTION.match(last) else ""
 
 
-def _told(sign: re.Pattern[str], ended: Exit) -> str:
-    """What the rank itself printed about such an end; empty if it ended otherwise."""
-    found = next((told for line in ended.tail if (told := sign.search(line))), None)
-    return "" if found is None else (found["told"] or found["raised"])[: 2 * _LONGEST_QUOTE]
+def _reported_reason(pattern: re.Pattern[str], ended: Exit) -> str:
+    """What the rank itself printed as the reason; empty if nothing matches."""
+    found = next((reported for line in ended.tail if (reported := pattern.search(line))), None)
+    return "" if found is None else (found["reported"] or found["raised"])[: 2 * _LONGEST_QUOTE]
 
 
-def _in_tail(sign: re.Pattern[str], ended: Exit) -> bool:
-    return any(sign.search(line) for line in ended.tail)
+def _in_tail(pattern: re.Pattern[str], ended: Exit) -> bool:
+    return any(pattern.search(line) for line in ended.tail)
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Detects a hang: no rank has finished a step for too long, and none has a reason to take long."""
+"""Detects a hang: no rank finishes a step within the timeout, and none is in a slow phase."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ _PATIENT_PHASES = {"starting", "evaluating", "saving"}
 
 
 class HangWatch:
-    """`timeout` in seconds, 0 for never. Times are monotonic."""
+    """Compares the heartbeats of all ranks with `timeout` seconds, 0 for never.
+
+    Times are monotonic.
+    """
 
     def __init__(self, timeout: float, now: float) -> None:
         self._timeout = timeout
@@ -17,7 +20,7 @@ class HangWatch:
         self._seen: list[tuple[object, ...]] = []
 
     def hangs(self, states: Sequence[RankState], now: float) -> bool:
-        """Whether the job hangs, by the ranks' heartbeats; ranks without any are not judged."""
+        """Whether the job hangs, by the ranks' heartbeats; ranks without heartbeats are ignored."""
         alive = [state for state in states if state.end is None]
         seen: list[tuple[object, ...]] = [
             (state.end is None, state.step, state.beat.phase if state.beat else None)

@@ -15,8 +15,8 @@ from launcher.supervision.causes import Exit
 
 _TAIL_LINES = 20
 
-# What a rank must not inherit from a job in which the launcher itself runs.
-_FOREIGN = (
+# Prefixes of variables that a rank must not inherit from a job in which the launcher itself runs.
+_VARIABLES_OF_ANOTHER_JOB = (
     "TF_CONFIG",
     "OMPI_COMM_",
     "OMPI_MCA_orte",
@@ -33,10 +33,10 @@ _FOREIGN = (
 
 @dataclass
 class RankState:
-    """What is known of one rank in one attempt.
+    """The state of one rank in one attempt, from its agent's reports.
 
-    `over` is the end of its program, where that is known; `exit` that of its process, which may
-    come much later: MPI_Finalize waits for the peers.
+    `program_exit` is the exit of its program, where known; `exit` that of its process, which may
+    be much later: MPI_Finalize waits for the peers.
     """
 
     rank: int
@@ -44,16 +44,16 @@ class RankState:
     pid: int | None = None
     started: float | None = None
     beat: Beat | None = None
-    over: Exit | None = None
+    program_exit: Exit | None = None
     exit: Exit | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
 
     @property
     def end(self) -> Exit | None:
-        """How the rank ended by itself, whatever ended a process that stayed."""
-        if self.over is None or (self.exit is not None and not self.exit.ended_by_others):
+        """How the rank itself ended, regardless of what ended a process that stayed."""
+        if self.program_exit is None or (self.exit is not None and not self.exit.ended_by_others):
             return self.exit
-        return replace(self.over, tail=tuple(self.tail))
+        return replace(self.program_exit, tail=tuple(self.tail))
 
     @property
     def step(self) -> int | None:
@@ -63,13 +63,13 @@ class RankState:
 class Member:
     """Starts the process of a plan, sends it its process spec and commands, and reads its reports.
 
-    `heard` is the monotonic time of the last report. Raises OSError if it cannot be started.
+    `last_report` is the monotonic time of the last report. Raises OSError if it cannot be started.
     """
 
     def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
-        self.heard = time.monotonic()
-        self.came_up = False
+        self.last_report = time.monotonic()
+        self.reported = False
         self.transport_tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._decoder = Decoder()
         self._process = subprocess.Popen(
@@ -85,31 +85,31 @@ class Member:
         self.output = self._process.stdout.fileno()
         self._input = self._process.stdin.fileno()
         os.set_blocking(self.output, False)
-        self.tell(plan.process.encode())
+        self.send(plan.process.encode())
         os.set_blocking(self._input, False)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """Sends a line, and ignores an error: such a process is ending anyway."""
         with suppress(OSError):
             os.write(self._input, line.encode() + b"\n")
 
     def read(self) -> tuple[list[Frame], bool]:
-        """The frames that have come, and whether there will be more."""
+        """The frames received since the last call, and whether the output is still open."""
         try:
             data = os.read(self.output, 1 << 16)
         except BlockingIOError:
             return [], True
         if not data:
             return list(self._decoder.close()), False
-        self.heard = time.monotonic()
+        self.last_report = time.monotonic()
         return list(self._decoder.feed(data)), True
 
     def wait(self) -> int:
-        """The exit code, once the output has ended; kills a process that does not end."""
+        """The exit code, once the output is closed; kills a process that does not end."""
         try:
             return self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -129,5 +129,9 @@ class Member:
 
 
 def clean_environment() -> dict[str, str]:
-    """The launcher's own environment without the variables of a job around it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    """The launcher's own environment without the variables of a job that it may run in."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_VARIABLES_OF_ANOTHER_JOB)
+    }

@@ -1,4 +1,4 @@
-"""Whether a failed attempt is worth another one, and how long that waits."""
+"""Whether a failed attempt is repeated, and after how many seconds."""
 
 import random
 
@@ -7,8 +7,8 @@ from launcher.supervision.causes import Cause
 
 
 def worth_a_restart(policy: RestartPolicy, cause: Cause, done: int) -> bool:
-    """Decides after so many restarts. Hangs and lost hosts have no exit code to select by."""
-    # The same data and the same rate, from the same checkpoint: it would diverge again.
+    """Whether to restart after `done` restarts. Hangs and lost hosts have no exit code to match."""
+    # With the same data and learning rate, from the same checkpoint, the job would diverge again.
     hopeless = cause.kind in {"bad config", "diverged"}
     if hopeless or done >= policy.max_restarts:
         return False
@@ -17,6 +17,6 @@ def worth_a_restart(policy: RestartPolicy, cause: Cause, done: int) -> bool:
 
 
 def wait_seconds(policy: RestartPolicy, done: int) -> float:
-    """The wait after so many restarts: doubled each time up to the limit, shortened at random."""
+    """The wait after `done` restarts: doubled each time up to the limit, shortened at random."""
     longest = min(policy.backoff_limit, policy.backoff * 2.0 ** min(done, 64))
     return longest * (1.0 - policy.jitter * random.random())

@@ -39,7 +39,7 @@ def supervise(job: Launchable, stop: StopRequests, make_view: Callable[[], View]
 
 
 def _report(run: Path) -> None:
-    """Leaves a report beside what launcher.train has measured."""
+    """Writes a report from what launcher.train has measured, if it did."""
     if not (run / TRAINING_EVENTS).exists():
         return
     from launcher.report.write import write_report

@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequests:
-    """`signal` is the first one that came, `count` how many; `descriptor` becomes readable."""
+    """`signal` is the first one received, `count` how many; each makes `descriptor` readable."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -36,9 +36,9 @@ class StopRequests:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequests"]:
-        """Takes the signals over while open; only in the main thread."""
+        """Handles the signals while open; only in the main thread."""
         before = {number: signal.signal(number, self._take) for number in _SIGNALS}
-        # A byte for every signal wakes the supervisor out of its wait at once.
+        # A byte per signal wakes the supervisor from its poll.
         previous = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         try:
             yield self

@@ -15,14 +15,14 @@ from launcher.runs.writer import RunWriter
 from launcher.spec import JobSpec
 from launcher.supervision.attempt import Attempt
 from launcher.supervision.causes import Cause, Exit, first_cause, is_peer_noise
-from launcher.supervision.departures import SilenceWatch, left_first, left_in_mid_training
+from launcher.supervision.departures import SilenceWatch, left_during_training, left_first
 from launcher.supervision.hang import HangWatch
 from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
 
-_TURN_SECONDS = 0.2
-_SETTLE_SECONDS = 0.2  # exits of the same moment are looked at together
-_NOISE_SETTLE_SECONDS = 0.8  # only ranks that failed because of another have ended yet
+_POLL_SECONDS = 0.2
+_SETTLE_SECONDS = 0.2  # exits within this time are judged together
+_NOISE_SETTLE_SECONDS = 0.8  # so far only ranks that failed because of another have ended
 _STACK_SECONDS = 1.0  # for the ranks to write their stacks before they are ended
 _EARLY_EXIT_SECONDS = 3.0
 
@@ -36,9 +36,9 @@ class Launchable(Protocol):
         """Looks, within seconds, whether the job can start. Raises LauncherError if not."""
 
     def attempt(self, environment: Mapping[str, str]) -> AbstractContextManager[Plan]:
-        """Opens what one attempt needs (ports, a rendezvous server) and gives its plan.
+        """Opens what one attempt needs (ports, a rendezvous server) and yields its plan.
 
-        `environment` comes from the supervisor, for every rank. May be called again after the
+        `environment` is what the supervisor sets for every rank. May be called again after the
         context is left. Raises LauncherError when something cannot be opened.
         """
 
@@ -66,12 +66,12 @@ class Supervisor:
         self._observers: list[Observer] = [record, *observers]
         self._number = 0
         self._fenced_until = 0.0
-        self._left_behind: list[str] = []
+        self._leftovers: list[str] = []
 
     def run(self, stop: StopRequests) -> Result:
-        """Attempts the job until it succeeds, may not be tried again, or is told to stop."""
+        """Attempts the job until it succeeds, may not be restarted, or is asked to stop."""
         began = time.monotonic()
-        self._tell(
+        self._event(
             "run",
             id=self._record.id,
             directory=str(self._record.directory),
@@ -84,17 +84,17 @@ class Supervisor:
         details |= {"restarts": result.restarts, "seconds": round(time.monotonic() - began, 2)}
         if result.cause is not None:
             details["cause"] = {"rank": result.cause.rank, **result.cause.as_json()}
-        self._tell("done", **details)
+        self._event("done", **details)
         return result
 
     def _attempts(self, stop: StopRequests) -> Result:
         while True:
             cause = self._try_once(stop)
             if cause is not None and not stop.requested():
-                self._tell("failed", cause.rank, **cause.as_json())
-            while self._left_behind:
-                self._tell(
-                    "warning", text=f"ended a process left behind: {self._left_behind.pop()}"
+                self._event("failed", cause.rank, **cause.as_json())
+            while self._leftovers:
+                self._event(
+                    "warning", text=f"killed a leftover process of the job: {self._leftovers.pop()}"
                 )
             if stop.requested():
                 return Result("stopped", stop.exit_code, self._number, cause)
@@ -107,14 +107,14 @@ class Supervisor:
                 wait_seconds(self._spec.restart, self._number),
                 self._fenced_until - time.monotonic(),
             )
-            self._tell("restarting", next=self._number + 1, seconds=round(seconds, 1))
+            self._event("restarting", next=self._number + 1, seconds=round(seconds, 1))
             self._pause(stop, seconds)
             if stop.requested():
                 return Result("stopped", stop.exit_code, self._number, cause)
             self._number += 1
 
     def _try_once(self, stop: StopRequests) -> Cause | None:
-        """One attempt; returns why it failed, or None if every rank ended with 0."""
+        """One attempt; returns why it failed, or None if every rank exited with 0."""
         environment = {
             RUN_DIRECTORY: str(self._record.directory),
             "LAUNCHER_ATTEMPT": str(self._number),
@@ -122,9 +122,9 @@ class Supervisor:
         }
         try:
             if self._number > 0:
-                self._job.check()  # a host may have gone in the meantime
+                self._job.check()  # a host may have become unreachable in the meantime
             with self._job.attempt(environment) as plan:
-                self._tell("started", hosts=list(plan.hosts))
+                self._event("started", hosts=list(plan.hosts))
                 silence = self._spec.silence_timeout
                 attempt = Attempt(self._number, plan, silence, self._emit)
                 try:
@@ -134,7 +134,7 @@ class Supervisor:
                 finally:
                     attempt.close()
                     self._fence(attempt)
-                    self._left_behind = kill_processes_of(self._record.directory)
+                    self._leftovers = kill_processes_of(self._record.directory)
         except (UsageError, OSError) as error:
             return Cause("bad config", str(error))
         except HostError as error:
@@ -145,45 +145,45 @@ class Supervisor:
         silence = SilenceWatch(self._spec.exit_timeout, time.monotonic())
         cause: Cause | None = None
         failing_since: float | None = None
-        stops_seen = 0
-        while not attempt.over:
-            attempt.turn(_TURN_SECONDS)
-            for complaint in self._record.take_complaints():
-                self._tell("warning", text=complaint)
+        stops_handled = 0
+        while not attempt.ended:
+            attempt.poll(_POLL_SECONDS)
+            for text in self._record.take_warnings():
+                self._event("warning", text=text)
             now = time.monotonic()
-            if stop.count > stops_seen:
+            if stop.count > stops_handled:
                 stop.drain()
                 attempt.end(self._spec.save_timeout if stop.count == 1 else 0.0)
                 name = stop.signal.name if stop.signal else ""
-                self._tell("stopping", signal=name, at_once=stop.count > 1)
-                stops_seen = stop.count
+                self._event("stopping", signal=name, at_once=stop.count > 1)
+                stops_handled = stop.count
             if attempt.ending:
                 continue
             failed = attempt.failed
             silent = silence.silent(attempt.states, now, attempt.output_lines)
-            if failed or left_in_mid_training(attempt.states):
+            if failed or left_during_training(attempt.states):
                 failing_since = failing_since or now
                 if now - failing_since > _patience(failed):
                     attempt.end(max(0.0, self._spec.grace - (now - failing_since)))
             elif silent or hang.hangs(attempt.states, now):
                 attempt.dump_stacks()
-                _listen(attempt, _STACK_SECONDS)
+                _poll_for(attempt, _STACK_SECONDS)
                 cause = (silence if silent else hang).cause(attempt.states)
                 attempt.end(self._spec.grace)
-            elif notice := silence.notice(attempt.states, now):
-                self._tell("warning", text=notice)
+            elif text := silence.warning(attempt.states, now):
+                self._event("warning", text=text)
         return cause or _cause_of(attempt)
 
     def _fence(self, attempt: Attempt) -> None:
-        """A host that was cut off ends its ranks by itself; until then no new attempt may write."""
+        """An unreachable host ends its ranks itself; no new attempt may start before that."""
         spec = self._spec
-        gone = attempt.last_heard + spec.silence_timeout + spec.grace + 1.0
+        gone = attempt.last_report + spec.silence_timeout + spec.grace + 1.0
         self._fenced_until = max(self._fenced_until, gone)
 
     def _pause(self, stop: StopRequests, seconds: float) -> None:
         select.select([stop.descriptor], [], [], max(0.0, seconds))
 
-    def _tell(self, kind: Kind, rank: int | None = None, **details: Any) -> None:
+    def _event(self, kind: Kind, rank: int | None = None, **details: Any) -> None:
         self._emit(Event(kind, self._number, rank, details))
 
     def _emit(self, event: Event) -> None:
@@ -198,10 +198,10 @@ def _patience(failed: Sequence[Exit]) -> float:
     return _NOISE_SETTLE_SECONDS if noise else _SETTLE_SECONDS
 
 
-def _listen(attempt: Attempt, seconds: float) -> None:
+def _poll_for(attempt: Attempt, seconds: float) -> None:
     until = time.monotonic() + seconds
-    while not attempt.over and time.monotonic() < until:
-        attempt.turn(_TURN_SECONDS)
+    while not attempt.ended and time.monotonic() < until:
+        attempt.poll(_POLL_SECONDS)
 
 
 def _cause_of(attempt: Attempt) -> Cause | None:

@@ -34,9 +34,9 @@ def leave(launch: Launch, backend: str, engine: str, how: str, *options: str) ->
         ("horovod", "horovod", "; rank 0 failed with exit code 1"),
         ("tf", "tf", "; rank 0 failed with exit code 1"),
         # The process of rank 1 does not end at all: MPI_Finalize waits for the peers.
-        ("mpi", "mpi", ", which said nothing for 3 s"),
+        ("mpi", "mpi", ", which showed no activity for 3 s"),
         # Either that, or Horovod finalizes MPI below the running all-reduce of rank 0.
-        ("mpi", "horovod", "(, which said nothing for 3 s|; rank 0 was killed by SIGSEGV)"),
+        ("mpi", "horovod", "(, which showed no activity for 3 s|; rank 0 was killed by SIGSEGV)"),
     ],
 )
 def test_the_rank_that_left_is_named(launch: Launch, backend: str, engine: str, then: str) -> None:

@@ -66,7 +66,7 @@ def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
     line = fail(launch, "a rank that exits 0 early", "sys.exit(0)")
     assert re.fullmatch(
         r"launcher: error: rank 1 on localhost ended with exit code 0 at \d\d:\d\d:\d\d "
-        "after step 4 while its peers were still at work",
+        "after step 4 while its peers were still running",
         line,
     )
 
@@ -75,7 +75,9 @@ def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
 def test_rank_told_to_stop_from_outside_is_preempted(launch: Launch) -> None:
     fault = "signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15)"
     line = fail(launch, "SIGTERM to one rank, not from us", fault)
-    assert line.startswith("launcher: preempted: rank 1 on localhost was told to stop from outside")
+    assert line.startswith(
+        "launcher: preempted: rank 1 on localhost received a SIGTERM from outside"
+    )
 
 
 @pytest.mark.timeout(60)

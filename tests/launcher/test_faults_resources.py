@@ -63,8 +63,7 @@ def test_rank_over_its_memory_limit(launch: Launch) -> None:
     note("a rank exceeding its memory limit", time.time() - launch.fault_at(), result)
     assert result.returncode == 1
     assert first_line(result) == (
-        "launcher: oom: rank 1 on localhost was killed for holding more memory than its limit "
-        "after step 4"
+        "launcher: oom: rank 1 on localhost was killed for exceeding its memory limit after step 4"
     )
     assert "give the rank more memory" in result.output
 
@@ -101,7 +100,7 @@ def test_disk_full_while_logging(launch: Launch, small_disk: Path) -> None:
     note("disk full while logging: the job goes on", time.time() - began, result)
     assert result.returncode == 0, result.transcript()
     assert "the logs in" in result.output
-    assert "No space left on device; the job goes on" in result.output
+    assert "No space left on device; the job continues" in result.output
     run = next((small_disk / "runs").iterdir())
     for line in (run / "journal.jsonl").read_text().splitlines():
         json.loads(line)
@@ -176,7 +175,7 @@ def test_output_directory_that_cannot_be_written(launch: Launch) -> None:
     launch.start([*ONCE, "-o", "/proc/runs"], launch.program())
     result = launch.finish()
     assert result.returncode == 1
-    assert "choose another place with --output" in result.output
+    assert "choose another directory with --output" in result.output
 
 
 @pytest.mark.timeout(400)

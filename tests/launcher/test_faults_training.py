@@ -70,7 +70,7 @@ def test_the_rank_that_was_told_to_stop_is_named(launch: Launch) -> None:
     told[0].send_signal(signal.SIGTERM)
     result = launch.finish(60)
     assert result.returncode == 1, result.transcript()
-    assert "preempted: rank 1 on localhost was told to stop" in result.output
+    assert "preempted: rank 1 on localhost received a SIGTERM" in result.output
     # Rank 0 may end before rank 1 does: it says that it ends because of another.
     last = {beat["rank"]: beat["phase"] for beat in launch.events("beat")}
     assert last[0] == "leaving", last

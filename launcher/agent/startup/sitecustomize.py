@@ -1,4 +1,4 @@
-"""First on a rank's module path: what the agent can only learn from inside a Python program.
+"""Runs in every Python process of a rank, where it does what the agent cannot do from outside.
 
 Lets the launcher request the stacks of a hanging Python, and reports when the program has ended
 but the process has not: MPI_Finalize waits for the peers. Python imports this module by its name
@@ -14,32 +14,34 @@ import signal
 import sys
 import time
 
-_PROGRAM = "LAUNCHER_PROGRAM_PID"  # the first Python of the rank: what that starts is not the rank
-_SECONDS_TO_LEAVE = 1.0  # an older call of sys.exit was caught, and the program has gone on
+_PROGRAM_PID = (
+    "LAUNCHER_PROGRAM_PID"  # the rank's first Python; its child processes are not the rank
+)
+_SECONDS_TO_EXIT = 1.0  # after an earlier call of sys.exit the program went on: it was caught
 
 faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def _tell_when_over(path: str) -> None:
+def _report_program_exit(path: str) -> None:
     import threading
 
-    own, leave = os.getpid(), sys.exit
-    said: list[tuple[float, object]] = [(0.0, None)]
-    os.environ[_PROGRAM] = str(own)
+    own, original_exit = os.getpid(), sys.exit
+    last_call: list[tuple[float, object]] = [(0.0, None)]
+    os.environ[_PROGRAM_PID] = str(own)
     if os.path.exists(path):
-        os.unlink(path)  # the rank is a script that runs one Python after the other
+        os.unlink(path)  # a shell script may run several Python programs one after another
 
-    def leave_and_say(status: object = None, /) -> None:
-        said[0] = time.monotonic(), status
-        leave(status)  # type: ignore[arg-type]
+    def record_and_exit(status: object = None, /) -> None:
+        last_call[0] = time.monotonic(), status
+        original_exit(status)  # type: ignore[arg-type]
 
-    def tell() -> None:
+    def report() -> None:
         if os.getpid() != own:
-            return  # a fork of it
-        at, status = said[0]
+            return  # a forked child
+        at, status = last_call[0]
         if getattr(sys, "last_value", None) is not None:
-            code = 1  # an exception that nobody caught
-        elif status is None or time.monotonic() - at > _SECONDS_TO_LEAVE:
+            code = 1  # an uncaught exception
+        elif status is None or time.monotonic() - at > _SECONDS_TO_EXIT:
             code = 0
         else:
             code = status & 255 if isinstance(status, int) else 1
@@ -49,18 +51,19 @@ def _tell_when_over(path: str) -> None:
         except OSError:
             pass
 
-    sys.exit = leave_and_say  # type: ignore[assignment]
-    # Once threads have ended, and before every function given to atexit: Horovod's already waits
-    # for the peers. What is registered last comes first.
+    sys.exit = record_and_exit  # type: ignore[assignment]
+    # Run after all threads have ended and before every other atexit function, since Horovod's waits
+    # for the peers. Functions run in reverse order of registration.
     register = getattr(threading, "_register_atexit", None)
     if register is None:
-        atexit.register(tell)
+        atexit.register(report)
     else:
-        register(lambda: atexit.register(tell))
+        register(lambda: atexit.register(report))
 
 
-if "LAUNCHER_OVER" in os.environ and os.environ.get(_PROGRAM, str(os.getpid())) == str(os.getpid()):
-    _tell_when_over(os.environ["LAUNCHER_OVER"])
+_own_pid = str(os.getpid())
+if "LAUNCHER_PROGRAM_EXIT" in os.environ and os.environ.get(_PROGRAM_PID, _own_pid) == _own_pid:
+    _report_program_exit(os.environ["LAUNCHER_PROGRAM_EXIT"])
 
 _here = os.path.dirname(os.path.abspath(__file__))
 _others = [entry for entry in sys.path if os.path.abspath(entry) != _here]

@@ -27,7 +27,7 @@ def ended(rank: int = 0, code: int = 1, at: float = 0.0, **known: object) -> Exi
         (ended(code=2), "bad config"),
         (ended(code=126), "bad config"),
         (ended(code=127, refused="command not found: x"), "bad config"),
-        (ended(code=255, lost="has not been heard of"), "lost host"),
+        (ended(code=255, lost="has not reported"), "lost host"),
         (ended(code=-9, out_of_memory="kernel"), "oom"),
         (ended(code=-9, out_of_memory="limit"), "oom"),
         (ended(code=1, tail=("tensorflow.errors.ResourceExhaustedError: OOM",)), "oom"),
@@ -131,7 +131,7 @@ CULPRITS = st.sampled_from(
         {"code": -9},
         {"code": -11, "tail": ("Socket closed",)},
         {"code": 3},
-        {"code": 255, "lost": "has not been heard of"},
+        {"code": 255, "lost": "has not reported"},
     ]
 )
 MOMENTS = st.floats(0, 1e3)
@@ -194,7 +194,7 @@ def test_a_hint_where_there_is_one() -> None:
     ("line", "hint"),
     [
         ("OSError: [Errno 28] No space left on device: 'x'", "a disk is full"),
-        ("OSError: [Errno 98] Address already in use", "a port is taken"),
+        ("OSError: [Errno 98] Address already in use", "a port is in use"),
         ("ModuleNotFoundError: No module named 'tensorflow'", "install the module"),
     ],
 )

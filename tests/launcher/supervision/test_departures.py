@@ -10,8 +10,8 @@ from launcher.supervision.causes import Exit
 from launcher.supervision.departures import (
     SilenceWatch,
     leavers,
+    left_during_training,
     left_first,
-    left_in_mid_training,
 )
 from launcher.supervision.member import RankState
 
@@ -65,12 +65,12 @@ def test_the_notice_comes_once_and_early() -> None:
     watch, states = SilenceWatch(30.0, 0.0), [state(0), left(1)]
     for second in range(60):
         watch.silent(states, float(second), 0)
-        if (text := watch.notice(states, float(second))) is not None:
+        if (text := watch.warning(states, float(second))) is not None:
             break
     assert second == 11
     assert text is not None
     assert "--exit-timeout" in text
-    assert watch.notice(states, 20.0) is None
+    assert watch.warning(states, 20.0) is None
 
 
 def test_who_has_left_first() -> None:
@@ -83,7 +83,7 @@ def test_who_has_left_first() -> None:
 
 def test_a_program_that_is_over_has_left_though_its_process_stays() -> None:
     waits = state(1)
-    waits.over = Exit(1, "h", 0, 5.0, lingering=True)
+    waits.program_exit = Exit(1, "h", 0, 5.0, lingering=True)
     assert leavers([state(0), waits])[0].at == 5.0
     for end in (Exit(1, "h", -9, 9.0, asked=True), Exit(1, "h", 137, 9.0, silent=True)):
         waits.exit = end
@@ -127,7 +127,7 @@ def test_of_several_victims_one_with_a_reason_of_its_own_is_enough() -> None:
 
 def test_a_crash_of_the_one_that_left_is_its_own() -> None:
     crashed = left(1, code=-11, at=11.0)
-    crashed.over = Exit(1, "h", 0, 10.0, lingering=True)
+    crashed.program_exit = Exit(1, "h", 0, 10.0, lingering=True)
     assert crashed.exit is not None
     assert left_first([state(0), crashed], [crashed.exit]) is None
 
@@ -143,4 +143,4 @@ def test_a_crash_of_the_one_that_left_is_its_own() -> None:
     ],
 )
 def test_leaving_in_mid_training(states: Sequence[RankState], early: bool) -> None:
-    assert left_in_mid_training(states) is early
+    assert left_during_training(states) is early
