@@ -1,4 +1,4 @@
-"""The first container of a job, which leads the others: it runs its own ranks, theirs over TCP."""
+"""The first container of a job, the leader: starts its own ranks, and those of others over TCP."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _RELAY = (sys.executable, "-I", "-S", str(Path(launcher.rendezvous.relay.__file_
 
 
 class Leader:
-    """Waits for all workers before every attempt, so that all ranks start together or none."""
+    """Waits for all workers before every attempt, so that either all ranks start or none."""
 
     def __init__(self, spec: JobSpec, registry: Registry, stop: StopRequests) -> None:
         self.spec = spec
@@ -30,11 +30,11 @@ class Leader:
 
     def check(self) -> None:
         backends.require(self.spec.backend)
-        self._gathered()
+        self._wait_for_workers()
 
     @contextmanager
     def attempt(self, environment: Mapping[str, str]) -> Iterator[Plan]:
-        workers = self._gathered()
+        workers = self._wait_for_workers()
         address = own_address_toward(workers[0].address) if workers else backends.LOOPBACK
         slots = self._slots(workers)
         with ExitStack() as stack:
@@ -43,7 +43,7 @@ class Leader:
                 stack.enter_context(backends.rendezvous(slots, address, port))
             yield self._plan(environment, workers, slots, address)
 
-    def _gathered(self) -> list[Worker]:
+    def _wait_for_workers(self) -> list[Worker]:
         patience = self.spec.container.join_timeout
         return self._registry.wait(patience, lambda: self._stop.count > 0)
 
@@ -62,21 +62,23 @@ class Leader:
         size, processes = self.spec.container.slots, []
         addresses = [address, *(worker.address for worker in workers)]
         for slot in slots:
-            world = {**environment, **self._meeting(slot, slots, addresses)}
+            world = {**environment, **self._peer_variables(slot, slots, addresses)}
             if slot.rank < size:
                 process = rank_process(self.spec, slot, numa_nodes(), marked(world))
                 plan = ProcessPlan(slot.hostname, (slot.rank,), own_agent(), process)
             else:
                 worker = workers[slot.rank // size - 1]
-                # The worker adds the rest itself: it runs its own command.
+                # The worker completes it: it runs its own command.
                 process = ProcessSpec([], "", world, slot.rank, slot.local_rank)
                 argv = (*_RELAY, worker.address, str(worker.port))
                 plan = ProcessPlan(slot.hostname, (slot.rank,), argv, process, remote=True)
             processes.append(plan)
         return Plan(tuple(processes), tuple(slot.hostname for slot in slots))
 
-    def _meeting(self, slot: Slot, slots: tuple[Slot, ...], addresses: list[str]) -> dict[str, str]:
-        """The variables by which the rank finds the others."""
+    def _peer_variables(
+        self, slot: Slot, slots: tuple[Slot, ...], addresses: list[str]
+    ) -> dict[str, str]:
+        """The variables through which the rank finds its peers."""
         port, size = self.spec.container.port, self.spec.container.slots
         if self.spec.backend == "horovod":
             interface = interface_of(addresses[0])

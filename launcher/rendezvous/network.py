@@ -7,9 +7,9 @@ import psutil
 
 
 def address_to_listen_on(head: str | None) -> str:
-    """`head` as the first container may bind to it; "" (all addresses) where it is only a name.
+    """The address to bind for `head`; "" (all addresses) if it is a name other than localhost.
 
-    A name may mean an address of its own to the machine that bears it.
+    On its own machine, a host name may resolve to an address that others cannot reach.
     """
     if head == "localhost":
         return "127.0.0.1"
@@ -20,14 +20,14 @@ def address_to_listen_on(head: str | None) -> str:
 
 
 def own_address_toward(other: str) -> str:
-    """Our address as the machine at `other` sees it. Raises OSError if there is no route."""
+    """The local address used to reach `other`. Raises OSError if there is no route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((other, 9))  # nothing is sent
         return str(probe.getsockname()[0])
 
 
 def interface_of(address: str) -> str:
-    """The name of the interface that has this address; "" if none has any more."""
+    """The name of the interface that has this address; "" if none has it."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address == address for one in addresses):
             return name

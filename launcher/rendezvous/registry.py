@@ -8,22 +8,22 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from launcher.errors import LauncherError, UsageError
-from launcher.rendezvous.wire import Answer, Arrival, WireError, arrival_from, send
+from launcher.rendezvous.wire import JoinReply, JoinRequest, WireError, receive_request, send
 
-_FRESH_SECONDS = 4.0  # workers come back every second
-_TOLD_SECONDS = 15.0
-_LOOK_SECONDS = 0.1
+_FRESH_SECONDS = 4.0  # workers send a request every second
+_RESULT_SECONDS = 15.0
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A container that has come, the address it came from, and when it was heard of last."""
+    """A container that has joined, its address, and the monotonic time of its last request."""
 
     index: int
     id: str
     address: str
     port: int
-    heard: float
+    last_seen: float
 
 
 class Registry:
@@ -34,10 +34,10 @@ class Registry:
 
     def __init__(self, job: str, workers: int, slots: int, port: int, address: str = "") -> None:
         self._job, self._slots = job, slots
-        self._places: dict[int, Worker | None] = dict.fromkeys(range(1, workers + 1))
+        self._workers: dict[int, Worker | None] = dict.fromkeys(range(1, workers + 1))
         self._refused: dict[str, str] = {}
         self._result: int | None = None
-        self._told: set[int] = set()
+        self._informed: set[int] = set()
         self._lock = threading.Lock()
         try:
             self._server = _Server((address, port), _handler(self))
@@ -54,84 +54,84 @@ class Registry:
         self._thread.join()
         self._server.server_close()
 
-    def arrive(self, arrival: Arrival, address: str) -> Answer:
-        """Records that a worker is here, and answers it."""
+    def register(self, request: JoinRequest, address: str) -> JoinReply:
+        """Records that a worker has joined, and returns the reply to it."""
         with self._lock:
             now = time.monotonic()
-            refusal = self._refusal(arrival)
-            index = None if refusal else self._place(arrival, now)
+            refusal = self._refusal(request)
+            index = None if refusal else self._assign_index(request, now)
             if index is None:
-                refusal = refusal or f"all {len(self._places)} workers of this job are here"
+                refusal = refusal or f"all {len(self._workers)} workers of this job have joined"
                 self._refused[address] = refusal
-                return Answer(refused=refusal)
-            self._places[index] = Worker(index, arrival.id, address, arrival.port, now)
+                return JoinReply(refused=refusal)
+            self._workers[index] = Worker(index, request.id, address, request.port, now)
             if self._result is not None:
-                self._told.add(index)
-            return Answer(index=index, result=self._result)
+                self._informed.add(index)
+            return JoinReply(index=index, result=self._result)
 
     def wait(self, seconds: float, stopped: Callable[[], bool] = lambda: False) -> list[Worker]:
-        """All workers in order, each of which has reported within the last seconds.
+        """All workers in order, once each has sent a request within the last seconds.
 
-        Raises LauncherError naming the missing, or at once when `stopped`.
+        Raises LauncherError naming the missing workers, or at once when `stopped`.
         """
         limit = time.monotonic() + seconds
         while True:
             with self._lock:
                 fresh = time.monotonic() - _FRESH_SECONDS
-                here = [one for one in self._places.values() if one and one.heard > fresh]
-                if len(here) == len(self._places):
+                here = [one for one in self._workers.values() if one and one.last_seen > fresh]
+                if len(here) == len(self._workers):
                     return here
             if stopped():
-                raise LauncherError("told to stop while workers were still to come")
+                raise LauncherError("stopped while waiting for workers to join")
             if time.monotonic() > limit:
                 raise LauncherError(self._missing(here, seconds))
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def finish(self, result: int) -> None:
-        """Tells every worker that still asks how the job ended."""
+        """Sends the job's exit code to every worker that still sends requests."""
         with self._lock:
             self._result = result
-        limit = time.monotonic() + _TOLD_SECONDS
-        while self._untold() and time.monotonic() < limit:
-            time.sleep(_LOOK_SECONDS)
+        limit = time.monotonic() + _RESULT_SECONDS
+        while self._anyone_uninformed() and time.monotonic() < limit:
+            time.sleep(_POLL_SECONDS)
 
-    def _untold(self) -> bool:
+    def _anyone_uninformed(self) -> bool:
         with self._lock:
             lately = time.monotonic() - 2 * _FRESH_SECONDS
-            here = {one.index for one in self._places.values() if one and one.heard > lately}
-            return bool(here - self._told)
+            here = {one.index for one in self._workers.values() if one and one.last_seen > lately}
+            return bool(here - self._informed)
 
-    def _refusal(self, arrival: Arrival) -> str | None:
-        if arrival.job != self._job:
-            return f"this is job {self._job!r}, not {arrival.job!r}"
-        if arrival.slots != self._slots:
-            return f"expected {self._slots} ranks per container. Received: {arrival.slots}"
-        if arrival.index is not None and arrival.index not in self._places:
-            return f"expected a worker from 1 to {len(self._places)}. Received: {arrival.index}"
+    def _refusal(self, request: JoinRequest) -> str | None:
+        if request.job != self._job:
+            return f"this is job {self._job!r}, not {request.job!r}"
+        if request.slots != self._slots:
+            return f"expected {self._slots} ranks per container. Received: {request.slots}"
+        if request.index is not None and request.index not in self._workers:
+            return f"expected a worker from 1 to {len(self._workers)}. Received: {request.index}"
         return None
 
-    def _place(self, arrival: Arrival, now: float) -> int | None:
-        if arrival.index is not None:
-            return arrival.index
-        for index, worker in self._places.items():
-            if worker is not None and worker.id == arrival.id:
+    def _assign_index(self, request: JoinRequest, now: float) -> int | None:
+        if request.index is not None:
+            return request.index
+        for index, worker in self._workers.items():
+            if worker is not None and worker.id == request.id:
                 return index
-        for index, worker in self._places.items():
-            if worker is None or now - worker.heard > _FRESH_SECONDS:
+        for index, worker in self._workers.items():
+            if worker is None or now - worker.last_seen > _FRESH_SECONDS:
                 return index
         return None
 
     def _missing(self, here: list[Worker], seconds: float) -> str:
         known = {worker.index for worker in here}
         names = []
-        for index, worker in self._places.items():
+        for index, worker in self._workers.items():
             if index not in known:
                 names.append(f"{index} ({worker.id})" if worker else str(index))
         few = ", ".join(names[:8]) + (" and more" if len(names) > 8 else "")
-        text = f"worker {few} has not come within {seconds:g} s"
+        text = f"worker {few} has not joined within {seconds:g} s"
         if self._refused:
             address, why = next(reversed(self._refused.items()))
-            text += f"; {address} was turned away: {why}"
+            text += f"; {address} was rejected: {why}"
         return text
 
 
@@ -145,9 +145,9 @@ def _handler(registry: Registry) -> type[socketserver.BaseRequestHandler]:
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             try:
-                answer = registry.arrive(arrival_from(self.request), self.client_address[0])
-                send(self.request, asdict(answer))
+                reply = registry.register(receive_request(self.request), self.client_address[0])
+                send(self.request, asdict(reply))
             except (OSError, WireError):
-                self.request.close()  # it will ask again, or belongs to another program
+                self.request.close()  # a worker retries; anything else is another program
 
     return Handler

@@ -1,6 +1,6 @@
-"""`relay.py HOST PORT`: joins standard input and output to a worker's port, as ssh would.
+"""`relay.py HOST PORT`: connects standard input and output to a worker's port, as ssh would.
 
-One runs in the first container for every rank elsewhere. Ends with 255 when the connection does.
+The first container runs one for every rank elsewhere. Exits with 255 when the connection closes.
 """
 
 import os
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def join(connection: socket.socket, source: int, sink: int) -> None:
-    """Carries bytes both ways until the connection ends. Raises OSError."""
+    """Copies bytes in both directions until the connection closes. Raises OSError."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
         selector.register(source, selectors.EVENT_READ)

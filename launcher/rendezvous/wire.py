@@ -1,7 +1,7 @@
-"""The protocol between the containers of a job: a line of JSON as request, one as answer, over TCP.
+"""The protocol between the containers of a job: JSON lines over TCP, a request and a reply.
 
-It carries who is here and how the job ended, never a command: each container runs its own, so that
-a stranger on the job's network could at worst end a job. Nothing is secret or encrypted.
+It transports who has joined and how the job ended, never a command: each container runs its own, so
+the worst that another program on the job's network can do is end the job. Nothing is encrypted.
 """
 
 import json
@@ -20,11 +20,11 @@ class WireError(LauncherError):
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A worker's report that it is here, sent every second.
+class JoinRequest:
+    """A worker's request to join, sent every second.
 
-    `id` is its host name, `index` its number among the workers (1, 2, ...) where it knows one,
-    `port` where it listens.
+    `id` is its host name, `index` its number among the workers (1, 2, ...) if it has one, `port`
+    where it listens.
     """
 
     job: str
@@ -35,8 +35,8 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The index of the worker, or why it has none; `result` is the job's exit code, once ended."""
+class JoinReply:
+    """The index of the worker, or why it is refused; `result` is the exit code of an ended job."""
 
     index: int | None = None
     refused: str | None = None
@@ -44,25 +44,25 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Contact:
-    """One answer, with the addresses of both sides."""
+class Exchange:
+    """A reply, with the addresses of both sides."""
 
-    answer: Answer
+    reply: JoinReply
     own_address: str
     head_address: str
 
 
-def ask(address: tuple[str, int], arrival: Arrival) -> Contact:
-    """Sends it to the leader. Raises OSError, or WireError for an invalid answer."""
+def ask(address: tuple[str, int], request: JoinRequest) -> Exchange:
+    """Sends a request to the leader. Raises OSError, or WireError for an invalid reply."""
     with socket.create_connection(address, _SECONDS) as connection:
-        send(connection, asdict(arrival))
-        answer = _built(Answer, receive(connection))
-        return Contact(answer, connection.getsockname()[0], connection.getpeername()[0])
+        send(connection, asdict(request))
+        reply = _built(JoinReply, receive(connection))
+        return Exchange(reply, connection.getsockname()[0], connection.getpeername()[0])
 
 
-def arrival_from(connection: socket.socket) -> Arrival:
+def receive_request(connection: socket.socket) -> JoinRequest:
     """Raises OSError or WireError."""
-    return _built(Arrival, receive(connection))
+    return _built(JoinRequest, receive(connection))
 
 
 def send(connection: socket.socket, content: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def send(connection: socket.socket, content: dict[str, Any]) -> None:
 
 
 def receive(connection: socket.socket) -> dict[str, Any]:
-    """Reads one line, and nothing that may follow it. Raises OSError or WireError."""
+    """Reads exactly one line. Raises OSError or WireError."""
     connection.settimeout(_SECONDS)
     line = b""
     while not line.endswith(b"\n"):

@@ -102,7 +102,7 @@ def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> Non
     group.join("--workers", "2", container={"join_timeout": 3})
     group.join("--index", "2", container={"join_timeout": 3})
     assert group.end(0, 20) == 1
-    assert "launcher: worker 1 has not come within 3 s" in group.log(0)
+    assert "launcher: worker 1 has not joined within 3 s" in group.log(0)
     assert group.end(1, 20) == 1
     assert "launcher: lost host: 127.0.0.1:" in group.log(1)
 

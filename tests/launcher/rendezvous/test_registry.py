@@ -14,7 +14,7 @@ import launcher.rendezvous.registry
 from launcher.errors import LauncherError, UsageError
 from launcher.rendezvous.network import address_to_listen_on
 from launcher.rendezvous.registry import Registry
-from launcher.rendezvous.wire import Arrival, WireError, ask, receive
+from launcher.rendezvous.wire import JoinRequest, WireError, ask, receive
 from tests.launcher.rendezvous.members import free_port
 
 
@@ -22,19 +22,19 @@ def test_the_registry_gives_places_and_says_why_not() -> None:
     with Registry("digits", 2, 1, port := free_port()) as registry:
         here = ("127.0.0.1", port)
 
-        def come(id: str, **other: object) -> tuple[int | None, str | None]:  # noqa: A002
+        def join(id: str, **other: object) -> tuple[int | None, str | None]:  # noqa: A002
             fields = {"job": "digits", "id": id, "port": 1, "slots": 1, **other}
-            answer = ask(here, Arrival(**fields)).answer  # type: ignore[arg-type]
+            answer = ask(here, JoinRequest(**fields)).reply  # type: ignore[arg-type]
             return answer.index, answer.refused
 
-        assert come("a") == (1, None)
-        assert come("b") == (2, None)
-        assert come("a") == (1, None)
-        assert come("c") == (None, "all 2 workers of this job are here")
-        assert come("c", index=2) == (2, None)  # the pod of this index was replaced
-        assert come("d", job="x") == (None, "this is job 'digits', not 'x'")
-        assert come("d", slots=3) == (None, "expected 1 ranks per container. Received: 3")
-        assert come("d", index=7) == (None, "expected a worker from 1 to 2. Received: 7")
+        assert join("a") == (1, None)
+        assert join("b") == (2, None)
+        assert join("a") == (1, None)
+        assert join("c") == (None, "all 2 workers of this job have joined")
+        assert join("c", index=2) == (2, None)  # the pod of this index was replaced
+        assert join("d", job="x") == (None, "this is job 'digits', not 'x'")
+        assert join("d", slots=3) == (None, "expected 1 ranks per container. Received: 3")
+        assert join("d", index=7) == (None, "expected a worker from 1 to 2. Received: 7")
         assert [worker.id for worker in registry.wait(1)] == ["a", "c"]
 
 
@@ -46,34 +46,34 @@ def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
     with registry:
         fields = {"job": "digits", "port": 1, "slots": 1}
 
-        def come(id: str) -> int | None:  # noqa: A002
-            return registry.arrive(Arrival(id=id, **fields), id).index  # type: ignore[arg-type]
+        def join(id: str) -> int | None:  # noqa: A002
+            return registry.register(JoinRequest(id=id, **fields), id).index  # type: ignore[arg-type]
 
-        assert [come("a"), come("b"), come("c")] == [1, 2, None]
+        assert [join("a"), join("b"), join("c")] == [1, 2, None]
         time.sleep(0.5)
-        assert come("b") == 2, "it is still there"
-        assert come("c") == 1, "nobody has heard of a since"
+        assert join("b") == 2, "it is still there"
+        assert join("c") == 1, "a has sent no request since"
         assert [worker.id for worker in registry.wait(1)] == ["c", "b"]
-        assert come("a") is None
+        assert join("a") is None
 
 
 def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.3)
     with Registry("digits", 2, 1, free_port()) as registry:
-        registry.arrive(Arrival("digits", "a", 1, 1, None), "10.0.0.1")
-        with pytest.raises(LauncherError, match=r"^worker 2 has not come within 0 s$"):
+        registry.register(JoinRequest("digits", "a", 1, 1, None), "10.0.0.1")
+        with pytest.raises(LauncherError, match=r"^worker 2 has not joined within 0 s$"):
             registry.wait(0)
-        registry.arrive(Arrival("x", "b", 1, 1, None), "10.0.0.2")
+        registry.register(JoinRequest("x", "b", 1, 1, None), "10.0.0.2")
         time.sleep(0.4)
-        missing = r"worker 1 \(a\), 2 has not come .*; 10\.0\.0\.2 was turned away: this is job"
+        missing = r"worker 1 \(a\), 2 has not joined .*; 10\.0\.0\.2 was rejected: this is job"
         with pytest.raises(LauncherError, match=missing):
             registry.wait(0)
-        with pytest.raises(LauncherError, match="told to stop"):
+        with pytest.raises(LauncherError, match="stopped while waiting"):
             registry.wait(60, lambda: True)
     for workers, end in ((8, "7, 8"), (9, "7, 8 and more")):
         with (
             Registry("digits", workers, 1, free_port()) as registry,
-            pytest.raises(LauncherError, match=f"worker 1, 2, 3, .* {end} has not come"),
+            pytest.raises(LauncherError, match=f"worker 1, 2, 3, .* {end} has not joined"),
         ):
             registry.wait(0)
 
@@ -82,11 +82,11 @@ def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_end_waits_until_everybody_here_knows_of_it(
     monkeypatch: pytest.MonkeyPatch, result: int
 ) -> None:
-    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 60.0)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_RESULT_SECONDS", 60.0)
     registry, ended = Registry("digits", 3, 1, free_port()), threading.Event()
 
-    def come(id: str) -> int | None:  # noqa: A002
-        return registry.arrive(Arrival("digits", id, 1, 1, None), id).result
+    def join(id: str) -> int | None:  # noqa: A002
+        return registry.register(JoinRequest("digits", id, 1, 1, None), id).result
 
     def finish() -> None:
         registry.finish(result)
@@ -96,14 +96,14 @@ def test_the_end_waits_until_everybody_here_knows_of_it(
         registry.finish(result)  # nobody has come, nobody is waited for
         registry = Registry("digits", 3, 1, free_port())
     with registry:
-        assert [come("a"), come("b")] == [None, None]
+        assert [join("a"), join("b")] == [None, None]
         waiting = threading.Thread(target=finish)
         waiting.start()
         while registry._result is None:
             time.sleep(0.01)
-        assert come("a") == result
+        assert join("a") == result
         assert not ended.wait(0.5), "b does not know it yet"
-        assert come("b") == result
+        assert join("b") == result
         assert ended.wait(30)
         waiting.join()
 
@@ -112,14 +112,14 @@ def test_at_the_end_nobody_waits_for_those_that_are_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.1)
-    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 1000.0)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_RESULT_SECONDS", 1000.0)
     with Registry("digits", 2, 1, free_port()) as registry:
-        registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
+        registry.register(JoinRequest("digits", "a", 1, 1, None), "a")
         registry.finish(0)  # for longer than the limit of a test only if a were waited for
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 1000.0)
-    monkeypatch.setattr(launcher.rendezvous.registry, "_TOLD_SECONDS", 0.2)
+    monkeypatch.setattr(launcher.rendezvous.registry, "_RESULT_SECONDS", 0.2)
     with Registry("digits", 2, 1, free_port()) as registry:
-        registry.arrive(Arrival("digits", "a", 1, 1, None), "a")
+        registry.register(JoinRequest("digits", "a", 1, 1, None), "a")
         registry.finish(0)  # nor for ever for one that does not ask
 
 
@@ -127,7 +127,7 @@ def test_a_port_can_be_listened_on_again_at_once() -> None:
     port = free_port()
     for _ in range(2):
         with Registry("digits", 1, 1, port):
-            assert ask(("127.0.0.1", port), Arrival("digits", "a", 1, 1, None)).answer.index == 1
+            assert ask(("127.0.0.1", port), JoinRequest("digits", "a", 1, 1, None)).reply.index == 1
 
 
 # Some containers know their place (a pod of an indexed Job), the others take any.
@@ -147,9 +147,9 @@ def test_in_any_order_of_comings_and_losses_one_place_has_one_worker(
         for name, seconds in comings:
             now += seconds
             index = CONTAINERS[name]
-            place = registry.arrive(Arrival("digits", name, 1, 1, index), name).index
+            place = registry.register(JoinRequest("digits", name, 1, 1, index), name).index
             mine = [one for one, (holder, _) in held.items() if holder == name]
-            fresh = {one for one, (_, heard) in held.items() if now - heard <= 4.0}
+            fresh = {one for one, (_, last_seen) in held.items() if now - last_seen <= 4.0}
             if index is not None:
                 assert place == index, "it replaces whoever was there"
             elif mine:
@@ -172,7 +172,7 @@ def test_what_is_not_of_the_protocol_is_let_go() -> None:
                     assert connection.recv(10) == b""
                 except ConnectionError:
                     pass  # it hung up while we were still talking
-        with pytest.raises(LauncherError, match="worker 1 has not come"):
+        with pytest.raises(LauncherError, match="worker 1 has not joined"):
             registry.wait(0.2)
         with pytest.raises(UsageError, match=r"container.port: \d+ cannot be used"):
             Registry("job", 1, 1, port)
