@@ -15,7 +15,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WriteError(LauncherError):
-    """A file that the job cannot do without cannot be written.
+    """A file that the job needs cannot be written.
 
     Attributes:
         full: Whether the disk, or the quota, is full.
@@ -24,20 +24,21 @@ class WriteError(LauncherError):
     def __init__(self, path: Path, error: OSError) -> None:
         self.full = error.errno in _FULL
         if self.full:
-            text = f"disk full: {path} cannot be written ({error.strerror}){_room(path)}"
+            text = f"disk full: {path} cannot be written ({error.strerror}){_free_space(path)}"
         else:
             text = f"{path} cannot be written: {error.strerror or error}"
         super().__init__(text)
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
-    """Replaces `path` by what `write` puts into the file it is given.
+    """Replaces `path` by what `write` writes to the file object it receives.
 
-    A crash at any moment leaves either the old file or the new one, and a failure nothing else:
-    what a full disk took of the new one is given back. With `durable` it survives a power cut.
+    A crash at any moment leaves either the old file or the new one. A failure deletes the temporary
+    file, so that its space on a full disk is freed. With `durable` the new file survives a power
+    cut.
 
     Raises:
-        OSError: The old file stands.
+        OSError: The old file is unchanged.
     """
     temporary = partial(path)
     try:
@@ -54,7 +55,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object], durable: bool 
     if durable:
         directory = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)  # The renaming itself must survive a power cut too.
+            os.fsync(directory)  # The rename must survive a power cut too.
         finally:
             os.close(directory)
 
@@ -65,25 +66,25 @@ def replace_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def replace_json(path: Path, content: Any, indent: int | None = 2, durable: bool = True) -> None:
-    """The same for JSON, in which a number that is not finite becomes null. Raises OSError."""
+    """The same for JSON; numbers that are not finite become null. Raises OSError."""
     replace_text(path, strict_json.dumps(content, indent=indent) + "\n", durable)
 
 
 def partial(path: Path) -> Path:
-    """The name under which `path` is written."""
+    """The temporary file to which `path` is written."""
     return path.with_name(f".{path.name}.part")
 
 
 def remove_partials(*directories: Path) -> None:
-    """Removes what writers that were killed have left; for the only writer of the directories."""
+    """Removes the temporary files of killed writers; only for the one writer of a directory."""
     for directory in directories:
         for path in directory.glob(".*.part"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
-def _room(path: Path) -> str:
-    """What is free on the file system of `path`, after a colon; empty if it cannot be told."""
+def _free_space(path: Path) -> str:
+    """The free space on the file system of `path`, after a colon; empty if it is unknown."""
     try:
         usage = shutil.disk_usage(path.parent)
     except OSError:

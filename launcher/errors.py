@@ -3,7 +3,7 @@
 LauncherError                 exit code 1   the job, or something it needs, failed
 ├── HostError                               a host cannot be reached
 ├── BuildError                              the compiler failed
-└── UsageError                exit code 2   the request is wrong; trying again changes nothing
+└── UsageError                exit code 2   the request is wrong; a retry would fail too
     ├── SpecError                           a field of the job is missing or wrong
     ├── UnknownRunError                     no such run in the output directory
     └── MissingToolError                    a program or package the job needs is not installed
@@ -23,11 +23,11 @@ class LauncherError(Exception):
 
 
 class HostError(LauncherError):
-    """A host cannot be reached now; it may return later."""
+    """A host cannot be reached; it may be reachable later."""
 
 
 class BuildError(LauncherError):
-    """Horovod could not be compiled; trying again changes nothing while the tools are the same.
+    """Horovod could not be compiled; a retry with the same tools would fail too.
 
     Attributes:
         reason: the compiler's own first error and where the whole log is, in one line.

@@ -1,6 +1,6 @@
-"""How a rank reports its progress to the supervisor: one small record, rewritten in place.
+"""How a rank reports its progress to the supervisor: one small record, overwritten in place.
 
-The rank calls `Heartbeat.from_environment()` once and `beat(...)` every step; the supervisor, or a
+The rank calls `Heartbeat.from_environment()` once and `beat(...)` every step; its agent, or a
 liveness probe, calls `read(path)`.
 """
 
@@ -16,11 +16,11 @@ from typing import Literal
 
 VARIABLE = "LAUNCHER_HEARTBEAT"
 
-# "leaving": another rank has failed, or was told to stop, and this one ends because of it.
+# "leaving": another rank has failed or was stopped, and this one ends because of it.
 Phase = Literal["starting", "training", "evaluating", "saving", "done", "leaving"]
 
-# One write of a record that never grows: it needs no free space once it stands, so a full disk does
-# not make a healthy rank look dead, and no half of it can be left behind.
+# One write of a record of constant size: once the file exists it needs no free space, so a full
+# disk does not make a healthy rank look dead, and the record is never partial.
 _RECORD_BYTES = 512
 _SECONDS_BETWEEN_BEATS = 0.2
 
@@ -29,8 +29,8 @@ _SECONDS_BETWEEN_BEATS = 0.2
 class Beat:
     """One record: the phase a rank is in, the last step it finished, and its numbers.
 
-    `saved` is the step of the last checkpoint: the one at which a "saving" phase has ended. `time`
-    is the wall clock of the rank in seconds since the epoch.
+    `saved` is the step of the last checkpoint, that is, of the last "saving" phase that has ended.
+    `time` is the wall clock of the rank in seconds since the epoch.
     """
 
     phase: Phase
@@ -59,16 +59,16 @@ class Heartbeat:
         return cls(Path(path) if path else None)
 
     def beat(self, phase: Phase, step: int | None = None, **numbers: float) -> None:
-        """Says that the rank is in `phase` and has finished `step`; `numbers` go to the live table
-        and stay there until they are given anew.
+        """Reports that the rank is in `phase` and has finished `step`; `numbers` are shown in the
+        live table until a later call replaces them.
 
         Cheap enough for every step: between changes of phase at most five records a second are
-        written. Never raises for a disk that is full or gone, since training matters more.
+        written. Never raises if the disk is full or missing: training continues without it.
         """
         if self._path is None:
             return
         now = time.monotonic()
-        # A number that is not finite has no place in JSON, and the one before it no longer holds.
+        # JSON has no NaN and no infinity, and the previous value is no longer true.
         for name, value in numbers.items():
             if math.isfinite(value):
                 self._numbers[name] = float(value)
@@ -92,7 +92,7 @@ class Heartbeat:
 
 
 def encode(beat: Beat) -> bytes:
-    """The record of 512 bytes: a checksum, JSON, padding. Numbers that do not fit are left out."""
+    """The record of 512 bytes: a checksum, JSON, padding. Numbers that do not fit are omitted."""
     numbers = dict(beat.numbers)
     while True:
         content = [beat.phase, beat.step, beat.saved, beat.time, numbers]

@@ -1,7 +1,7 @@
-"""Options of a command line made from the fields of a pydantic model: none is written twice.
+"""Command line options generated from the fields of a pydantic model.
 
-A field with a description is an option of the field's name; `option` says what differs. A field
-that is a model itself gives the options of its own fields.
+A field with a description is an option of the field's name; `option` overrides its settings. A
+field that is itself a model contributes the options of its own fields.
 """
 
 import inspect
@@ -19,17 +19,17 @@ _KEY = "option"
 
 @dataclass(frozen=True)
 class Option:
-    """What an option has that its field does not say.
+    """The settings of an option that its field does not define.
 
     Attributes:
         names: Instead of the field's own name.
-        panel: The panel of the help in which it stands.
+        panel: The panel of the help that lists it.
         shown: The default in the help, instead of the field's.
-        parse: From text, or from a list of texts where it may be given more than once, to what the
+        parse: Converts text, or a list of texts if it may be given more than once, to what the
             field takes. Raises UsageError.
         repeated: Whether it may be given more than once.
-        metavar: What the help calls the value.
-        variable: An environment variable that stands for the option where it is not given.
+        metavar: The name of the value in the help.
+        variable: An environment variable that is read if the option is not given.
     """
 
     names: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ def parameters(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that were given, table in table; takes what the parameters have received."""
+    """The fields that were given, as nested tables, from the values of the parameters."""
     fields: dict[str, Any] = {}
     for path, field, known in _options(model):
         value = values.get(_key(path))
@@ -95,7 +95,7 @@ def _parameter(path: tuple[str, ...], field: FieldInfo, known: Option) -> inspec
     switch = bool in _types(field.annotation)
     shown = known.shown or _default(field, names[-1].removeprefix("--"))
     settings: dict[str, Any] = {
-        # A plain [ would begin a style.
+        # An unescaped [ would start Rich markup.
         "help": (field.description or "") + (f" \\[default: {shown}]" if shown else ""),
         "rich_help_panel": known.panel,
         "envvar": known.variable,
@@ -107,7 +107,7 @@ def _parameter(path: tuple[str, ...], field: FieldInfo, known: Option) -> inspec
         annotation: Any = bool | None
     else:
         settings["metavar"] = known.metavar or _metavar(field.annotation)
-        # Values stay text: the model reads those of a file too, and says what is wrong.
+        # Values stay text: the model parses and checks them like those of a file.
         annotation = list[str] | None if known.repeated else str | None
     return inspect.Parameter(
         _key(path),
@@ -131,13 +131,13 @@ def _default(field: FieldInfo, flag: str) -> str:
 
 
 def _converted(value: Any, field: FieldInfo) -> Any:
-    """Numbers as numbers, also for models that take no text for them."""
+    """Text of a number as a number, for models that do not accept text."""
     for kind in (int, float):
         if isinstance(value, str) and kind in _types(field.annotation):
             try:
                 return kind(value)
             except ValueError:
-                return value  # the model knows better what is wrong with it
+                return value  # the model reports what is wrong with it
     return value
 
 
@@ -156,7 +156,7 @@ def _is_collection(annotation: Any) -> bool:
 
 
 def _types(annotation: Any) -> set[type]:
-    """The types that a value of a field may have, without those inside lists and tables."""
+    """The types that the value of a field may have, without those inside lists and tables."""
     if _is_collection(annotation):
         return {annotation.__origin__}
     if isinstance(annotation, type):

@@ -1,4 +1,4 @@
-"""JSON by the standard, which has no NaN and no infinities: they become null."""
+"""JSON as the standard defines it, without NaN and infinities: they become null."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`--version` of both command lines: our own version, and those of Python, TensorFlow and Keras."""
+"""`--version` of both command lines: the versions of syncbn, Python, TensorFlow and Keras."""
 
 import platform
 from importlib import metadata
@@ -8,7 +8,7 @@ import typer
 
 
 def versions() -> dict[str, str]:
-    """Program to version; "" for what is not installed."""
+    """Versions by name; "" for what is not installed."""
     return {
         "version": _version("syncbn"),
         "python": platform.python_version(),

@@ -35,7 +35,7 @@ def require(backend: str) -> None:
 
 
 def choose_backend(ranks: int) -> str:
-    """The backend for a job that names none: what is installed, Horovod before MPI before tf."""
+    """The backend for a job that names none: the first installed of Horovod, MPI and tf."""
     if ranks == 1:
         return "local"
     for backend in ("horovod", "mpi", "tf"):
@@ -49,7 +49,7 @@ def choose_backend(ranks: int) -> str:
 
 @contextmanager
 def rendezvous(slots: Sequence[Slot], address: str, port: int) -> Iterator[int]:
-    """Serves Horovod's rendezvous on `address` while open; gives the port, chosen if 0.
+    """Serves Horovod's rendezvous on `address` while open; yields the port, chosen if 0.
 
     Raises UsageError when the port is taken.
     """
@@ -75,7 +75,7 @@ def rendezvous(slots: Sequence[Slot], address: str, port: int) -> Iterator[int]:
 
 
 def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) -> dict[str, str]:
-    """What Horovod needs to know where no horovodrun has started it."""
+    """The variables that horovodrun would set for the rank."""
     return {
         "HOROVOD_RANK": str(slot.rank),
         "HOROVOD_SIZE": str(slot.size),
@@ -89,16 +89,16 @@ def gloo_environment(slot: Slot, address: str, port: int | str, interface: str) 
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_GLOO_IFACE": interface,
-        # The launcher detects a peer that dies; a slow start must not fail after 30 s.
+        # The launcher detects a peer that dies; a slow start should not fail after 30 s.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "300"),
     }
 
 
 @contextmanager
 def held_ports(count: int) -> Iterator[list[int]]:
-    """Free ports on loopback that stay ours until the context is left.
+    """Free ports on loopback, reserved until the context is left.
 
-    They are bound here; TensorFlow binds them too (TF_GRPC_REUSE_PORT), other programs cannot.
+    They are bound here; TensorFlow can bind them too (TF_GRPC_REUSE_PORT), other programs cannot.
     """
     held = []
     try:
@@ -120,7 +120,7 @@ def tf_environment(rank: int, workers: Sequence[str]) -> dict[str, str]:
 
 
 def find_mpirun() -> str | None:
-    """mpirun beside this Python, else on PATH."""
+    """mpirun in the directory of this Python, else on PATH."""
     return shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
@@ -128,17 +128,17 @@ def mpirun_command(spec: JobSpec, agent: Sequence[str], hosts: Sequence[str]) ->
     """mpirun around one agent per rank; `hosts` as NAME:SLOTS, none for this machine alone."""
     command = [find_mpirun() or "mpirun", "-np", str(spec.ranks), "--bind-to", "none"]
     command += ["--tag-output", "--stdin", "none", "-x", PROCESS_SPEC_VARIABLE]
-    # When mpirun aborts a job by itself, the agents end their ranks first, within two seconds.
+    # When mpirun itself aborts a job, the agents end their ranks first, within two seconds.
     command += ["--mca", "odls_base_sigkill_timeout", "3"]
     if not hosts:
-        # Open MPI wants an ssh even for ranks of this machine, unless told there are no others.
+        # Open MPI requires ssh even for ranks of this machine, unless the launcher is `isolated`.
         command += ["--oversubscribe", "--mca", "plm", "isolated"]
-        # The ranks share memory: without TCP they open no port. mpirun itself cannot do without.
+        # The ranks use shared memory: without TCP they open no port. mpirun itself needs one.
         command += ["--mca", "btl", "^tcp", "--mca", "oob_tcp_if_include", "lo"]
         return [*command, *agent]
     command += ["--host", ",".join(hosts)]
     command += ["--mca", "plm_rsh_agent", " ".join(spec.ssh), "--mca", "plm_rsh_no_tree_spawn", "1"]
-    # A host that is cut off is noticed by both sides after a few seconds instead of minutes.
+    # Both sides detect a lost connection after a few seconds instead of minutes.
     seconds = max(1, int(spec.silence_timeout / 4))
     for name, value in (("time", seconds), ("intvl", seconds), ("probes", 3)):
         command += ["--mca", f"oob_tcp_keepalive_{name}", str(value)]

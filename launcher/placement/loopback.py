@@ -1,8 +1,8 @@
 """Keeps the ports of mpirun itself on loopback, for jobs on one machine.
 
-Open MPI 4.1 opens them on all addresses, for daemons on other machines that such a job has not, and
-no option of it changes that. Preloaded into mpirun, the library of kernels puts 127.0.0.1 in the
-place of all addresses (syncbn/native/listening.cc).
+Open MPI 4.1 opens them on all addresses, for daemons on other machines that such a job does not
+have, and it has no option to change that. Preloaded into mpirun, the library of kernels binds them
+to 127.0.0.1 instead (syncbn/native/listening.cc).
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ _PRELOAD, _ADDRESS = "LD_PRELOAD", "SYNCBN_LISTEN_ON"
 
 
 def mpirun_environment() -> dict[str, str]:
-    """What mpirun needs to listen on loopback only; empty where there is no library of kernels."""
+    """The variables that keep mpirun on loopback; empty if there is no library of kernels."""
     library = _builder().found()
     if library is None:
         return {}
@@ -28,12 +28,12 @@ def mpirun_environment() -> dict[str, str]:
 
 
 def rank_environment() -> dict[str, str]:
-    """Takes back from the ranks what mpirun has handed down to them."""
+    """Resets in the ranks what they inherit from mpirun."""
     return {_PRELOAD: os.environ.get(_PRELOAD, ""), _ADDRESS: ""}
 
 
 def _builder() -> ModuleType:
-    """`syncbn.native.compiler`, without the package around it, which imports TensorFlow."""
+    """`syncbn.native.compiler`, loaded without its package, which imports TensorFlow."""
     package = importlib.util.find_spec("syncbn")
     assert package is not None
     assert package.origin is not None

@@ -1,4 +1,4 @@
-"""Process specs for the agents, from a job and the slots of its ranks: equal on every machine."""
+"""Process specs for the agents, from a job and the slots of its ranks: the same on all targets."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,11 @@ def rank_process(
     environment: Mapping[str, str],
     silence: float | None = None,
 ) -> ProcessSpec:
-    """The process of one rank with an agent of its own. `nodes`: the cores of each NUMA node there;
-    `environment`: the variables of the backend and of the supervisor."""
+    """The process of one rank with its own agent.
+
+    `nodes` are the cores of each NUMA node on its host, `environment` the variables of the backend
+    and of the supervisor.
+    """
     threads = threads_of(spec, sum(map(len, nodes)), slot.local_size)
     return ProcessSpec(
         argv=list(spec.command),
@@ -46,8 +49,8 @@ def mpirun_process(
 ) -> ProcessSpec:
     """mpirun as a process, with the spec for the agents below it in its environment.
 
-    `local_size` is the most ranks a host carries: every host gets the same sizes. `keepalive` is
-    where agents on other hosts hear the launcher.
+    `local_size` is the largest number of ranks on a host: every host gets the same variables.
+    `keepalive` are the launcher's keepalive servers for agents on other hosts.
     """
     threads = threads_of(spec, sum(map(len, nodes)), local_size)
     sized = [compute_environment(spec, threads, rank, os.environ) for rank in range(local_size)]

@@ -1,4 +1,4 @@
-"""Which rank runs where, and the cores, threads and GPUs it may use there."""
+"""The slot of each rank, and the cores, threads and GPUs that it may use."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,10 @@ _THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one rank runs, in the terms and names of Horovod's rendezvous: `cross` counts the
-    hosts that have a rank with the same local rank."""
+    """The host and the ranks of one process, with the names that Horovod's rendezvous expects.
+
+    `cross` counts the hosts that have a rank with the same local rank.
+    """
 
     hostname: str
     rank: int
@@ -58,18 +60,18 @@ def assign_slots(ranks: int, hosts: Sequence[Host]) -> tuple[Slot, ...]:
 
 
 def require_cores(spec: JobSpec) -> None:
-    """Raises SpecError for far more ranks than this machine has cores, if nobody asked for that."""
+    """Raises SpecError for far more ranks than this machine has cores, without --oversubscribe."""
     cores = sum(map(len, numa_nodes()))
     most = max(16, _MOST_RANKS_A_CORE * cores)
     if spec.ranks > most and not spec.oversubscribe:
         raise SpecError(
             f"ranks: expected at most {most} on this machine ({cores} core{'s' * (cores > 1)}). "
-            f"Received: {spec.ranks}. To start them all the same: --oversubscribe"
+            f"Received: {spec.ranks}. To start them anyway: --oversubscribe"
         )
 
 
 def threads_of(spec: JobSpec, cores: int, local_size: int) -> int:
-    """Threads for one rank: as many as requested, else its share of the cores, at least one."""
+    """Threads for one rank: the requested number, else its share of the cores, at least one."""
     asked = spec.resources.threads or spec.resources.cpus
     return asked or max(1, cores // local_size)
 
@@ -77,10 +79,10 @@ def threads_of(spec: JobSpec, cores: int, local_size: int) -> int:
 def compute_environment(
     spec: JobSpec, threads: int, local_rank: int, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that size a rank. What the user has set, here or in the shell, stays."""
+    """The variables that limit threads and GPUs. What the user sets, here or in the shell, wins."""
     chosen = {name: str(threads) for name in _THREAD_VARIABLES}
     chosen["TF_NUM_INTEROP_THREADS"] = str(min(2, threads))
-    chosen["PYTHONUNBUFFERED"] = "1"  # the last lines before a crash must not stay in a buffer
+    chosen["PYTHONUNBUFFERED"] = "1"  # the last lines before a crash must reach the log
     asked = spec.resources.threads or spec.resources.cpus
     environment = {name: value for name, value in chosen.items() if asked or name not in inherited}
     gpus = spec.resources.gpus
@@ -112,7 +114,7 @@ def cores_of_ranks(
     cores = [core for node in nodes for core in node]
     share = cpus or len(cores) // local_size
     if share == 0 or share * local_size > len(cores):
-        return []  # more ranks than cores: binding two to one core would only slow them
+        return []  # more ranks than cores: binding two ranks to one core slows them down
     return [cores[rank * share : (rank + 1) * share] for rank in range(local_size)]
 
 

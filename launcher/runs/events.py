@@ -1,6 +1,6 @@
-"""What happens in a job, as plain data. An observer is a function of one event.
+"""The events of a job, as plain data. An observer is a function of one event.
 
-The writer of the run, the terminal and the metrics are observers, unknown to the supervisor.
+The run writer, the terminal and the metrics are observers; the supervisor only calls them.
 """
 
 import time
@@ -17,8 +17,8 @@ Kind = Literal[
     "checkpoint",  # step
     "rank_ended",  # exit_code, asked (whether the launcher ended it)
     "failed",  # the cause of an attempt's failure
-    "restarting",  # attempt that comes, seconds to wait
-    "stopping",  # the user or the system asked: signal
+    "restarting",  # number of the next attempt, seconds to wait
+    "stopping",  # a stop was requested: signal
     "warning",  # text
     "done",  # result, exit_code, seconds
 ]
@@ -26,7 +26,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Event:
-    """`time` in seconds since the epoch; `rank` None when it concerns the whole job."""
+    """`time` is in seconds since the epoch; `rank` is None for the whole job."""
 
     kind: Kind
     attempt: int = 0

@@ -2,15 +2,15 @@
 
     OUTPUT/ID/spec.json         the job
     OUTPUT/ID/launcher.json     the process of its launcher
-    OUTPUT/ID/journal.jsonl     what happened
+    OUTPUT/ID/journal.jsonl     its events
     OUTPUT/ID/result.json       how it ended
-    OUTPUT/ID/launcher.log      what the launcher of a job in the background prints
+    OUTPUT/ID/launcher.log      the output of the launcher of a job in the background
     OUTPUT/ID/logs/             of all ranks
     OUTPUT/ID/metrics/          of all ranks
-    OUTPUT/ID/metrics.jsonl     what launcher.train has measured; summary.json beside it
-    OUTPUT/ID/report.html       figures of that
+    OUTPUT/ID/metrics.jsonl     the measurements of launcher.train; summary.json beside it
+    OUTPUT/ID/report.html       their figures
 
-OUTPUT/targets holds the addresses where metrics of living runs are served, for Prometheus.
+OUTPUT/targets contains the addresses of the metrics of running jobs, for Prometheus.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,12 +41,12 @@ def logs_directory(run: Path, attempt: int | None = None) -> Path:
 
 
 def log_path(run: Path, attempt: int, rank: int | None) -> Path:
-    """The log of a rank in an attempt; rank None is the transport's own (ssh, mpirun)."""
+    """The log of a rank in an attempt; rank None is that of the transport (ssh, mpirun)."""
     return logs_directory(run, attempt) / ("transport.log" if rank is None else f"rank-{rank}.log")
 
 
 def logs(run: Path, attempts: Iterable[int], rank: int | None = None) -> Iterator[Path]:
-    """The logs that are there, of one rank or of all and the transport, by attempt and rank."""
+    """The existing logs, of one rank or of all and the transport, by attempt and rank."""
     name = "*.log" if rank is None else f"rank-{rank}.log"
     for attempt in attempts:
         found = logs_directory(run, attempt).glob(name)
@@ -54,7 +54,7 @@ def logs(run: Path, attempts: Iterable[int], rank: int | None = None) -> Iterato
 
 
 def log_label(path: Path) -> str:
-    """The rank whose log it is, or "transport"."""
+    """The rank of the log, or "transport"."""
     return path.stem.removeprefix("rank-")
 
 
@@ -64,14 +64,14 @@ def snapshot_path(run: Path, attempt: int, rank: int) -> Path:
 
 
 def snapshots(run: Path) -> Iterator[tuple[int, int, Path]]:
-    """Attempt, rank and file of all metrics that are there."""
+    """Attempt, rank and file of all existing metrics."""
     for path in (run / _METRICS).glob("attempt-*/rank-*.json"):
         attempt = int(path.parent.name.removeprefix("attempt-"))
         yield attempt, int(path.stem.removeprefix("rank-")), path
 
 
 def metrics_address(run: Path) -> Path:
-    """The address where the metrics of the job are served, while they are."""
+    """The file with the address of the job's metrics, while they are served."""
     return run.parent / "targets" / f"{run.name}.json"
 
 

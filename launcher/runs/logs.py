@@ -1,6 +1,6 @@
-"""The log of one rank in one attempt, written and read back while it grows.
+"""The log of one rank in one attempt: written, and read while it grows.
 
-Whole lines, a size limit, one older part kept.
+It has whole lines and a size limit; one older file is kept.
 """
 
 import os
@@ -14,8 +14,8 @@ LIMIT_BYTES = 32 * 1024 * 1024
 class RankLog:
     """Appends lines to `path`; at the limit the file becomes `path.1` and a new one begins.
 
-    A full or vanished disk does not stop the job: lines are dropped and counted, and writing goes
-    on when there is room again. A line is written whole or not at all.
+    A full or missing disk does not stop the job: lines are dropped and counted, and writing resumes
+    once there is space. A line is written whole or not at all.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT_BYTES) -> None:
@@ -26,7 +26,7 @@ class RankLog:
         self.dropped = 0
 
     def write(self, line: str) -> OSError | None:
-        """Appends one line. Returns the error if it had to be dropped."""
+        """Appends one line. Returns the error if the line was dropped."""
         data = line.encode(errors="replace") + b"\n"
         try:
             if self._descriptor is None:
@@ -57,7 +57,7 @@ class RankLog:
 
 
 class LogReader:
-    """Reads the whole lines of one log as it grows, its older part first, across rotations."""
+    """Reads the whole lines of one log as it grows, its older file first, across rotations."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,7 +65,7 @@ class LogReader:
         self._rest = ""
 
     def lines(self) -> Iterator[str]:
-        """Whole lines that have come since the last call."""
+        """Whole lines written since the last call."""
         older = self._path.with_name(self._path.name + ".1")
         if self._file is None:
             if older.exists():
@@ -91,7 +91,7 @@ class LogReader:
 
 
 def append_whole(descriptor: int, data: bytes) -> None:
-    """Appends all of `data` or nothing: what a full disk took of it is cut off again."""
+    """Appends all of `data` or nothing: a partial write to a full disk is truncated."""
     before = os.fstat(descriptor).st_size
     written = 0
     try:

@@ -1,7 +1,7 @@
-"""The processes of a run on this machine: its launcher, and its ranks, which carry a variable.
+"""The processes of a run on this machine: its launcher, and its ranks, marked by a variable.
 
-Ends what an agent could not end because something killed the agent itself. Ranks on other hosts
-do not carry the variable: there only the agents end them.
+Kills what an agent could not because it was killed itself. Ranks on other hosts do not have the
+variable: there only the agents end them.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _MARK = "LAUNCHER_RUN_HERE"
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process id together with its start, in seconds since boot, so that it is never mistaken."""
+    """A process id with its start in seconds since boot, since the kernel reuses ids."""
 
     pid: int
     started: float
@@ -29,7 +29,7 @@ class ProcessIdentity:
         return cls(pid, tree.started_at(pid))
 
     def process(self) -> psutil.Process | None:
-        """The living process, or None if it has ended or another one has its id by now."""
+        """The running process, or None if it has ended or another one has its id."""
         try:
             if tree.started_at(self.pid) != self.started:
                 return None
@@ -40,12 +40,12 @@ class ProcessIdentity:
 
 
 def marked(environment: Mapping[str, str]) -> dict[str, str]:
-    """The supervisor's environment for ranks on this machine."""
+    """The supervisor's environment, with the variable that marks ranks on this machine."""
     return {**environment, _MARK: environment[RUN_DIRECTORY]}
 
 
 def processes_of(run: Path) -> list[psutil.Process]:
-    """Every living process on this machine that was started for the run."""
+    """Every running process on this machine that was started for the run."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -55,7 +55,7 @@ def processes_of(run: Path) -> list[psutil.Process]:
 
 
 def kill_processes_of(run: Path) -> list[str]:
-    """Kills them, looking again until none is left; returns their command lines."""
+    """Kills them, repeatedly until none is left; returns their command lines."""
     killed = []
     for _ in range(20):
         alive = processes_of(run)

@@ -1,6 +1,6 @@
-"""Reads runs back, from their journals alone: from any process, and after any crash.
+"""Reads runs from their journals alone: from any process, and after any crash.
 
-The live table applies the same events while they happen.
+The live table applies the same events as they occur.
 """
 
 import json
@@ -22,8 +22,8 @@ _ENDED = {"succeeded", "failed", "stopped", "lost"}
 
 
 @dataclass
-class RankRow:
-    """One rank in the newest attempt, by the events so far."""
+class RankStatus:
+    """One rank in the newest attempt, as `status` and the live table show it."""
 
     host: str = ""
     state: str = "starting"
@@ -35,8 +35,11 @@ class RankRow:
 
 @dataclass
 class RunState:
-    """A run by its events. `state` is starting, running, restarting, stopping, or an end:
-    succeeded, failed, stopped, lost (its launcher was killed before it could say how it ended)."""
+    """A run by its events.
+
+    `state` is starting, running, restarting, stopping, or final: succeeded, failed, stopped, lost
+    (its launcher was killed and recorded no result).
+    """
 
     id: str = ""
     directory: str = ""
@@ -49,7 +52,7 @@ class RunState:
     checkpoint: int | None = None
     exit_code: int | None = None
     cause: dict[str, Any] | None = None
-    ranks: dict[int, RankRow] = field(default_factory=dict)
+    ranks: dict[int, RankStatus] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -73,11 +76,11 @@ class RunState:
         self.id, self.directory = event["id"], event["directory"]
         self.backend, self.command = event["backend"], event["command"]
         self.began = event["time"]
-        self.ranks = {rank: RankRow() for rank in range(event["ranks"])}
+        self.ranks = {rank: RankStatus() for rank in range(event["ranks"])}
 
     def _on_started(self, event: Mapping[str, Any]) -> None:
         self.state, self.attempt = "running", event["attempt"]
-        self.ranks = {rank: RankRow(host) for rank, host in enumerate(event["hosts"])}
+        self.ranks = {rank: RankStatus(host) for rank, host in enumerate(event["hosts"])}
 
     def _on_rank_up(self, event: Mapping[str, Any]) -> None:
         row = self.ranks[event["rank"]]
@@ -121,7 +124,7 @@ def read_run(directory: Path) -> RunState:
 
 
 def launcher_of(directory: Path) -> ProcessIdentity | None:
-    """The living launcher of the run, or None when it is gone."""
+    """The running launcher of the run, or None when it has ended."""
     with suppress(OSError, ValueError, TypeError):
         identity = ProcessIdentity(**json.loads((directory / layout.LAUNCHER).read_text()))
         return identity if identity.process() is not None else None
@@ -129,7 +132,7 @@ def launcher_of(directory: Path) -> ProcessIdentity | None:
 
 
 def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every whole event of a run, oldest first; a line that a crash has cut is left out."""
+    """Every complete event of a run, oldest first; a line truncated by a crash is skipped."""
     with suppress(OSError), open(directory / layout.JOURNAL, errors="replace") as lines:
         for line in lines:
             with suppress(json.JSONDecodeError):
@@ -142,15 +145,15 @@ def read_spec(directory: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in the file, or None if there is none to read."""
+    """The JSON object in the file, or None if it cannot be read."""
     with suppress(OSError, json.JSONDecodeError):
         return dict(json.loads(path.read_text()))
     return None
 
 
 def find_run(output: Path, name: str | None) -> Path:
-    """The directory of the run with this id, the newest run of a job of this name, the one run
-    whose id begins so, or the newest of all for None.
+    """The directory of the run with this id, the newest run of the job with this name, the only
+    run whose id starts with it, or the newest of all for None.
 
     Raises UnknownRunError.
     """
@@ -167,5 +170,5 @@ def find_run(output: Path, name: str | None) -> Path:
         if len(found) == 1:
             return found[0]
     known = ", ".join(run.name for run in runs[-5:]) or "none"
-    problem = "more than one run begins" if found else "no run begins"
+    problem = "more than one run starts" if found else "no run starts"
     raise UnknownRunError(f"{problem} with {name!r} in {output}. The newest: {known}")

@@ -1,6 +1,6 @@
 """Writes the directory of a run: the job, a journal of events, logs and the result.
 
-Any process may read it, during the run and after a crash; only the launcher of the run writes it.
+Any process may read it, during the run and after a crash; only the run's launcher writes to it.
 """
 
 import os
@@ -20,9 +20,9 @@ from launcher.runs.processes import ProcessIdentity
 from launcher.spec import JobSpec
 from launcher.spec.secrets import without_secrets
 
-_SECONDS_BETWEEN_STEPS = 1.0  # the journal keeps at most one step a second of each rank
+_SECONDS_BETWEEN_STEPS = 1.0  # the journal records at most one step per second and rank
 # The end of a run must be recorded on a full disk too: space for it is reserved from the start.
-_LAST_WORDS = {"failed", "done"}
+_FINAL_EVENTS = {"failed", "done"}
 _RESERVE_BYTES = 64 * 1024
 
 
@@ -37,12 +37,12 @@ class RunWriter:
         self._journaled: dict[int, float] = {}
         self._phases: dict[int, str] = {}
         self._logs: dict[tuple[int, int | None], RankLog] = {}
-        self._complaints: list[str] = []
-        self._complained: set[str] = set()
+        self._warnings: list[str] = []
+        self._warned: set[str] = set()
 
     @classmethod
     def create(cls, spec: JobSpec) -> "RunWriter":
-        """Makes the directory and writes the job into it. Raises LauncherError if it cannot."""
+        """Creates the directory and writes the job into it. Raises LauncherError if it cannot."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         directory = spec.output.absolute() / f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
         record = cls(directory)
@@ -56,23 +56,23 @@ class RunWriter:
         except OSError as error:
             raise LauncherError(
                 f"the run cannot be recorded in {directory}: {error.strerror}; "
-                "choose another place with --output"
+                "choose another directory with --output"
             ) from None
         return record
 
     def __call__(self, event: Event) -> None:
         if event.kind == "output":
             self._log(event)
-        elif event.kind != "beat" or self._is_news(event):
+        elif event.kind != "beat" or self._is_worth_recording(event):
             self._append(event)
         if event.kind == "done":
             with suppress(OSError):
                 replace_json(self.directory / layout.RESULT, event.as_json(), durable=False)
 
-    def take_complaints(self) -> list[str]:
-        """What could not be written and why, since the last call; each problem once."""
-        complaints, self._complaints = self._complaints, []
-        return complaints
+    def take_warnings(self) -> list[str]:
+        """What could not be written since the last call, and why; each problem once."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def log_path(self, attempt: int, rank: int | None) -> Path:
         return layout.log_path(self.directory, attempt, rank)
@@ -98,14 +98,14 @@ class RunWriter:
             try:
                 append_whole(self._descriptor, line)
             except OSError:
-                if event.kind not in _LAST_WORDS:
+                if event.kind not in _FINAL_EVENTS:
                     raise
                 self._reserve.unlink(missing_ok=True)
                 append_whole(self._descriptor, line)
-            if event.kind in _LAST_WORDS:
+            if event.kind in _FINAL_EVENTS:
                 os.fsync(self._descriptor)
         except OSError as error:
-            self._complain("the journal", error)
+            self._warn_once("the journal", error)
 
     def _log(self, event: Event) -> None:
         key = (event.attempt, event.rank)
@@ -119,16 +119,16 @@ class RunWriter:
             log = self._logs[key] = RankLog(path)
         error = log.write(event.details["text"])
         if error is not None:
-            self._complain("the logs", error)
+            self._warn_once("the logs", error)
 
-    def _complain(self, what: str, error: OSError) -> None:
-        text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job goes on"
-        # Once a run: the warning is an event too, which cannot be written either.
-        if text not in self._complained:
-            self._complained.add(text)
-            self._complaints.append(text)
+    def _warn_once(self, what: str, error: OSError) -> None:
+        text = f"{what} in {self.directory} cannot be written: {error.strerror}; the job continues"
+        # Once per run: the warning is itself an event, which cannot be written either.
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warnings.append(text)
 
-    def _is_news(self, event: Event) -> bool:
+    def _is_worth_recording(self, event: Event) -> bool:
         rank = event.rank or 0
         phase_is_new = self._phases.get(rank) != event.details["phase"]
         if phase_is_new or event.time - self._journaled.get(rank, 0) >= _SECONDS_BETWEEN_STEPS:

@@ -1,4 +1,4 @@
-"""The console for tables: as wide as the terminal, or without a limit into a pipe or a file."""
+"""The console for tables: as wide as the terminal, without a limit for a pipe or a file."""
 
 import sys
 

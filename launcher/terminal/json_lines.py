@@ -1,4 +1,4 @@
-"""`--json`: every event as one JSON object a line on standard output, for programs."""
+"""`--json`: every event as a line of JSON on standard output, for programs."""
 
 from contextlib import suppress
 
@@ -10,9 +10,9 @@ class JsonLines:
     """An observer that prints events, the output of ranks included."""
 
     def __call__(self, event: Event) -> None:
-        # The reader may be gone; the job goes on.
+        # The job continues when the reader has closed the pipe.
         with suppress(OSError, ValueError):
             print(strict_json.dumps(event.as_json()), flush=True)
 
     def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""Plain lines, for pipes, logs and `--quiet`: ranks prefixed, the cause before its consequences."""
+"""Plain lines, for pipes, logs and `--quiet`: prefixed by rank, the cause of a failure first."""
 
 import sys
 import threading
@@ -24,8 +24,8 @@ _HELD_SECONDS = 0.5
 class Lines:
     """Prints whole lines: `[rank] text` for ranks, `launcher: text` (on stderr) for the job.
 
-    Lines of ranks are held back for half a second. When a rank fails, the lines that the others
-    print from then on are held until the cause is known, and printed after it with a mark.
+    Lines of ranks are held for half a second. When a rank fails, the lines that the others print
+    from then on are held until the cause is known, and printed after it with a mark.
     """
 
     def __init__(self, spec: JobSpec, quiet: bool = False) -> None:
@@ -52,12 +52,12 @@ class Lines:
         with self._lock:
             self._release(None)
 
-    def say(self, text: str) -> None:
-        """One line of the launcher's own."""
+    def print_own(self, text: str) -> None:
+        """Prints one line of the launcher itself."""
         self.print(f"launcher: {text}", sys.stderr)
 
     def print(self, line: str, stream: TextIO) -> None:
-        """Writes one line; a closed terminal or a full disk behind it does not end the job."""
+        """Writes one line; a closed terminal or a full disk does not end the job."""
         try:
             stream.write(line + "\n")
             stream.flush()
@@ -74,23 +74,23 @@ class Lines:
             self._id, self._directory = details["id"], details["directory"]
             if not self._quiet:
                 ranks = f"{self._spec.ranks} rank{'s' * (self._spec.ranks > 1)}"
-                self.say(f"{self._id}: {ranks}, {self._spec.backend}, in {self._directory}")
+                self.print_own(f"{self._id}: {ranks}, {self._spec.backend}, in {self._directory}")
         elif event.kind == "checkpoint":
             self._checkpoint = details["step"]
         elif event.kind == "rank_ended":
             self._failing |= details["exit_code"] != 0 and not details["asked"]
         elif event.kind == "stopping":
-            self.say(stopping_line(details["signal"], details["at_once"]))
+            self.print_own(stopping_line(details["signal"], details["at_once"]))
         elif event.kind == "warning":
-            self.say(f"warning: {details['text']}")
+            self.print_own(f"warning: {details['text']}")
         elif event.kind == "failed":
             self._failed(event)
         elif event.kind == "restarting":
             most, seconds = self._spec.restart.max_restarts, details["seconds"]
-            self.say(restart_line(details["next"], most, seconds, self._checkpoint))
+            self.print_own(restart_line(details["next"], most, seconds, self._checkpoint))
         elif event.kind == "done":
             self._release(None)
-            self.say(end_line(details))
+            self.print_own(end_line(details))
             if not self._quiet:
                 output = str(self._spec.output)
                 flags = "" if output == "runs" else f" --output {output}"
@@ -102,12 +102,12 @@ class Lines:
         if event.rank is not None:
             log = str(log_path(Path(self._directory), event.attempt, event.rank))
         for line in cause_lines(event.details, log):
-            self.say(line) if not line.startswith(" ") else self.print(line, sys.stderr)
+            self.print_own(line) if not line.startswith(" ") else self.print(line, sys.stderr)
         self._release(-1 if event.rank is None else event.rank)
         self._failing = False
 
     def _release(self, culprit: int | None) -> None:
-        """Prints what is held; after a failure the others' lines are marked as its consequence."""
+        """Prints what is held; after a failure the lines of other ranks are marked."""
         while self._held:
             _, rank, stream, text = self._held.popleft()
             if culprit is None:

@@ -1,4 +1,4 @@
-"""The view of a terminal: the lines of plain mode scroll above a table that stays."""
+"""The view for a terminal: the lines of plain mode scroll above a live table."""
 
 import sys
 from typing import TextIO
@@ -27,7 +27,7 @@ class LiveTable(Lines):
     def __call__(self, event: Event) -> None:
         self._run.apply(event.as_json())
         if event.kind == "done":
-            self._live.stop()  # the table stays above the last lines
+            self._live.stop()  # the table remains above the last lines
         super().__call__(event)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.runs.reader import RankRow, RunState
+from launcher.runs.reader import RankStatus, RunState
 from launcher.spec import Metrics
 from launcher.terminal.words import duration
 
@@ -20,7 +20,7 @@ _COLOURS = {
 
 
 def render(run: RunState, most_restarts: int | None, metrics: Metrics | None) -> RenderableType:
-    """One line on the job, then one row per rank; the slowest of very many ranks."""
+    """One line on the job, then one row per rank; with many ranks only the slowest ones."""
     counted = f"restarts {run.attempt}"
     if most_restarts is not None:
         counted += f" of {most_restarts}"
@@ -45,7 +45,7 @@ def render(run: RunState, most_restarts: int | None, metrics: Metrics | None) ->
     return Group(head, table, *more)
 
 
-def _cells(row: RankRow) -> tuple[Text | str, ...]:
+def _cells(row: RankStatus) -> tuple[Text | str, ...]:
     colour = _COLOURS.get(row.state, "red" if row.state.startswith("ended") else "green")
     step = "" if row.step is None else str(row.step)
     return (

@@ -1,4 +1,4 @@
-"""The launcher's own lines: events in words for a person."""
+"""The launcher's own lines: events as sentences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +22,8 @@ def restart_line(next_attempt: int, most: int, seconds: float, checkpoint: int |
 
 def stopping_line(signal: str, at_once: bool) -> str:
     if at_once:
-        return f"{signal} again: ending the ranks at once"
-    return f"{signal}: the ranks save and stop; once more ends them at once"
+        return f"{signal} again: killing the ranks"
+    return f"{signal}: the ranks save and stop; a second signal kills them"
 
 
 def end_line(event: Mapping[str, Any]) -> str:
@@ -34,7 +34,7 @@ def end_line(event: Mapping[str, Any]) -> str:
 
 
 def next_commands(name: str, flags: str, running: bool) -> list[str]:
-    """The three commands one wants next, with the flags that find the job."""
+    """The three commands to continue with, and the flags that find the job."""
     if running:
         return [
             f"launcher status {name} --watch{flags}",

@@ -61,12 +61,12 @@ def test_a_journal_that_cannot_be_written_is_complained_of_once(spec: JobSpec) -
     (record.directory / "journal.jsonl").symlink_to("/dev/full")
     record._open()
     record(Event("checkpoint", rank=0, details={"step": 3}))
-    complaints = record.take_complaints()
+    complaints = record.take_warnings()
     assert len(complaints) == 1
     assert "the journal in" in complaints[0]
     # The warning itself is an event for the journal, and is not to be complained of for ever.
     record(Event("warning", details={"text": complaints[0]}))
-    assert record.take_complaints() == []
+    assert record.take_warnings() == []
     record.close()
 
 
@@ -195,13 +195,13 @@ def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> Non
     assert find_run(output, "job") == again, "a job's name means its newest run"
     assert find_run(output, first.name) == first
     assert find_run(output, "oth") == second
-    for name, problem in (("none", "no run begins"), ("jo", "more than one run begins")):
+    for name, problem in (("none", "no run starts"), ("jo", "more than one run starts")):
         with pytest.raises(UnknownRunError, match=problem):
             find_run(output, name)
 
 
 def test_a_place_that_cannot_be_written(spec: JobSpec) -> None:
-    with pytest.raises(LauncherError, match="choose another place with --output"):
+    with pytest.raises(LauncherError, match="choose another directory with --output"):
         RunWriter.create(spec.model_copy(update={"output": Path("/proc/runs")}))
 
 
