@@ -1,5 +1,7 @@
-"""The verbs of the command line. Each is a module with one function `command`, imported only when
-it is called, so that help comes at once."""
+"""The verbs of the command line.
+
+Each is a module with one function `command`, imported only when it is called: help is immediate.
+"""
 
 import importlib
 import sys
@@ -13,14 +15,14 @@ from typer.core import TyperCommand, TyperGroup
 from launcher.errors import exit_code_of
 from launcher.version import VersionFlag
 
-HELP = "Start a distributed training job, watch it, and go on from its last checkpoint."
+HELP = "Start a distributed training job, monitor it, and restart it from its last checkpoint."
 
 _RUN, _INSPECT, _SET_UP = "Run", "Inspect", "Set up"
 
 
 @dataclass(frozen=True)
 class Verb:
-    """`summary` is its line in the help, in `panel`; `settings` are those of Click's commands."""
+    """`summary` is its line in `panel` of the help; `settings` are Click's context settings."""
 
     module: str
     summary: str
@@ -29,25 +31,25 @@ class Verb:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# `launcher run python train.py --epochs 2`: what follows the first word is the program's.
+# `launcher run python train.py --epochs 2`: options after the first word belong to the program.
 _PROGRAM: dict[str, Any] = {"allow_interspersed_args": False}
 _PASSED_ON = {**_PROGRAM, "ignore_unknown_options": True, "help_option_names": []}
 
 VERBS = {
-    "run": Verb("run", "Run a job to its end, watched and restarted.", _RUN, settings=_PROGRAM),
+    "run": Verb("run", "Run a job, and restart it when it fails.", _RUN, settings=_PROGRAM),
     "submit": Verb("submit", "Start a job in the background.", _RUN, settings=_PROGRAM),
-    "render": Verb("render", "Print what would be run, and run nothing.", _RUN, settings=_PROGRAM),
+    "render": Verb("render", "Print what would run, and run nothing.", _RUN, settings=_PROGRAM),
     "train": Verb("train", "Train a model: launcher.train.", _RUN, settings=_PASSED_ON),
     "cancel": Verb("cancel", "Stop a job; its ranks save first.", _RUN),
-    "status": Verb("status", "Show where a job stands, rank by rank.", _INSPECT),
-    "logs": Verb("logs", "Print what the ranks of a job have written.", _INSPECT),
+    "status": Verb("status", "Show the state of a job, rank by rank.", _INSPECT),
+    "logs": Verb("logs", "Print the logs of a job's ranks.", _INSPECT),
     "list": Verb("list", "List all jobs, the newest last.", _INSPECT),
-    "report": Verb("report", "Put a run on one page, or two side by side.", _INSPECT),
-    "doctor": Verb("doctor", "Check this machine, and say how to repair it.", _SET_UP),
+    "report": Verb("report", "Write a report on one run, or on two side by side.", _INSPECT),
+    "doctor": Verb("doctor", "Check this machine, and suggest fixes.", _SET_UP),
     "install-horovod": Verb("install_horovod", "Build Horovod for this TensorFlow.", _SET_UP),
-    # What containers call.
-    "join": Verb("join", "Take one container's part in a job.", _RUN, True, _PROGRAM),
-    "health": Verb("health", "Check that the ranks in this container move.", _INSPECT, True),
+    # Called in containers.
+    "join": Verb("join", "Join a job as one of its containers.", _RUN, True, _PROGRAM),
+    "health": Verb("health", "Check that the ranks in this container progress.", _INSPECT, True),
 }
 
 
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def load(name: str) -> TyperCommand:
-    """The command behind a verb; imports its module."""
+    """The command of a verb; imports its module."""
     verb = VERBS[name]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     action = importlib.import_module(f"launcher.cli.{verb.module}").command
@@ -83,7 +85,7 @@ class Verbs(TyperGroup):
 
 
 class Unloaded(TyperCommand):
-    """A verb as the list shows it; turns into the command itself when it is called."""
+    """A verb as the help lists it; loads the command when it is called."""
 
     def __init__(self, name: str) -> None:
         verb = VERBS[name]
@@ -95,4 +97,4 @@ class Unloaded(TyperCommand):
 
 
 def _options(version: VersionFlag = False) -> None:
-    """Takes what stands before the verb."""
+    """Accepts the options before the verb."""

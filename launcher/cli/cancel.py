@@ -1,4 +1,4 @@
-"""`launcher cancel`: stops a job from anywhere, also one whose launcher is gone."""
+"""`launcher cancel`: stops a job, even if its launcher has ended."""
 
 from typing import Annotated
 

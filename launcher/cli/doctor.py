@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.cli.target_flags import Output
-from launcher.doctor.examination import examine
+from launcher.doctor.checks import run_checks
 from launcher.doctor.finding import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "broken": "red"}
@@ -18,18 +18,16 @@ _COLOURS = {"ok": "green", "warning": "yellow", "broken": "red"}
 
 def command(
     output: Output = Path("runs"),
-    self_test: Annotated[
-        bool, typer.Option(help="Let two ranks add up numbers, and time it.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    self_test: Annotated[bool, typer.Option(help="Time an all-reduce between two ranks.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """Check what a job needs; each line is ok, a warning, or broken, with how to fix it.
+    """Check what a job needs; each line is ok, a warning, or broken, with the fix.
 
-    Exits with 1 when something needed is broken.
+    Exits with 1 if a requirement is broken.
     """
     console = Console(highlight=False, soft_wrap=True)
     broken = False
-    for finding in examine(output, self_test):
+    for finding in run_checks(output, self_test):
         broken |= finding.state == "broken"
         if as_json:
             print(json.dumps(asdict(finding)), flush=True)

@@ -1,6 +1,6 @@
 """`launcher health`: for a container's health check and a pod's liveness probe.
 
-The supervisor ends a hang by itself, so what is found here means that it could not.
+The supervisor normally ends a hang itself; this check covers the case that it cannot.
 """
 
 import os
@@ -19,10 +19,10 @@ from launcher.heartbeat import VARIABLE, Beat, read
 
 def command(
     limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that a rank in training may take for a step.")
+        float, typer.Option(min=1, help="Seconds that a rank may take for a training step.")
     ] = 900.0,
 ) -> None:
-    """Exit with 1 if a rank here stands still; with 0 if all move, or none has started."""
+    """Exit with 1 if a rank here is stuck; with 0 if all progress, or none has started."""
     late = [
         f"process {pid} has finished no step for {age:.0f} s"
         for pid, beat in beats()
@@ -41,6 +41,6 @@ def beats() -> Iterator[tuple[int, Beat]]:
             path = process.environ().get(VARIABLE)
             if path is None or path in seen or process.uids().real != os.getuid():
                 continue
-            seen.add(path)  # its data loaders inherit the variable
+            seen.add(path)  # child processes of the rank inherit the variable
             if (beat := read(Path(path))) is not None:
                 yield process.pid, beat

@@ -1,6 +1,6 @@
 """`python -m launcher install-horovod`: builds Horovod for the installed TensorFlow, once.
 
-The wheel is kept, so that the next environment has it in seconds.
+The wheel is cached, so that the next environment installs it in seconds.
 """
 
 import sys
@@ -22,23 +22,21 @@ from launcher.horovod_build.recipe import VERSION, Recipe
 
 CacheDirectory = Annotated[
     Path | None,
-    typer.Option(
-        "--cache-dir", help="Where wheels are kept.", show_default="~/.cache/syncbn/wheels"
-    ),
+    typer.Option("--cache-dir", help="The cache of wheels.", show_default="~/.cache/syncbn/wheels"),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="Reduce GPU tensors through NCCL; needs nvcc.")]
-Force = Annotated[bool, typer.Option("--force", help="Build again, whatever is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Build even if Horovod works.")]
 Once = Annotated[
     bool,
     typer.Option(
         "--once",
-        help="Do not repeat a build that failed while nothing has changed; "
-        "say in two lines why, and what is used instead.",
+        help="Do not repeat a failed build while nothing has changed; "
+        "print in two lines why it failed, and what is used instead.",
     ),
 ]
 _INSTEAD = (
-    "Ranks talk over MPI or tf.distribute instead, and tests that need Horovod are skipped. "
-    "To build it after all: python -m launcher install-horovod"
+    "Ranks communicate over MPI or tf.distribute instead, and tests that need Horovod are skipped. "
+    "To try again: python -m launcher install-horovod"
 )
 
 
@@ -50,8 +48,8 @@ def command(
 ) -> None:
     """Build Horovod for this TensorFlow, with Gloo and MPI, and install it.
 
-    Needs a C++ compiler; the first build takes minutes, with the wheel kept, later ones seconds.
-    Ends with another code than 0 if Horovod is not there afterwards.
+    Needs a C++ compiler. The first build takes minutes; later ones use the cached wheel and take
+    seconds. The exit code is 0 only if Horovod works afterwards.
     """
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -93,13 +91,13 @@ def _install(recipe: Recipe, cache: Path, force: bool, console: Console) -> None
         raise
     install_wheel(wheel)
     if (fault := fault_of_installed(recipe)) is not None:
-        raise LauncherError(f"the Horovod just built does not serve: {fault}")
+        raise LauncherError(f"the Horovod just built does not work: {fault}")
     console.print(f"Horovod {recipe.version} works, built in {time.monotonic() - started:.0f} s.")
-    console.print(f"Its wheel is kept in {wheel.parent}")
+    console.print(f"Its wheel is cached in {wheel.parent}")
 
 
 def _install_kept(recipe: Recipe, cache: Path, console: Console) -> bool:
-    """Installs the wheel an equal recipe left; False if there is none."""
+    """Installs the cached wheel of an equal recipe; False if there is none."""
     wheel = cached_wheel(recipe, cache)
     if wheel is None:
         return False
@@ -107,7 +105,7 @@ def _install_kept(recipe: Recipe, cache: Path, console: Console) -> bool:
     fault = fault_of_installed(recipe)
     if fault is not None:
         raise LauncherError(
-            f"the wheel kept in {wheel.parent} does not serve: {fault}. "
+            f"the wheel cached in {wheel.parent} does not work: {fault}. "
             "Build it again: python -m launcher install-horovod --force"
         )
     console.print(f"Horovod {recipe.version} works, installed from {wheel.parent}")
@@ -124,7 +122,7 @@ def _build(recipe: Recipe, cache: Path, console: Console) -> Path:
 
 
 def _every_tenth(console: Console) -> Callable[[int], None]:
-    """For logs: a line at each tenth instead of a bar."""
+    """For logs: a line per ten percent instead of a bar."""
     shown = -1
 
     def on_percent(percent: int) -> None:

@@ -1,4 +1,4 @@
-"""The flags that describe a job, shared by run, submit and render: of JobSpec, and four more."""
+"""The flags of a job, shared by run, submit and render: those of JobSpec, and five more."""
 
 import inspect
 import os
@@ -20,19 +20,19 @@ def spec_from_flags(
         list[str] | None, typer.Argument(help="The program of a rank, after `--`.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with the fields of the job; flags win.")
+        Path | None, typer.Option(help="A TOML file with the job's fields; flags override them.")
     ] = None,
     job: Annotated[str | None, typer.Option(help="The same as JSON.", hidden=True)] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE, or NAME to pass a secret on unrecorded. Repeatable."),
+        typer.Option(help="NAME=VALUE, or NAME to pass its value unrecorded. Repeatable."),
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="Lines of `NAME slots=N`.", rich_help_panel="Where")
     ] = None,
     **flags: Any,
 ) -> JobSpec:
-    """The job: the file, the flags over it, then what was left open."""
+    """The job: the fields of the file, overridden by the flags, completed by defaults."""
     fields = read_toml(config) if config else {}
     fields = merge(fields, read_json(job) if job else {})
     given = options.given(JobSpec, flags)
@@ -77,7 +77,7 @@ def _environment(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def _completed(fields: dict[str, Any]) -> JobSpec:
-    """The checked job, with its ranks and its backend chosen where they were left open."""
+    """The checked job, with its ranks and its backend chosen if they were not given."""
     backend_is_open = fields.get("backend") in (None, "auto")
     spec = build_spec({**fields, "backend": "local"} if backend_is_open else fields)
     chosen: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`launcher join`: what each container of a job runs; they find each other and train together.
+"""`launcher join`: the command of each container of a job; together they run its ranks.
 
 launcher join --job '{"backend": "horovod"}' --workers 1 -- python train.py     the first container
 launcher join --job '{"backend": "horovod"}' --head FIRST -- python train.py    every other one
@@ -26,26 +26,26 @@ def command(
     ],
     job: Annotated[str, typer.Option(help="The fields of the job, as JSON.")] = "{}",
     workers: Annotated[
-        int, typer.Option(min=0, help="Containers beside the first, which leads them.")
+        int, typer.Option(min=0, help="Containers besides the first, the leader.")
     ] = 0,
     head: Annotated[
-        str | None, typer.Option(help="Where the first container is found by the others.")
+        str | None, typer.Option(help="The host name or address of the first container.")
     ] = None,
     index: Annotated[
         int | None,
         typer.Option(
             min=0,
             envvar="JOB_COMPLETION_INDEX",
-            help="This container's place; 0 is the first. Without it, one with --head takes any.",
+            help="This container's index; 0 is the first. Without it, one with --head gets any.",
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Failures and the end only.")
+        bool, typer.Option("--quiet", "-q", help="Print failures and the result only.")
     ] = False,
 ) -> None:
-    """Take this container's part in a job of several, without ssh.
+    """Join a job of several containers as one of them, without ssh.
 
-    The first container waits for the others, leads, restarts all together, and ends them.
+    The first container waits for the others, starts, restarts and ends all ranks together.
     """
     spec = _spec(job, program, workers)
     if index not in {None, 0} and head is None:
@@ -77,6 +77,6 @@ def _lead(spec: JobSpec, workers: int, address: str, stop: StopRequests, quiet: 
             if stop.count:
                 return stop.exit_code
             raise
-        if result.outcome != "stopped":  # else another first container may take over
+        if result.outcome != "stopped":  # else a replaced first container may continue the job
             registry.finish(result.exit_code)
     return result.exit_code

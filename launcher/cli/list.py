@@ -13,7 +13,7 @@ from launcher.targets import Target
 
 def list_jobs(
     target: Target,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """List all jobs, the newest last."""
     jobs = target.list()
@@ -23,7 +23,7 @@ def list_jobs(
     elif jobs:
         show_all(jobs)
     else:
-        print(target.nothing(), file=sys.stderr)
+        print(target.no_jobs_message(), file=sys.stderr)
 
 
 command = with_target_flags(list_jobs)

@@ -1,4 +1,4 @@
-"""`launcher logs`: what the ranks of a job print, whole lines, prefixed; also while they do."""
+"""`launcher logs`: the output of a job's ranks in whole, prefixed lines, also while it runs."""
 
 from typing import Annotated
 
@@ -15,10 +15,12 @@ def logs(
     attempt: Annotated[
         int | None, typer.Option(help="0 is the first.", show_default="the newest")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until it ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")
+    ] = False,
     worker: Annotated[
         int | None,
-        typer.Option(help="What one container or pod prints itself.", show_default="leader"),
+        typer.Option(help="The log of this container or pod.", show_default="leader"),
     ] = None,
 ) -> None:
     """Print the logs of a job, each line with its rank."""

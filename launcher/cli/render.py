@@ -1,4 +1,4 @@
-"""`launcher render`: prints what would be run, and runs nothing."""
+"""`launcher render`: prints what would run, and runs nothing."""
 
 import json
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`launcher report`: a run on one HTML page, or two side by side."""
+"""`launcher report`: an HTML report on one run, or on two side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from launcher.cli.target_flags import Output
 from launcher.runs.reader import find_run
 
 Runs = Annotated[
-    list[str], typer.Argument(help="A run's directory, its name, or a beginning of it; or two.")
+    list[str], typer.Argument(help="A run's directory, id, start of an id, or job name; or two.")
 ]
 File = Annotated[
     Path | None,
@@ -18,9 +18,9 @@ File = Annotated[
 
 
 def command(run: Runs, file: File = None, output: Output = Path("runs")) -> None:
-    """Write a page with figures and plain conclusions that needs no network.
+    """Write an HTML page with figures and findings that needs no network.
 
-    With two runs, their numbers and curves stand side by side.
+    With two runs, it shows their numbers and curves side by side.
     """
     from launcher.errors import UsageError
     from launcher.report.write import write_report

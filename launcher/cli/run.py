@@ -1,4 +1,4 @@
-"""`launcher run`: runs a job to its end, watched, in the foreground."""
+"""`launcher run`: runs and supervises a job in the foreground."""
 
 import sys
 from typing import Annotated
@@ -19,15 +19,15 @@ from launcher.terminal.live import LiveTable
 def run(
     spec: JobSpec,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Failures and the end only.")
+        bool, typer.Option("--quiet", "-q", help="Print failures and the result only.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
 ) -> None:
-    """Start a job, watch it, restart it when that is worth it, and explain how it ended.
+    """Start a job, monitor it, restart it after failures, and explain how it ended.
 
     The program needs no change: launcher run -np 4 -- python my_train.py
 
-    Ctrl-C or SIGTERM once lets the ranks save and stop, twice ends them at once.
+    After the first Ctrl-C or SIGTERM the ranks save and stop; the second kills them.
     """
     if quiet and as_json:
         raise UsageError("expected --quiet or --json. Received: both")
@@ -37,7 +37,7 @@ def run(
 
 
 def view_of(spec: JobSpec, quiet: bool = False, as_json: bool = False) -> View:
-    """Shows events as JSON, as lines, or above a table where a person looks on."""
+    """Shows events as JSON, as lines, or above a live table on a terminal."""
     if as_json:
         return JsonLines()
     if quiet or not sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""How the verbs show jobs: one, one as it changes, or many in a table."""
+"""How the verbs print jobs: one, one as it changes, or many in a table."""
 
 import json
 import sys
@@ -12,31 +12,31 @@ from launcher.terminal.console import console
 
 
 def show(job: JobStatus, as_json: bool) -> JobStatus:
-    """Prints all there is to see of a job."""
+    """Prints the full status of a job."""
     if as_json:
         print(json.dumps(job.as_json()), flush=True)
     else:
-        console().print(job.picture())
+        console().print(job.renderable())
     return job
 
 
-def follow(looks: Iterator[JobStatus], as_json: bool) -> JobStatus:
-    """Shows a job as it changes, and returns it as it has ended.
+def follow(statuses: Iterator[JobStatus], as_json: bool) -> JobStatus:
+    """Prints a job as it changes, and returns its final status.
 
-    On a terminal in place; else as a line for each change, and all there is to see at the end.
+    On a terminal in place; else one line per change, and the full status at the end.
     """
     if as_json:
-        for job in looks:
+        for job in statuses:
             show(job, as_json)
     elif sys.stdout.isatty():
         with Live(console=console(), refresh_per_second=4) as live:
-            for job in looks:
-                live.update(job.picture())
+            for job in statuses:
+                live.update(job.renderable())
     else:
-        said = ""
-        for job in looks:
-            if job.summary() != said and not job.ended:
-                print(said := job.summary(), flush=True)
+        printed = ""
+        for job in statuses:
+            if job.summary() != printed and not job.ended:
+                print(printed := job.summary(), flush=True)
         show(job, as_json)
     return job
 

@@ -1,4 +1,4 @@
-"""`launcher status`: where a job stands, from any terminal, also after its launcher is gone."""
+"""`launcher status`: the state of a job, from any terminal, even after its launcher has ended."""
 
 from typing import Annotated
 
@@ -12,10 +12,12 @@ from launcher.targets import Target
 def status(
     target: Target,
     run: JobName = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Update until the job ends.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The state as JSON.")] = False,
 ) -> None:
-    """Show where a job stands, rank by rank, and why it failed if it did.
+    """Show the state of a job, rank by rank, and why it failed if it did.
 
     Exits with the job's own code once it has ended, with 1 if its launcher was killed.
     """

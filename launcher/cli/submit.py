@@ -13,9 +13,9 @@ from launcher.terminal.words import next_commands
 
 def submit(
     spec: JobSpec,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until it has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
 ) -> None:
-    """Start a job in the background, watched all the same, and print what to do next."""
+    """Start a supervised job in the background, and print the commands to continue with."""
     target = target_for(spec)
     name, done = target.submit(spec)
     commands = next_commands(name, target.flags(), running=True)

@@ -1,4 +1,4 @@
-"""The flags that say which jobs are meant, shared by status, logs, list and cancel."""
+"""The flags that select jobs, shared by status, logs, list and cancel."""
 
 import inspect
 from collections.abc import Callable
@@ -13,13 +13,15 @@ from launcher.targets import Location, load_target
 JobName = Annotated[
     str | None,
     typer.Argument(
-        help="A run's id or its beginning, or a job's name for its newest run.",
+        help="A run's id or the start of one, or a job's name for its newest run.",
         show_default="the newest",
     ),
 ]
 Output = Annotated[
     Path,
-    typer.Option("--output", "-o", envvar="LAUNCHER_OUTPUT", help="Holds one directory per run."),
+    typer.Option(
+        "--output", "-o", envvar="LAUNCHER_OUTPUT", help="Contains one directory per run."
+    ),
 ]
 
 
@@ -27,7 +29,7 @@ def _location(
     output: Output = Path("runs"),
     target: Annotated[
         str | None,
-        typer.Option(help="Where the job was submitted to.", show_default="this machine"),
+        typer.Option(help="The target the job was submitted to.", show_default="this machine"),
     ] = None,
     namespace: Annotated[
         str | None,
@@ -37,7 +39,7 @@ def _location(
         str | None, typer.Option(help="Of the kubeconfig.", show_default="the current one")
     ] = None,
 ) -> None:
-    """Only its parameters are of use."""
+    """Declares the parameters."""
 
 
 def with_target_flags(verb: Callable[..., None]) -> Callable[..., None]:

@@ -1,1 +1,1 @@
-"""`launcher doctor`: checks everything that a job needs, and says how to fix what is broken."""
+"""`launcher doctor`: checks everything that a job needs, and prints a fix for what is broken."""

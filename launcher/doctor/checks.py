@@ -1,4 +1,4 @@
-"""All checks, several at a time, in the order they are shown."""
+"""All checks, run in parallel, shown in order."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,33 +6,33 @@ from pathlib import Path
 
 from launcher.doctor.finding import Finding
 from launcher.doctor.machine import (
-    look_at_cores,
-    look_at_disk,
-    look_at_limits,
-    look_at_memory,
-    look_at_ports,
+    check_cores,
+    check_disk,
+    check_limits,
+    check_memory,
+    check_ports,
 )
-from launcher.doctor.self_test import try_all_reduce
-from launcher.doctor.services import look_at_docker, look_at_kubernetes
-from launcher.doctor.software import look_at_horovod, look_at_mpi, look_at_tensorflow
+from launcher.doctor.self_test import check_all_reduce
+from launcher.doctor.services import check_docker, check_kubernetes
+from launcher.doctor.software import check_horovod, check_mpi, check_tensorflow
 
 
-def examine(output: Path, self_test: bool) -> Iterator[Finding]:
+def run_checks(output: Path, self_test: bool) -> Iterator[Finding]:
     """Every finding, as soon as it and those before it are known."""
     checks: list[Callable[[], Iterator[Finding]]] = [
-        look_at_tensorflow,
-        look_at_horovod,
-        look_at_mpi,
-        look_at_cores,
-        look_at_memory,
-        look_at_limits,
-        look_at_ports,
-        lambda: look_at_disk(output),
-        look_at_docker,
-        look_at_kubernetes,
+        check_tensorflow,
+        check_horovod,
+        check_mpi,
+        check_cores,
+        check_memory,
+        check_limits,
+        check_ports,
+        lambda: check_disk(output),
+        check_docker,
+        check_kubernetes,
     ]
     with ThreadPoolExecutor() as pool:
         for findings in pool.map(lambda check: list(check()), checks):
             yield from findings
-    if self_test:  # alone, or the others' work would be in its latency
-        yield from try_all_reduce()
+    if self_test:  # afterwards: other checks would add to its latency
+        yield from check_all_reduce()

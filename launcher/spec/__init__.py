@@ -1,8 +1,8 @@
-"""What a job is: plain data, checked before anything starts.
+"""The specification of a job: plain data, checked before anything starts.
 
-job.py is the whole of it, containers.py its tables for containers and clusters, fields.py the kinds
-of values, flag_values.py what a flag
-means, messages.py what is said of a wrong one, secrets.py what is never recorded.
+job.py has all fields, containers.py those for containers and clusters, fields.py the types of
+values, flag_values.py parses flags, messages.py describes invalid values, secrets.py lists what is
+never recorded.
 """
 
 from launcher.spec.containers import Container, Kubernetes

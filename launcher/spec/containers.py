@@ -16,7 +16,8 @@ Kind = Literal["job", "jobset", "mpijob", "trainjob"]
 
 _PANEL = "Containers and Kubernetes"
 
-# Names as the API server takes them (RFC 1123 labels and subdomains), amounts as its quantities.
+# Names as the API server accepts them (RFC 1123 labels and subdomains), amounts as quantities:
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/names
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Subdomain = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
@@ -43,12 +44,12 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^:\s]*$")]
 
 
 class Container(Data):
-    """The container that each of the job's workers is.
+    """The containers of the job, all alike.
 
-    `slots` ranks run in each. The containers meet at `port` of the first one; `join_timeout` is how
-    long, in seconds, one waits for the others to come or to come back. `shared_memory` sizes
-    /dev/shm. `output` is where runs are recorded inside the container. Without an `image` it is the
-    one that our Dockerfile makes.
+    `slots` ranks run in each. The first container listens on `port`; `join_timeout` is how long, in
+    seconds, a container waits for the others to join or rejoin. `shared_memory` is the size of
+    /dev/shm. `output` is where runs are recorded inside the container. The default `image` is built
+    from our Dockerfile.
     """
 
     image: Image | None = option(None, "The image.", _PANEL, shown="that of our Dockerfile")
@@ -59,7 +60,7 @@ class Container(Data):
     output: AbsolutePath = "/runs"
 
     def image_for(self, ssh: bool, gpus: bool) -> str:
-        """The image of the job, else that of the suitable target of our Dockerfile."""
+        """The image of the job, else that of the matching target of our Dockerfile."""
         return self.image or f"syncbn:{'mpi' if ssh else 'gpu' if gpus else 'cpu'}"
 
 
@@ -96,13 +97,13 @@ class SecretKey(Data):
 
 
 class Kubernetes(Data):
-    """What a cluster is told besides the job itself. Times are in seconds.
+    """The settings of a job on a cluster. Times are in seconds.
 
-    `cpu` and `memory` are what each pod requests and may use; left out, they follow from what each
-    rank gets. `secrets` and `config_maps` become environment whole, `secret_environment` value by
-    value. `queue` hands admission to Kueue. `time_limit` ends the job; `keep` after its end, what
-    is left of it is removed. Without `disruption_budget` a node may be drained under the job.
-    `managed_by` names another controller than the built-in one.
+    `cpu` and `memory` are what each pod requests and may use; by default they follow from the
+    resources of a rank. All keys of `secrets` and `config_maps` become environment variables,
+    `secret_environment` sets single ones. `queue` lets Kueue admit the job. `time_limit` ends the
+    job; `keep` seconds after its end, its objects are deleted. Without `disruption_budget` a node
+    may be drained while the job runs. `managed_by` names a controller other than the built-in one.
     """
 
     kind: Kind = option("job", "job, jobset, mpijob or trainjob.", _PANEL)
@@ -127,7 +128,7 @@ class Kubernetes(Data):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     secrets: tuple[Subdomain, ...] = option(
         (),
-        "A Secret whose keys become environment. Repeatable.",
+        "A Secret whose keys become variables. Repeatable.",
         _PANEL,
         "--env-secret",
         repeated=True,

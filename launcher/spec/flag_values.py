@@ -1,4 +1,4 @@
-"""What the text of a flag means, where one flag stands for a list or a table."""
+"""Parses the text of flags whose value is a list or a table."""
 
 import shlex
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def read_hostfile(path: Path) -> list[dict[str, Any]]:
         raise SpecError(f"hostfile {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SpecError(
-            f"hostfile {path}: expected lines of NAME slots=N, and not binary data"
+            f"hostfile {path}: expected lines of NAME slots=N. Received: binary data"
         ) from None
     found = []
     for number, line in enumerate(lines, 1):
@@ -48,7 +48,7 @@ def _is_count(text: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """A command as a shell reads it."""
+    """A command, split as a shell does."""
     try:
         return shlex.split(text)
     except ValueError as error:

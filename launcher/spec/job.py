@@ -1,4 +1,4 @@
-"""What a job is: plain data, checked before anything starts, from flags or from a TOML file."""
+"""The specification of a job, from flags or a TOML file, checked before anything starts."""
 
 import json
 import tomllib
@@ -27,16 +27,16 @@ _METRICS = "Metrics"
 
 
 class Host(Data):
-    """A machine that ranks run on, and how many fit on it."""
+    """A machine, and the number of ranks it has slots for."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]:@-]*[A-Za-z0-9\]]$")]
     slots: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = 1
 
 
 class Resources(Data):
-    """What each rank gets. Everything left out is chosen from the machine's cores and GPUs.
+    """The resources of each rank. Defaults depend on the machine's cores and GPUs.
 
-    `memory` is a limit in bytes on what the rank and its children hold together. `binding` binds
+    `memory` limits the memory of the rank and its child processes in bytes. `binding` binds
     ranks to cores: `auto` binds by NUMA node where there is more than one.
     """
 
@@ -56,7 +56,7 @@ class Resources(Data):
 
 
 class RestartPolicy(Data):
-    """How often a failed job starts again, how long it waits, and which failures are worth it.
+    """How often a failed job restarts, how long it waits, and after which failures it restarts.
 
     The n-th wait is `backoff · 2ⁿ` seconds, at most `backoff_limit`, shortened at random by up to
     the share `jitter`. `exit_codes` None means every failure but bad configuration; a rank that a
@@ -69,7 +69,7 @@ class RestartPolicy(Data):
     jitter: Share = 0.25
     exit_codes: tuple[Annotated[Whole, Field(ge=1, le=255)], ...] | None = option(
         None,
-        "Exit codes worth a restart: 1,137.",
+        "Restart only after these exit codes: 1,137.",
         _FAILURE,
         "--restart-codes",
         shown="all but 2, 126, 127",
@@ -79,26 +79,26 @@ class RestartPolicy(Data):
 
 
 class Metrics(Data):
-    """Where the job offers its Prometheus metrics.
+    """The Prometheus metrics of the job.
 
     The launcher serves one page for the whole job on `port`, and on each host the rank with local
-    rank N its own on `port + 1 + N`; `port` 0 takes free ones. With `rank_labels` the job's page
-    keeps the ranks apart. `push` is a Pushgateway (HOST:PORT) that gets the page at the end.
+    rank N its own on `port + 1 + N`; `port` 0 chooses free ones. With `rank_labels` the job's page
+    has one series per rank. `push` is a Pushgateway (HOST:PORT) that receives the page at the end.
     """
 
     port: Annotated[Whole, Field(ge=0, le=65000)] | None = option(
         None,
-        "Serve metrics of the job here, of ranks on the ports after it; 0: free ones.",
+        "Port of the job's metrics; the ranks use the next ones. 0 chooses free ports.",
         _METRICS,
         "--metrics-port",
     )
     address: Text = option("127.0.0.1", "Address to serve them on.", _METRICS, "--metrics-host")
     rank_labels: Annotated[bool, Field(strict=True)] = option(
-        False, "Keep ranks apart on the job's page.", _METRICS, "--metrics-rank-labels"
+        False, "Do not aggregate over ranks.", _METRICS, "--metrics-rank-labels"
     )
     push: Text | None = option(
         None,
-        "A Pushgateway that gets them at the end.",
+        "A Pushgateway that receives them at the end.",
         _METRICS,
         "--metrics-push",
         metavar="host:port",
@@ -106,26 +106,26 @@ class Metrics(Data):
 
 
 class JobSpec(Data):
-    """One job. Times are in seconds; `ranks` is the world size; `oversubscribe` allows to start
-    far more of them than this machine has cores.
+    """One job. Times are in seconds; `ranks` is the world size; `oversubscribe` permits far more
+    ranks than this machine has cores.
 
-    `pass_environment` names variables whose values are taken from the launcher's own environment at
-    the start and never recorded: the place for secrets. `hang_timeout` 0 turns hang detection off.
-    `exit_timeout` is how long ranks may say nothing once another has ended with 0; 0 for ever.
-    `grace` is what peers get between SIGTERM and SIGKILL after a failure, `save_timeout` what all
-    ranks get to save when the job is told to stop. `output` holds one directory per run. `target`
-    None is hosts where there are any, else local; the others read `container` and `kubernetes`.
+    `pass_environment` names variables whose values are taken from the launcher's own environment
+    and never recorded, for secrets. `hang_timeout` 0 turns hang detection off. `exit_timeout` is
+    how long ranks may show no activity once another has exited with 0; 0 for no limit. `grace` is
+    the time between SIGTERM and SIGKILL for peers after a failure, `save_timeout` that for all
+    ranks when the job is stopped. `output` contains one directory per run. `target` None is hosts
+    if there are any, else local; the other targets read `container` and `kubernetes`.
     """
 
     command: tuple[Text, ...]
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = option(
-        "job", "Begins the run's id.", None
+        "job", "Name of the job, and prefix of the run's id.", None
     )
     ranks: Annotated[Whole, Field(ge=1, le=_MOST_RANKS)] = option(
         1, "World size.", None, "-np", "--ranks", shown="1 or slots"
     )
     oversubscribe: Annotated[bool, Field(strict=True)] = option(
-        False, "Start more ranks than eight a core all the same.", _WHERE
+        False, "Permit more than eight ranks per core.", _WHERE
     )
     hosts: tuple[Host, ...] = option(
         (), "Hosts and their slots: h1:4,h2:4.", _WHERE, parse=flag_values.hosts, metavar="hosts"
@@ -142,7 +142,7 @@ class JobSpec(Data):
         "local", "horovod, mpi, tf or local.", _WHERE, shown="the first installed"
     )
     rendezvous_port: Annotated[Whole, Field(ge=0, le=65535)] = option(
-        0, "A fixed port.", _WHERE, shown="a free one"
+        0, "Port of Horovod's rendezvous server.", _WHERE, shown="a free one"
     )
     environment: dict[VariableName, Text] = Field(default_factory=dict)
     pass_environment: tuple[VariableName, ...] = ()
@@ -151,17 +151,17 @@ class JobSpec(Data):
     hang_timeout: Seconds = option(300.0, "Seconds without a finished step; 0 for never.", _FAILURE)
     exit_timeout: Seconds = option(
         30.0,
-        "Seconds without output or heartbeat once a rank has ended with 0; 0 for ever.",
+        "Seconds without output or heartbeat once a rank has exited with 0; 0 for no limit.",
         _FAILURE,
     )
     silence_timeout: Annotated[Seconds, Field(ge=2)] = option(
         10.0, "Seconds without a report from a host.", _FAILURE
     )
     grace: Seconds = option(4.0, "Seconds from SIGTERM to SIGKILL.", _FAILURE)
-    save_timeout: Seconds = option(30.0, "Seconds to save when told to stop.", _FAILURE)
+    save_timeout: Seconds = option(30.0, "Seconds to save after a stop request.", _FAILURE)
     output: Directory = option(
         Path("runs"),
-        "Holds one directory per run.",
+        "Contains one directory per run.",
         None,
         "--output",
         "-o",
@@ -173,7 +173,7 @@ class JobSpec(Data):
         None,
         f"{', '.join(TARGETS)}.",
         _WHERE,
-        shown="hosts where there are any, else local",
+        shown="hosts if there are any, else local",
     )
     container: Container = Container()
     kubernetes: Kubernetes = Kubernetes()
@@ -217,14 +217,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # also text that is no UTF-8, and numbers without end
-        raise SpecError(f"{path} is no TOML: {error}") from None
+    except ValueError as error:  # also for text that is not UTF-8, and for too many digits
+        raise SpecError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
-        raise SpecError(f"{path} is no TOML of a job: too many brackets in brackets") from None
+        raise SpecError(f"{path} is not valid TOML: brackets are nested too deeply") from None
 
 
 def read_json(text: str) -> dict[str, Any]:
-    """The fields in a JSON object, unchecked. Raises SpecError if it is none."""
+    """The fields in a JSON object, unchecked. Raises SpecError for anything else."""
     try:
         fields = json.loads(text)
     except ValueError as error:
@@ -235,7 +235,7 @@ def read_json(text: str) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the fields of `over` laid on top, tables field by field."""
+    """`base` overridden by the fields of `over`, recursively in tables."""
     merged = dict(base)
     for name, value in over.items():
         below = merged.get(name)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 _LONGEST_QUOTE = 80
 
-# For fields whose default shows nothing.
+# For fields whose default is not a useful example.
 EXAMPLES: dict[str, object] = {
     "command": ["python", "train.py"],
     "ranks": 2,
@@ -51,7 +51,7 @@ EXAMPLES: dict[str, object] = {
     "kubernetes.managed_by": "kueue.x-k8s.io/multikueue",
 }
 
-# pydantic's name of the problem, and what our message says was expected.
+# pydantic's type of the error, and what our message says was expected.
 _EXPECTED = {
     "string_type": "text in quotes",
     "int_type": "a whole number",
@@ -80,13 +80,13 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def example(names: tuple[str, ...], model: type[BaseModel]) -> object:
-    """A value the field may hold; None if the field is unknown."""
+    """A valid value of the field; None if the field is unknown."""
     known = EXAMPLES.get(".".join(names))
     return known if known is not None else _default(names, model)
 
 
 def toml(value: object) -> str:
-    """The value as one writes it in the file."""
+    """The value as TOML."""
     if isinstance(value, Mapping):
         inside = ", ".join(f"{_key(name)} = {toml(one)}" for name, one in value.items())
         return f"{{ {inside} }}"
@@ -118,7 +118,7 @@ def _complaint(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _suggested(names: tuple[str, ...], received: object) -> object:
-    """What was probably meant, where that follows from what was written."""
+    """The value that was probably meant, if it can be derived from the received one."""
     if names == ("command",) and isinstance(received, str) and received.isprintable():
         try:
             return shlex.split(received) or None
@@ -130,7 +130,7 @@ def _suggested(names: tuple[str, ...], received: object) -> object:
 
 
 def _names(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, ...]:
-    """The field, up to the first place in a list or key of a table that is not one of fields."""
+    """The path of the field, up to the first index of a list or key of a free-form table."""
     names: tuple[str, ...] = ()
     for part in location:
         above = _model_at(names, model)
@@ -141,7 +141,7 @@ def _names(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str
 
 
 def _model_at(names: tuple[str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
-    """The model whose fields stand below these names."""
+    """The model at this path of field names."""
     found: type[BaseModel] | None = model
     for name in names:
         if found is None or name not in found.model_fields:
@@ -167,7 +167,7 @@ def _default(names: tuple[str, ...], model: type[BaseModel]) -> object:
 
 
 def _nearest(place: Sequence[str], model: type[BaseModel]) -> str:
-    """What may have been meant: a field beside it, or one of that name in a table of the job."""
+    """What may have been meant: a field of a similar name, or one of that name in a table."""
     *above, name = (part for part in place if not part.isdigit())
     table = _model_at(tuple(above), model) or model
     known = list(table.model_fields)

@@ -1,4 +1,4 @@
-"""Which variables of a job are never recorded or shown."""
+"""The variables of a job whose values are never recorded or shown."""
 
 from typing import Any
 

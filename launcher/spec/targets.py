@@ -1,4 +1,4 @@
-"""The places where a job can run, and the class behind each."""
+"""The targets on which a job can run, and the class of each."""
 
 # A new target is a module in launcher/targets, and a line here.
 TARGETS = {

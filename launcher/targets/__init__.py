@@ -1,4 +1,4 @@
-"""The places where a job can run, one module each behind base.py."""
+"""The targets on which a job can run, one module each, with the interface of base.py."""
 
 import importlib
 
@@ -11,7 +11,7 @@ __all__ = ["Location", "LogQuery", "Target", "load_target", "target_for"]
 
 
 def load_target(name: str | None, where: Location) -> Target:
-    """The target of this name, imported only when it is wanted; without a name, this machine."""
+    """The target of this name, imported on demand; without a name, this machine."""
     name = name or "local"
     if name not in TARGETS:
         raise UsageError(f"--target: expected one of {', '.join(TARGETS)}. Received: {name!r}")
@@ -21,5 +21,5 @@ def load_target(name: str | None, where: Location) -> Target:
 
 
 def target_for(spec: JobSpec) -> Target:
-    """Where the job runs: what it names, else its hosts, or this machine."""
+    """The target of the job: the one it names, else its hosts, or this machine."""
     return load_target(spec.target or ("hosts" if spec.hosts else None), Location.of(spec))

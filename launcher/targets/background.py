@@ -1,4 +1,4 @@
-"""The launcher of a submitted job: a process of its own, which outlives the terminal."""
+"""The launcher of a submitted job: a separate process, which outlives the terminal."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ _COMMAND = (
 
 
 def start(spec: JobSpec) -> Path:
-    """Starts it; returns the directory of the run. Exits as it does if it cannot begin."""
+    """Starts it; returns the directory of the run. Exits with its code if it cannot start."""
     root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", _COMMAND, root],
@@ -28,7 +28,7 @@ def start(spec: JobSpec) -> Path:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    # The job goes through the pipe: its environment may hold what nobody should read in `ps`.
+    # Through a pipe: the job's environment may contain secrets, which `ps` would show.
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin as pipe:
@@ -40,7 +40,7 @@ def start(spec: JobSpec) -> Path:
 
 
 def main() -> None:
-    """Runs the job that comes through standard input."""
+    """Runs the job given on standard input."""
     spec = JobSpec.model_validate_json(sys.stdin.buffer.read())
     sys.exit(exit_code_of(lambda: _run(spec)))
 
@@ -48,11 +48,11 @@ def main() -> None:
 def _run(spec: JobSpec) -> None:
     stop = StopRequests()
     with stop.listening():
-        sys.exit(target_for(spec).run(spec, stop, lambda: _Answering(spec, quiet=True)))
+        sys.exit(target_for(spec).run(spec, stop, lambda: _BackgroundLines(spec, quiet=True)))
 
 
-class _Answering(Lines):
-    """Tells `start` where the run is recorded; from then on all output goes to a file there."""
+class _BackgroundLines(Lines):
+    """Sends `start` the directory of the run; from then on all output goes to a file there."""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "run":

@@ -1,7 +1,7 @@
-"""What a target is: a place where jobs run, with the whole life of a job behind one class.
+"""The interface of a target, on which jobs run: one class with all operations on a job.
 
-Rendering is pure: it starts nothing and opens nothing. Targets whose ranks the launcher watches
-itself (local, hosts) subclass SupervisedTarget; the others hand the job to another system.
+Rendering is pure: it starts nothing and opens nothing. Targets whose ranks the launcher supervises
+itself (local, hosts) subclass SupervisedTarget; the others submit the job to another system.
 """
 
 from abc import ABC, abstractmethod
@@ -20,8 +20,8 @@ from launcher.supervision.stop import StopRequests
 
 @dataclass(frozen=True)
 class Location:
-    """Which jobs of a target are meant: those recorded under `output`, or those in a `namespace` of
-    the cluster that `context` names."""
+    """Where the jobs of a target are: recorded in `output`, or in a `namespace` of the cluster
+    `context`."""
 
     output: Path = Path("runs")
     namespace: str | None = None
@@ -32,7 +32,7 @@ class Location:
         return cls(spec.output, spec.kubernetes.namespace, spec.kubernetes.context)
 
     def flags(self, *names: str) -> str:
-        """Those of the flags that a verb must be given to look at the same jobs."""
+        """The flags, among those named, with which another verb finds the same jobs."""
         given = {name: getattr(self, name) for name in names}
         default = Location()
         return "".join(
@@ -42,9 +42,9 @@ class Location:
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Which lines of a job's log are wanted; None for what the target shows by itself.
+    """Which lines of a job's log to read; None for the target's default.
 
-    `follow` stays until the job has ended. `worker` is the number of a container or pod.
+    With `follow`, until the job has ended. `worker` is the number of a container or pod.
     """
 
     rank: int | None = None
@@ -59,7 +59,7 @@ class LogQuery:
 
 
 class JobStatus(ABC):
-    """One look at a job."""
+    """The status of a job at one time."""
 
     name: str
     state: str
@@ -71,23 +71,23 @@ class JobStatus(ABC):
     @property
     @abstractmethod
     def exit_code(self) -> int:
-        """As `launcher run` would end; 0 while the job has not ended."""
+        """The exit code that `launcher run` would have; 0 while the job has not ended."""
 
     @abstractmethod
     def summary(self) -> str:
         """One line that changes when the job's state does."""
 
     @abstractmethod
-    def picture(self) -> RenderableType:
-        """All there is to see, for a terminal."""
+    def renderable(self) -> RenderableType:
+        """The full status, for a terminal."""
 
     @abstractmethod
     def as_json(self) -> dict[str, Any]:
-        """All there is to see, for programs."""
+        """The full status, for programs."""
 
     @abstractmethod
     def row(self) -> Mapping[str, str]:
-        """The job in a list: what stands under each heading."""
+        """The job in a list: values by column."""
 
     def row_as_json(self) -> dict[str, Any]:
         """The job in a list, for programs."""
@@ -95,9 +95,9 @@ class JobStatus(ABC):
 
 
 class Target(ABC):
-    """A place where jobs run. Every method raises LauncherError when that place fails.
+    """A system that runs jobs. Every method raises LauncherError when that system fails.
 
-    A job is found by its name; None means the newest one, where the target can tell.
+    A job is found by its name; None means the newest one, if the target records that.
     """
 
     name: ClassVar[str]
@@ -106,25 +106,25 @@ class Target(ABC):
         self.where = where
 
     def flags(self) -> str:
-        """What `launcher status` and the like must be given to find the jobs of this target."""
+        """The flags with which `launcher status` and the like find the jobs of this target."""
         return f" --target {self.name}"
 
     def default_backend(self, ranks: int) -> str:
-        """The backend of a job that names none. What is installed here says nothing elsewhere."""
+        """The backend of a job that names none; what is installed here does not matter."""
         return "horovod"
 
     @abstractmethod
     def check(self, spec: JobSpec) -> None:
-        """Looks, within seconds, whether the job can start. Raises LauncherError if not."""
+        """Checks, within seconds, that the job can start. Raises LauncherError if not."""
 
     @abstractmethod
     def render(self, spec: JobSpec) -> str:
-        """What would be run, as commands or manifests to read or to apply by hand."""
+        """What would run, as commands or manifests to read or to apply by hand."""
 
     def run(self, spec: JobSpec, stop: StopRequests, view: Callable[[], View]) -> int:
         """Runs the job to its end in the foreground; returns its exit code.
 
-        Where the launcher sees events of the job, `view` makes what shows them.
+        If the launcher receives events of the job, `view` creates the observer that shows them.
         """
         raise UsageError(
             f"--target: {self.name} runs jobs in the background only; use: "
@@ -133,7 +133,7 @@ class Target(ABC):
 
     @abstractmethod
     def submit(self, spec: JobSpec) -> tuple[str, str]:
-        """Starts the job in the background. Returns its name, and a line on what was done."""
+        """Starts the job in the background. Returns its name, and a message on what was done."""
 
     @abstractmethod
     def describe(self, name: str | None) -> JobStatus:
@@ -149,18 +149,18 @@ class Target(ABC):
 
     @abstractmethod
     def cancel(self, name: str | None, now: bool) -> str:
-        """Stops the job, whose ranks save first unless `now`. Returns a line on what was done."""
+        """Stops the job; its ranks save first unless `now`. Returns a message on what was done."""
 
     @abstractmethod
     def list(self) -> list[JobStatus]:
         """All jobs, the newest last."""
 
     @abstractmethod
-    def nothing(self) -> str:
-        """What is said where there are no jobs."""
+    def no_jobs_message(self) -> str:
+        """The message if there are no jobs."""
 
 
 def is_of_rank(line: str, rank: int) -> bool:
-    """Whether a launcher has marked the line as that rank's: `[ 1] text`."""
+    """Whether the line has that rank's prefix: `[ 1] text`."""
     label, bracket, _ = line.removeprefix("[").partition("]")
     return bool(bracket) and label.split()[:1] == [str(rank)]

@@ -1,4 +1,4 @@
-"""What `launcher render` prints for a job of this launcher: commands with their environment."""
+"""What `launcher render` prints for a supervised job: commands with their environment."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Command:
 
 
 def render_processes(head: str, plan: Plan, slots: Sequence[Slot]) -> str:
-    """The commands of a plan, without the agents: what one would type oneself."""
+    """The commands of a plan without the agents, as one would type them."""
     commands = []
     for process in (planned.process for planned in plan.processes):
         if process.raw:

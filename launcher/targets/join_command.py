@@ -1,4 +1,4 @@
-"""The command line of `launcher join` for a job: what makes a container one of the job's."""
+"""The command line of `launcher join` for a job, which every container of it runs."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from launcher.spec import Container, JobSpec, Kubernetes, Resources
 
 
 def join_arguments(spec: JobSpec, role: str, head: str = "head") -> list[str]:
-    """For a container with the role `head` or `worker`, or `indexed` where its index decides.
+    """For a container with the role `head` or `worker`, or `indexed` if its index decides.
 
-    `head` is the name at which the others find the first one.
+    `head` is the host name of the first container.
     """
     words = ["join", "--job", job_json(spec)]
     if role != "worker":
@@ -21,14 +21,13 @@ def join_arguments(spec: JobSpec, role: str, head: str = "head") -> list[str]:
 
 
 def job_json(spec: JobSpec) -> str:
-    """What the launcher in a container must know of the job, beside its command and its place.
+    """The fields of the job that the launcher in a container needs, besides command and role.
 
-    The container itself has its variables, cores and GPUs already. What is as by default is left
-    out.
+    The container itself has its variables, cores and GPUs already. Defaults are omitted.
     """
     box, each, metrics = spec.container, spec.resources, spec.metrics
     if metrics is not None and metrics.port is not None:
-        # Prometheus comes from outside the container, over the job's own network.
+        # Prometheus connects from outside the container, over the job's own network.
         metrics = metrics.model_copy(update={"address": "0.0.0.0"})
     inside: dict[str, Any] = {
         "container": Container(slots=box.slots, port=box.port, join_timeout=box.join_timeout),

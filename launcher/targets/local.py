@@ -1,4 +1,4 @@
-"""The ranks on this machine: one agent each, or one agent around mpirun."""
+"""Ranks on this machine: one agent per rank, or one agent that runs mpirun."""
 
 import shlex
 import tempfile
@@ -31,7 +31,7 @@ class LocalTarget(SupervisedTarget):
 
 
 class LocalJob:
-    """Ranks on this machine; what they open to each other stays on loopback."""
+    """Ranks on this machine; their ports are on loopback only."""
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
@@ -67,20 +67,20 @@ class LocalJob:
         hosts = (_HERE,) * spec.ranks
         if spec.backend == "mpi":
             mpirun = backends.mpirun_command(spec, [*own_agent(), "--mpi"], ())
-            # mpirun's own temporary directory is not for the ranks.
+            # The ranks must not use mpirun's temporary directory, which its agent removes.
             inner = {"TMPDIR": tempfile.gettempdir(), **environment}
             process = mpirun_process(spec, mpirun, spec.ranks, nodes, inner)
             process.environment.update(loopback.mpirun_environment())
             return Plan((ProcessPlan(_HERE, tuple(ranks), own_agent(), process),), hosts)
         processes = []
         for slot in self._slots():
-            meeting = self._meeting(slot, ports)
-            process = rank_process(spec, slot, nodes, {**environment, **meeting})
+            peers = self._peer_variables(slot, ports)
+            process = rank_process(spec, slot, nodes, {**environment, **peers})
             processes.append(ProcessPlan(_HERE, (slot.rank,), own_agent(), process))
         return Plan(tuple(processes), hosts)
 
-    def _meeting(self, slot: Slot, ports: Sequence[int | str]) -> dict[str, str]:
-        """The variables by which the rank finds the others."""
+    def _peer_variables(self, slot: Slot, ports: Sequence[int | str]) -> dict[str, str]:
+        """The variables through which the rank finds its peers."""
         if self.spec.backend == "horovod":
             return backends.gloo_environment(slot, backends.LOOPBACK, ports[0], "lo")
         if self.spec.backend == "tf":

@@ -1,6 +1,6 @@
-"""Targets whose ranks this launcher starts and watches itself: each job is a run in a directory.
+"""Targets whose ranks this launcher starts and supervises itself: each job has a run directory.
 
-The directory is all that status, logs, list and cancel need, from anywhere and after any crash.
+The directory is all that status, logs, list and cancel need, from any process and after a crash.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from launcher.targets.base import JobStatus, LogQuery, Target
 from launcher.terminal.table import render
 from launcher.terminal.words import cause_lines, duration
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 _SECONDS_BETWEEN_LINES = 0.3
-_CLOSING_SECONDS = 10.0  # for teardown after the ranks have had their time to save
+_CLOSING_SECONDS = 10.0  # for teardown after the time to save
 
 
 class SupervisedTarget(Target):
-    """Names are ids of runs, their beginnings, or names of jobs, which mean the newest run."""
+    """Names are ids of runs, prefixes of ids, or names of jobs, which mean the newest run."""
 
     def flags(self) -> str:
-        return self.where.flags("output")  # a verb that names no target means these
+        return self.where.flags("output")  # the default target of a verb
 
     def default_backend(self, ranks: int) -> str:
         return choose_backend(ranks)
@@ -68,10 +68,12 @@ class SupervisedTarget(Target):
             yield status
             if status.ended:
                 return
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
 
     def logs(self, name: str | None, query: LogQuery) -> Iterator[str]:
-        query.refuse("worker", "expected none: here every rank has a log of its own; use --rank")
+        query.refuse(
+            "worker", "expected none: on this target each rank has its own log; use --rank"
+        )
         directory = find_run(self.where.output, name)
         run = read_run(directory)
         if query.rank is not None and query.rank not in run.ranks:
@@ -96,7 +98,7 @@ class SupervisedTarget(Target):
         process = launcher.process() if launcher is not None else None
         if process is None:
             left = kill_processes_of(directory)
-            ended = f"ended {len(left)} processes it had left" if left else "nothing of it is left"
+            ended = f"killed {len(left)} leftover processes" if left else "no process is left"
             return f"{directory.name}: {read_run(directory).state}; {ended}"
         _terminate(process, directory)
         if now:
@@ -113,12 +115,12 @@ class SupervisedTarget(Target):
     def list(self) -> list[JobStatus]:
         return [RunStatus(read_run(run)) for run in layout.run_directories(self.where.output)]
 
-    def nothing(self) -> str:
+    def no_jobs_message(self) -> str:
         return f"no runs in {self.where.output}; start one: launcher run -np 2 -- COMMAND"
 
 
 class RunStatus(JobStatus):
-    """A run as its journal tells it."""
+    """The status of a run, from its journal."""
 
     def __init__(self, run: RunState) -> None:
         self._run = run
@@ -137,7 +139,7 @@ class RunStatus(JobStatus):
     def summary(self) -> str:
         return f"{self.name}: {self.state}, restarts: {self._run.attempt}"
 
-    def picture(self) -> RenderableType:
+    def renderable(self) -> RenderableType:
         run = self._run
         spec = read_spec(Path(run.directory))
         metrics = Metrics(**spec["metrics"]) if spec.get("metrics") else None
@@ -183,8 +185,8 @@ def _terminate(launcher: psutil.Process, directory: Path) -> None:
     try:
         launcher.terminate()
     except psutil.NoSuchProcess:
-        pass  # it has ended meanwhile
+        pass  # it has ended in the meantime
     except psutil.AccessDenied:
         raise LauncherError(
-            f"{directory.name} belongs to another user; as that user: launcher cancel"
+            f"{directory.name} belongs to another user; run launcher cancel as that user"
         ) from None

@@ -1,4 +1,4 @@
-"""The containers of jobs in the Docker engine, found by a label, without the Compose file."""
+"""The containers of jobs in Docker Engine, found by a label, without the Compose file."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ class Container:
 
 
 class ContainerJob(JobStatus):
-    """A job by its containers. It has ended when the one that leads has."""
+    """A job by its containers. It has ended when its leader has."""
 
     def __init__(self, name: str, containers: Sequence[Container], leader: str) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class ContainerJob(JobStatus):
     def summary(self) -> str:
         return f"{self.name}: {self.state}, containers: {self._counts()}"
 
-    def picture(self) -> RenderableType:
+    def renderable(self) -> RenderableType:
         return Text(self.summary())
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def find(name: str, leader: str) -> ContainerJob:
 
 
 def jobs(leader: str) -> list[ContainerJob]:
-    """All jobs whose containers are there, the oldest first."""
+    """All jobs that have containers, the oldest first."""
     by_job: dict[str, list[Container]] = {}
     for container in sorted(_containers(JOB), key=lambda one: one.created):
         by_job.setdefault(container.job, []).append(container)
@@ -106,7 +106,7 @@ def jobs(leader: str) -> list[ContainerJob]:
 
 
 def remove(name: str) -> None:
-    """Takes away the containers and networks of a job. Its volume with the runs stays."""
+    """Removes the containers and networks of a job, but not its volume with the runs."""
     if ids := [one.id for one in _containers(f"{JOB}={name}")]:
         docker("rm", "--force", *ids)
     networks = docker("network", "ls", "--quiet", "--filter", f"label={_PROJECT}={name}").split()
@@ -115,7 +115,7 @@ def remove(name: str) -> None:
 
 
 def docker(*words: str, seconds: float | None = None) -> str:
-    """What `docker WORDS` prints. Raises LauncherError if it fails."""
+    """The output of `docker WORDS`. Raises LauncherError if it fails."""
     try:
         done = subprocess.run(
             ["docker", *words], capture_output=True, text=True, check=False, timeout=seconds

@@ -13,7 +13,7 @@ _LEAVING_SECONDS = 15
 
 
 def check(spec: JobSpec) -> None:
-    """Refuses what a local job may ask for and containers cannot give. Raises SpecError."""
+    """Raises SpecError for what a local job may request but containers cannot provide."""
     slots = spec.container.slots
     if spec.ranks % slots:
         raise SpecError(f"ranks: expected a multiple of the {slots} slots: {spec.ranks}")
@@ -53,7 +53,7 @@ def _service(spec: JobSpec, role: str) -> dict[str, Any]:
         "stop_grace_period": f"{int(spec.save_timeout + spec.grace) + _LEAVING_SECONDS}s",
     }
     variables = {name: _literal(value) for name, value in sorted(spec.environment.items())}
-    # Without a value Compose takes it from the caller's environment; nothing is written down.
+    # Without a value, Compose takes it from the caller's environment; it is not recorded.
     names = [*(f"{name}={value}" for name, value in variables.items()), *spec.pass_environment]
     if names:
         service["environment"] = names
@@ -73,5 +73,5 @@ def _literal(text: str) -> str:
 
 
 def _docker_size(quantity: str) -> str:
-    """A Kubernetes quantity in the words of Docker, whose units are powers of two."""
+    """A Kubernetes quantity in Docker's notation, whose units are powers of two."""
     return quantity.removesuffix("i").lower() if quantity.endswith("i") else quantity.lower()

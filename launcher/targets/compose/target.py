@@ -1,4 +1,4 @@
-"""The target behind `--target compose`: starts the containers of a job, and removes them."""
+"""The target `--target compose`: starts the containers of a job, and removes them."""
 
 import shutil
 import subprocess
@@ -17,12 +17,12 @@ from launcher.targets.compose import containers, services
 from launcher.targets.compose.services import LEADER
 
 _CHECK_SECONDS = 20.0
-_TURN_SECONDS = 0.2
-_SECONDS_BETWEEN_LOOKS = 1.0
+_WAIT_SECONDS = 0.2
+_POLL_SECONDS = 1.0
 
 
 class ComposeTarget(Target):
-    """The job's exit code is that of the container that leads; the others end with it."""
+    """The job's exit code is that of its leader; the other containers end with it."""
 
     name = "compose"
 
@@ -35,12 +35,12 @@ class ComposeTarget(Target):
         image = services.image(spec)
         if not _answers("docker", "info"):
             raise LauncherError(
-                "the Docker engine does not answer; start it: dockerd, or systemctl"
+                "Docker Engine does not answer; start it: systemctl start docker, or dockerd"
             )
         if not _answers("docker", "image", "inspect", image):
             stage = "gpu" if spec.resources.gpus else "cpu"
             raise LauncherError(
-                f"container.image: the engine has no {image!r}; make ours: "
+                f"container.image: Docker Engine has no {image!r}; build it: "
                 f"docker build --target {stage} -t {image} ."
             )
 
@@ -49,9 +49,9 @@ class ComposeTarget(Target):
         return yaml.safe_dump(content, sort_keys=False, width=100).rstrip("\n")
 
     def run(self, spec: JobSpec, stop: StopRequests, view: Callable[[], View]) -> int:
-        """Shows what the leading container prints, and takes all of them away at the end.
+        """Shows the leader's output, and removes all containers at the end.
 
-        A stop request lets the ranks save. The volume with the runs stays.
+        A stop request lets the ranks save. The volume with the runs is kept.
         """
         self.check(spec)
         self._compose(spec, "up", "--detach", "--no-build")
@@ -88,17 +88,19 @@ class ComposeTarget(Target):
             yield (job := containers.find(name, LEADER))
             if job.ended:
                 return
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
 
     def logs(self, name: str | None, query: LogQuery) -> Iterator[str]:
-        """What the leading container prints, in which all ranks are, or one worker."""
-        query.refuse("attempt", "a container has one log for all attempts; expected none")
+        """The log of the leader, which has the output of all ranks, or of one worker."""
+        query.refuse("attempt", "expected none: a container has one log for all attempts")
         job = containers.find(self._name(name), LEADER)
         wanted = [one for one in job.containers if one.service != LEADER]
         wanted = [one for one in wanted if one.number == query.worker] if query.worker else []
         container = job.leader if not query.worker else next(iter(wanted), None)
         if container is None:
-            raise UsageError(f"--worker: job {job.name!r} has no such container: {query.worker}")
+            raise UsageError(
+                f"--worker: expected a container of job {job.name!r}. Received: {query.worker}"
+            )
         words = ["docker", "logs", *(["--follow"] if query.follow else []), container.id]
         with subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -118,12 +120,12 @@ class ComposeTarget(Target):
         if not job.ended:
             containers.docker("kill" if now else "stop", *(one.id for one in _living(job)))
         containers.remove(name)
-        return f"{name}: {'killed' if now else 'its ranks have saved'}; its containers are gone"
+        return f"{name}: {'killed' if now else 'its ranks have saved'}; its containers are removed"
 
     def list(self) -> list[JobStatus]:
         return [*containers.jobs(LEADER)]
 
-    def nothing(self) -> str:
+    def no_jobs_message(self) -> str:
         return "no jobs in containers; start one: launcher submit --target compose -- COMMAND"
 
     def _name(self, name: str | None) -> str:
@@ -131,7 +133,7 @@ class ComposeTarget(Target):
             return name
         found = containers.jobs(LEADER)
         if not found:
-            raise UsageError(self.nothing())
+            raise UsageError(self.no_jobs_message())
         return found[-1].name
 
     def _refuse_taken(self, name: str) -> None:
@@ -140,12 +142,12 @@ class ComposeTarget(Target):
         except UnknownRunError:
             return
         raise UsageError(
-            f"name: there are containers of a job {name!r}, which is {job.state}; "
+            f"name: a job {name!r} has containers already and is {job.state}; "
             f"launcher cancel {name}{self.flags()}, or choose another --name"
         )
 
     def _compose(self, spec: JobSpec, *words: str) -> str:
-        """What Compose prints about the containers of the job. Raises LauncherError if it fails."""
+        """The output of Compose for the job. Raises LauncherError if it fails."""
         command = _compose_command()
         done = subprocess.run(
             [*command, "--project-name", spec.name, "--file", "-", *words],
@@ -161,7 +163,7 @@ class ComposeTarget(Target):
 
 
 def _living(job: containers.ContainerJob) -> list[containers.Container]:
-    """The leader first: it lets all ranks save."""
+    """The containers to stop, the leader first: it lets all ranks save."""
     living = [one for one in job.containers if one.state not in {"exited", "dead"}]
     return sorted(living, key=lambda one: one.service != LEADER)
 
@@ -177,7 +179,7 @@ def _compose_command() -> Sequence[str]:
 
 
 def _answers(*command: str) -> bool:
-    """Whether a command comes back and succeeds."""
+    """Whether a command succeeds in time."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=_CHECK_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -187,6 +189,6 @@ def _answers(*command: str) -> bool:
 
 def _pause(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(_TURN_SECONDS)
+        process.wait(_WAIT_SECONDS)
     except subprocess.TimeoutExpired:
         return

@@ -1,6 +1,6 @@
 """Checks every host before anything starts: reachable, with the same Python, packages and code.
 
-All hosts at once, and never longer than `LIMIT_SECONDS`.
+All hosts in parallel, within `LIMIT_SECONDS`.
 """
 
 import inspect
@@ -25,10 +25,10 @@ LIMIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class HostFacts:
-    """The answer of a host.
+    """The facts that a host reports.
 
-    `launcher_address` is where it sees this machine, `address` and `interface` where it was
-    reached itself; `nodes` are its cores by NUMA node.
+    `launcher_address` is the address of this machine as the host sees it, `address` and
+    `interface` are those of the host itself; `nodes` are its cores by NUMA node.
     """
 
     name: str
@@ -41,7 +41,7 @@ class HostFacts:
 
 
 def ssh_command(spec: JobSpec, host: str, command: str) -> tuple[str, ...]:
-    """ssh that asks no questions, gives up soon, and notices a host that is cut off."""
+    """ssh without prompts, with a short timeout, that detects a lost connection."""
     interval = max(1, int(spec.silence_timeout / 4))
     options = ["BatchMode=yes", f"ConnectTimeout={CONNECT_SECONDS}"]
     options += [f"ServerAliveInterval={interval}", "ServerAliveCountMax=3"]
@@ -88,7 +88,7 @@ def _request(spec: JobSpec, ports: int) -> dict[str, Any]:
 
 
 def _ask(spec: JobSpec, host: Host) -> dict[str, Any] | str:
-    """What the host answers, or in a line why it does not."""
+    """The answer of the host, or one line that says why there is none."""
     source = inspect.getsource(probe)
     request = json.dumps(_request(spec, host.slots))
     text = f"{source}\nreport(json.loads({request!r}))\n"
@@ -109,7 +109,9 @@ def _ask(spec: JobSpec, host: Host) -> dict[str, Any] | str:
     if done.returncode == 255:
         return f"host {host.name} cannot be reached: {said[-1] if said else 'ssh failed'}"
     if done.returncode in {126, 127}:
-        raise UsageError(f"host {host.name} has no {sys.executable}; set it up as here: make test")
+        raise UsageError(
+            f"host {host.name} has no {sys.executable}; set it up as this machine: make setup"
+        )
     raise UsageError(f"host {host.name}: the probe failed: {said[-1] if said else 'no output'}")
 
 
@@ -118,7 +120,9 @@ def _differences(
 ) -> list[str]:
     found = []
     if there["root"] is None:
-        found.append(f"host {name}: the launcher is not installed; set it up as here: make test")
+        found.append(
+            f"host {name}: the launcher is not installed; set it up as this machine: make setup"
+        )
     if not there["directory"]:
         found.append(f"host {name}: no directory {spec.directory}; copy or mount it there")
     labels = {"python": "Python", "tensorflow": "TensorFlow", "horovod": "Horovod"}

@@ -1,6 +1,6 @@
 """What a host reports about itself before a job starts there. Standard library only.
 
-The launcher asks itself, and sends this very text through ssh to the Python of every other host.
+The launcher calls it, and sends this source through ssh to the Python of every other host.
 """
 
 import fcntl
@@ -23,8 +23,8 @@ _MARK = "launcher-probe:"
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The facts of this machine as plain data.
 
-    `request` holds the `directory` and the `command` of the job, the `root` of the asking launcher,
-    and how many free `ports` to name.
+    `request` has the `directory` and the `command` of the job, the `root` of the launcher that
+    requests, and the number of free `ports` to report.
     """
     root = _root(request["root"])
     asking, own = _connection()
@@ -45,7 +45,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(request: dict[str, Any]) -> None:
-    """Prints the answer behind a mark, since a login may print greetings of its own."""
+    """Prints the answer after a mark, since the login shell may print other lines."""
     print(_MARK + json.dumps(answer(request)))
 
 
@@ -67,7 +67,7 @@ def _version(*names: str) -> str | None:
 
 
 def _root(asking: str) -> str | None:
-    """The directory that holds the launcher here: the asking one's, else where it is installed."""
+    """The directory with the launcher on this host: the same path, else where it is installed."""
     if Path(asking, "launcher", "spec").is_dir():
         return asking
     spec = importlib.util.find_spec("launcher")
@@ -78,7 +78,7 @@ def _digests(root: str | None, directory: Path, command: list[str]) -> dict[str,
     """Digests of the launcher, of syncbn, and of every file or module the command names."""
     places = {name: Path(root, name) for name in ("launcher", "syncbn")} if root else {}
     for word in command:
-        if os.path.isfile(directory / word):  # a program in a word may be too long for a path
+        if os.path.isfile(directory / word):  # never raises, even for a word too long for a path
             places[word] = directory / word
     if "-m" in command[:-1]:
         top = command[command.index("-m") + 1].partition(".")[0]
@@ -96,7 +96,7 @@ def _digest(path: Path) -> str:
 
 
 def _connection() -> tuple[str, str]:
-    """The address of who asks, and our own that they used."""
+    """The address of the launcher, and that of this host, on the ssh connection."""
     words = os.environ.get("SSH_CONNECTION", "127.0.0.1 0 127.0.0.1 0").split()
     return words[0], words[2]
 
@@ -120,7 +120,7 @@ def _nodes(root: str | None) -> list[list[int]]:
         sys.path.insert(0, root)
     try:
         from launcher.placement.slots import numa_nodes
-    except ImportError:  # said already: no launcher there, or not this one
+    except ImportError:  # no launcher here, or an older one: `root` and `code` report it
         return [sorted(os.sched_getaffinity(0))]
     return numa_nodes()
 

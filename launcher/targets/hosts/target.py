@@ -1,4 +1,4 @@
-"""Ranks on several machines over ssh: an agent for each rank, or mpirun with agents below it."""
+"""Ranks on several machines over ssh: one agent per rank, or mpirun with agents below it."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from launcher.targets.commands import render_processes
 from launcher.targets.hosts.preflight import HostFacts, examine, ssh_command
 from launcher.targets.supervised import SupervisedTarget
 
-# Settings of the backends that a user makes in the shell are meant for all ranks.
+# Settings of TensorFlow and the backends in the user's shell apply to all ranks.
 _FORWARDED = (
     *("TF_CPP_", "TF_NUM_", "TF_GPU_", "TF_FORCE_GPU", "TF_ENABLE_", "TF_XLA_", "XLA_", "KERAS_"),
     *("HOROVOD_", "NCCL_", "OMP_", "PYTHONPATH"),
@@ -38,7 +38,7 @@ class HostsTarget(SupervisedTarget):
 class HostsJob:
     """Ranks on the hosts of the job, each started by ssh with its environment on a pipe.
 
-    (horovodrun would put the whole environment, secrets included, on ssh's command line.)
+    horovodrun would put the whole environment, secrets included, on ssh's command line.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -84,14 +84,14 @@ class HostsJob:
         processes = []
         for slot in slots:
             there = facts[slot.hostname]
-            meeting: dict[str, str] = {}
+            peers: dict[str, str] = {}
             if spec.backend == "horovod":
                 address = there.launcher_address
-                meeting = backends.gloo_environment(slot, address, port, there.interface)
+                peers = backends.gloo_environment(slot, address, port, there.interface)
             elif spec.backend == "tf":
-                meeting = backends.tf_environment(slot.rank, workers)
+                peers = backends.tf_environment(slot.rank, workers)
             process = rank_process(
-                spec, slot, there.nodes, {**shared, **meeting}, silence=spec.silence_timeout
+                spec, slot, there.nodes, {**shared, **peers}, silence=spec.silence_timeout
             )
             agent = shlex.join(agent_command(own_agent()[0], there.root))
             argv = ssh_command(spec, slot.hostname, f"exec {agent}")
@@ -111,10 +111,10 @@ class HostsJob:
         hosts = [f"{name}:{size}" for name, size in sizes.items()]
         mpirun = backends.mpirun_command(self.spec, agent, hosts)
         most = max(sizes.values())
-        beats = [
+        keepalive = [
             (address, int(port)) for address in {one.launcher_address for one in facts.values()}
         ]
-        process = mpirun_process(self.spec, mpirun, most, fewest.nodes, shared, beats)
+        process = mpirun_process(self.spec, mpirun, most, fewest.nodes, shared, keepalive)
         return ProcessPlan("localhost", tuple(range(len(slots))), own_agent(), process)
 
     def _passed(self) -> dict[str, str]:
@@ -132,6 +132,6 @@ def _worker(there: HostFacts, slot: Slot) -> str:
 
 
 def _unknown(name: str, slots: int) -> HostFacts:
-    """A host nobody has asked yet, for rendering."""
+    """A host that has not been probed, for rendering."""
     later = backends.CHOSEN_AT_START
     return HostFacts(name, "", later, name, later, (tuple(range(slots)),), ())

@@ -1,9 +1,9 @@
-"""Refusals of the API server as our errors: its own reason, and what to do.
+"""Refusals of the API server as LauncherErrors: its own reason, and what to do.
 
 LauncherError
-├── ConflictError           an object of that name is there already
-├── GoneError               the object no longer exists, or a watch is too old
-└── UsageError              refused for good: no rights, no such kind, a quota, a wrong field
+├── ConflictError           an object of that name exists already
+├── GoneError               the object no longer exists, or the version of a watch is too old
+└── UsageError              a retry would fail too: no rights, no such kind, a quota, a wrong field
 """
 
 import json
@@ -18,7 +18,7 @@ class ConflictError(LauncherError):
 
 
 class GoneError(LauncherError):
-    """The object, or the version of a list to watch from, is gone."""
+    """The object, or the version of a list to watch from, no longer exists."""
 
 
 def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
@@ -32,7 +32,7 @@ def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
         return _absent(error, resource, said)
     if error.status == 401:
         return UsageError(
-            "the cluster does not know who you are (401); log in again, or choose another --context"
+            "the cluster rejects your credentials (401); log in again, or choose another --context"
         )
     if error.status == 403:
         return _forbidden(resource, namespace, said)
@@ -42,7 +42,7 @@ def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
 
 
 def unreachable(host: str, error: Exception) -> LauncherError:
-    """The error for a connection that could not be made or broke."""
+    """The error for a connection that failed or broke."""
     reason = getattr(error, "reason", None) or error
     return LauncherError(
         f"no answer from the cluster at {host}: {reason}; see `kubectl cluster-info`, or choose "
@@ -52,7 +52,7 @@ def unreachable(host: str, error: Exception) -> LauncherError:
 
 def _forbidden(resource: Resource, namespace: str, said: str) -> UsageError:
     if "exceeded quota" in said:
-        return UsageError(f"{said}; ask for less, or wait until others have ended")
+        return UsageError(f"{said}; request less, or wait until other jobs have ended")
     if "PodSecurity" in said or "violates" in said:
         return UsageError(f"the namespace's pod security refuses the {resource.kind}: {said}")
     return UsageError(f"{said}; the rights it takes are in k8s/base/rbac.yaml ({namespace})")
@@ -66,7 +66,7 @@ def _absent(error: Any, resource: Resource, said: str) -> LauncherError:
     install = kinds[0].install if kinds else ""
     if install:
         return MissingToolError(
-            f"the cluster knows no {resource.kind} ({resource.group}/{resource.version}): install "
+            f"the cluster has no {resource.kind} ({resource.group}/{resource.version}): install "
             f"{install}, or use --kind job, which needs nothing"
         )
     return GoneError(said)

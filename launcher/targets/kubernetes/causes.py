@@ -1,4 +1,4 @@
-"""The causes behind the states of pods and events, in the same classes as those of local jobs."""
+"""Causes from the states of pods and from events, in the same classes as those of local jobs."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from launcher.supervision.causes import Cause, CauseClass
 from launcher.targets.kubernetes.manifests import Manifest
 
 # How the supervisor inside a pod reports the cause in its last lines.
-_TOLD = re.compile(rf"launcher: ({'|'.join(get_args(CauseClass))}): (.+)")
+_REPORTED = re.compile(rf"launcher: ({'|'.join(get_args(CauseClass))}): (.+)")
 
 # Why a container does not start: reason, and how to fix it.
 _WAITING = {
-    "ImagePullBackOff": "check the image's name, and --pull-secret if its registry asks for one",
-    "ErrImagePull": "check the image's name, and --pull-secret if its registry asks for one",
+    "ImagePullBackOff": "check the image's name, and --pull-secret if its registry needs one",
+    "ErrImagePull": "check the image's name, and --pull-secret if its registry needs one",
     "InvalidImageName": "check the image's name",
-    "ErrImageNeverPull": "the image is on no node, and kubernetes.pull_policy forbids to fetch it",
-    "CreateContainerConfigError": "make the Secret or ConfigMap that it names",
+    "ErrImageNeverPull": "the image is on no node, and kubernetes.pull_policy forbids pulling it",
+    "CreateContainerConfigError": "create the Secret or ConfigMap that it names",
     "CreateContainerError": "see `kubectl describe pod`",
     "RunContainerError": "see `kubectl describe pod`",
 }
@@ -31,13 +31,13 @@ _MEMORY_HINT = "give the pods more memory (--memory), or make the batch smaller"
 
 
 def failure(pods: Sequence[Manifest]) -> Cause | None:
-    """The first cause among pods that have failed: what no peer explains, then what came first."""
+    """The first cause among failed pods: those that no peer explains first, then the earliest."""
     found = [(_order(pod), cause) for pod in pods if (cause := _failure_of(pod)) is not None]
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def obstacle(pods: Sequence[Manifest], events: Sequence[Manifest]) -> Cause | None:
-    """What keeps pods from starting, or None if nothing is known to."""
+    """What keeps pods from starting, or None if nothing is known."""
     for pod in pods:
         cause = _waiting(pod) or _unscheduled(pod)
         if cause is not None:
@@ -45,7 +45,7 @@ def obstacle(pods: Sequence[Manifest], events: Sequence[Manifest]) -> Cause | No
     for event in reversed(events):
         if event.get("reason") == "FailedCreate":
             said = str(event.get("message", ""))
-            hint = "ask for less, or wait until others have ended" if "quota" in said else None
+            hint = "request less, or wait until other jobs have ended" if "quota" in said else None
             return Cause("bad config", f"pods cannot be created: {said}", hint=hint)
         if event.get("reason") in {"FailedMount", "FailedAttachVolume"}:
             where = event.get("involvedObject", {}).get("name", "a pod")
@@ -56,38 +56,38 @@ def obstacle(pods: Sequence[Manifest], events: Sequence[Manifest]) -> Cause | No
 def _failure_of(pod: Manifest) -> Cause | None:
     status = pod.get("status", {})
     name, host = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName")
-    place = f"pod {name}" + (f" on {host}" if host else "")
+    subject = f"pod {name}" + (f" on {host}" if host else "")
     ended = _terminated(pod)
     code = ended.get("exitCode")
     if status.get("phase") != "Failed" and not code:
         return None
     if ended.get("reason") == "OOMKilled":
-        words, hint = f"{place} was killed: out of memory (OOMKilled)", _MEMORY_HINT
+        words, hint = f"{subject} was killed: out of memory (OOMKilled)", _MEMORY_HINT
         return Cause("oom", words, host=host, exit_code=code, hint=hint)
     if status.get("reason") == "Evicted":
-        return Cause("preempted", f"{place} was evicted: {status.get('message', '')}", host=host)
+        return Cause("preempted", f"{subject} was evicted: {status.get('message', '')}", host=host)
     disruption = _condition(pod, "DisruptionTarget")
     if disruption is not None:
         kind = _DISRUPTIONS.get(str(disruption.get("reason")), "preempted")
-        return Cause(kind, f"{place}: {disruption.get('message', 'disrupted')}", host=host)
+        return Cause(kind, f"{subject}: {disruption.get('message', 'disrupted')}", host=host)
     if status.get("reason") in {"NodeLost", "NodeShutdown", "Terminated"}:
-        return Cause("lost host", f"{place} was lost with its node", host=host)
+        return Cause("lost host", f"{subject} was lost with its node", host=host)
     if status.get("reason") == "DeadlineExceeded":
-        return Cause("error", f"{place} took longer than its time limit", host=host)
+        return Cause("error", f"{subject} took longer than its time limit", host=host)
     lines = tuple(str(ended.get("message", "")).splitlines())
-    told = next((found for line in lines if (found := _TOLD.search(line))), None)
-    if told is not None:
-        kind = told[1]  # type: ignore[assignment]
-        return Cause(kind, told[2], host=host, exit_code=code, tail=lines[-8:])
+    reported = next((found for line in lines if (found := _REPORTED.search(line))), None)
+    if reported is not None:
+        kind = reported[1]  # type: ignore[assignment]
+        return Cause(kind, reported[2], host=host, exit_code=code, tail=lines[-8:])
     kind, words = _by_code(code)
-    return Cause(kind, f"{place} {words}", host=host, exit_code=code, tail=lines[-8:])
+    return Cause(kind, f"{subject} {words}", host=host, exit_code=code, tail=lines[-8:])
 
 
 def _by_code(code: int | None) -> tuple[CauseClass, str]:
     if code is None:
         return "lost host", "failed without an exit code"
     if code == 143:
-        return "preempted", "was told to stop from outside (SIGTERM)"
+        return "preempted", "received a SIGTERM from outside the job"
     if code > 128:
         return "killed", f"was killed by signal {code - 128}"
     if code == 2:
@@ -111,7 +111,7 @@ def _unscheduled(pod: Manifest) -> Cause | None:
     if condition is None or condition.get("reason") != "Unschedulable":
         return None
     words = f"pod {pod['metadata']['name']} is Unschedulable: {condition.get('message', '')}"
-    hint = "it waits for room; ask for less, or for other nodes (--node-selector)"
+    hint = "no node has enough free resources; request less, or other nodes (--node-selector)"
     return Cause("bad config", words, hint=hint)
 
 
@@ -131,13 +131,13 @@ def _terminated(pod: Manifest) -> dict[str, Any]:
 
 
 def _order(pod: Manifest) -> tuple[int, str]:
-    """Actions of the platform come before reports of the leader, these before a mere exit code."""
+    """Actions of the platform come before reports of the leader, these before exit codes."""
     ended, status = _terminated(pod), pod.get("status", {})
     by_platform = (
         ended.get("reason") == "OOMKilled"
         or status.get("reason")
         or _condition(pod, "DisruptionTarget")
     )
-    told = _TOLD.search(str(ended.get("message", "")))
-    rank = 0 if by_platform else 1 if told else 2
+    reported = _REPORTED.search(str(ended.get("message", "")))
+    rank = 0 if by_platform else 1 if reported else 2
     return rank, str(ended.get("finishedAt", "~"))

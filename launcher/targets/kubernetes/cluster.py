@@ -1,6 +1,6 @@
-"""The API server behind the official client: objects as plain data, its refusals as our errors.
+"""The API server behind the official client: objects as plain data, refusals as LauncherErrors.
 
-Every call is bounded in time, and tried again when the server is busy (429) or away for a moment.
+Every call has a timeout, and is retried when the server is busy (429) or briefly unavailable.
 """
 
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from launcher.errors import LauncherError, MissingToolError, UsageError
+from launcher.targets.kubernetes.api_errors import GoneError, explain, unreachable
 from launcher.targets.kubernetes.kinds import ACCESS_REVIEW, POD, JobKind, Resource
 from launcher.targets.kubernetes.manifests import Manifest
-from launcher.targets.kubernetes.refusals import GoneError, explain, unreachable
 
 try:
     import urllib3
@@ -25,25 +25,25 @@ except ImportError:
     ) from None
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
-_QUIET_SECONDS = 300.0  # a log may be silent for so long before it is requested again
+_QUIET_SECONDS = 300.0  # without a line of the log before it is requested again
 _TRIES = 5
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Cluster:
-    """One namespace of one cluster. Its methods raise LauncherError and its kinds."""
+    """One namespace of one cluster. Its methods raise LauncherError and its subclasses."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.namespace = namespace
         self.host = str(api.configuration.host)
-        # The kinds are known: discovery, a request for each group of the API, is not needed.
+        # The kinds are known: discovery, one request per API group, is not needed.
         self._client = dynamic.DynamicClient(api, discoverer=_NothingToDiscover)
 
     @classmethod
     def connect(cls, context: str | None, namespace: str | None) -> Self:
-        """By kubeconfig, or as the pod we run in. Raises UsageError if there is neither."""
+        """By kubeconfig, or as the service account of this pod. Raises UsageError without both."""
         settings = client.Configuration()
-        # Also a POST: should the first have arrived after all, the second meets a conflict.
+        # POST is retried too: if the first request did succeed, the second returns a conflict.
         settings.retries = urllib3.Retry(
             total=_TRIES,
             backoff_factor=0.2,
@@ -65,7 +65,7 @@ class Cluster:
         return cls(client.ApiClient(settings), namespace or default)
 
     def check(self, kind: JobKind) -> None:
-        """Whether the cluster answers, knows the kind, and lets us create it."""
+        """Raises LauncherError unless the cluster answers, has the kind, and lets us create it."""
         self.list(kind.resource, limit=1)
         wanted = {"namespace": self.namespace, "verb": "create", "group": kind.resource.group}
         wanted["resource"] = kind.resource.plural
@@ -73,11 +73,11 @@ class Cluster:
         if not answer["status"]["allowed"]:
             raise UsageError(
                 f"no permission to create {kind.resource.plural} in namespace "
-                f"{self.namespace!r}; ask for the rights in k8s/base/rbac.yaml"
+                f"{self.namespace!r}; it takes the rights in k8s/base/rbac.yaml"
             )
 
     def create(self, resource: Resource, manifest: Manifest) -> Manifest:
-        """The object as the server has it. Raises ConflictError if one of that name is there."""
+        """The object as created. Raises ConflictError if one of that name exists."""
         named = {"apiVersion": resource.api_version, "kind": resource.kind, **manifest}
         return self._call(resource, "create", body=named)
 
@@ -93,20 +93,20 @@ class Cluster:
         field_selector: str = "",
         limit: int | None = None,
     ) -> tuple[list[Manifest], str]:
-        """The objects, and the version of the whole list, from which to watch on."""
+        """The objects, and the version of the whole list, from which to start a watch."""
         content = self._call(
             resource, "get", label_selector=labels, field_selector=field_selector, limit=limit
         )
-        # In lists the API server leaves the kind out of the objects of its own kinds.
+        # In lists the API server omits the kind from objects of its built-in kinds.
         items = [{"kind": resource.kind, **item} for item in content["items"]]
         return items, str(content["metadata"].get("resourceVersion", ""))
 
     def changes(
         self, resource: Resource, version: str, seconds: int, labels: str = "", fields: str = ""
     ) -> Iterator[Manifest]:
-        """Objects as they change after `version`, for so long or until the server hangs up.
+        """Objects as they change after `version`, for `seconds` or until the server disconnects.
 
-        Raises GoneError when the server has forgotten that version: list again.
+        Raises GoneError when the server no longer has that version: list again.
         """
         with self._explained(resource):
             stream = watch.Watch(return_type="object").stream(
@@ -131,7 +131,7 @@ class Cluster:
         self._call(resource, "patch", name=name, body=change, content_type=content_type)
 
     def delete(self, resource: Resource, name: str) -> bool:
-        """Deletes the object and, in the background, what it owns; False if it was not there."""
+        """Deletes the object and, in the background, what it owns; False if it does not exist."""
         try:
             self._call(resource, "delete", name=name, body={"propagationPolicy": "Background"})
         except GoneError:
@@ -139,14 +139,14 @@ class Cluster:
         return True
 
     def kill_pods(self, labels: str) -> None:
-        """Deletes pods without the time to save."""
+        """Deletes pods without a grace period."""
         self._call(POD, "delete", label_selector=labels, grace_period_seconds=0)
 
     @contextmanager
     def log(self, pod: str, container: str, follow: bool, seconds: int | None) -> Iterator[Any]:
         """The log of a pod, of the last `seconds` or all of it, as a response to read lines from.
 
-        Each line begins with the time it was written.
+        Each line starts with its timestamp.
         """
         wanted: list[tuple[str, Any]] = [("container", container), ("timestamps", "true")]
         wanted += [("follow", "true")] if follow else []
@@ -167,7 +167,7 @@ class Cluster:
             response.release_conn()
 
     def _call(self, resource: Resource, method: str, **options: Any) -> Manifest:
-        """What the server answers to a method of the dynamic client."""
+        """The server's answer to a method of the dynamic client."""
         with self._explained(resource):
             response = getattr(self._resource(resource), method)(
                 namespace=self.namespace if resource.namespaced else None,
@@ -205,7 +205,7 @@ class _NothingToDiscover:
     """Replaces the discovery of the dynamic client."""
 
     def __init__(self, client: Any, cache_file: str | None) -> None:
-        """Takes what the dynamic client gives."""
+        """Has the signature that the dynamic client calls."""
 
 
 def _context_namespace(file: str | None, context: str | None) -> str:

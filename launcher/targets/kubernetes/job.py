@@ -1,6 +1,6 @@
 """An Indexed Job with a headless Service: no operator, no ssh. The pod of index 0 leads.
 
-The supervisor restarts the ranks of all pods together; the Job only replaces pods that are lost.
+The supervisor restarts the ranks of all pods together; the Job only replaces lost pods.
 """
 
 from launcher.spec import JobSpec
@@ -53,7 +53,7 @@ def indexed(spec: JobSpec, container_name: str, lost_pods: int) -> Manifest:
         "podFailurePolicy": {
             "rules": [
                 {"action": "Ignore", "onPodConditions": [_DISRUPTED]},
-                # The supervisor inside has given up, or says that trying again changes nothing.
+                # The supervisor has given up (1), or a retry would fail too (2).
                 {
                     "action": "FailJob",
                     "onExitCodes": {

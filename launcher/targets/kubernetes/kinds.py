@@ -1,4 +1,4 @@
-"""The kinds of job a cluster may run, each with its manifests, its resource and its pods."""
+"""The kinds of jobs on a cluster, each with its manifests, its resource and its pods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Resource:
 
 @dataclass(frozen=True)
 class JobKind:
-    """`pods` is the label that every pod of the job carries, with the job's name as its value.
+    """`pods` is the label of every pod of the job; its value is the job's name.
 
-    `leader` selects among them the one whose log has the output of all ranks, `worker` the one
-    with a number. `install` says what a cluster needs that is to know the kind.
+    `leader` selects the pod whose log has the output of all ranks, `worker` the one with a number.
+    `install` is what a cluster needs to support the kind.
     """
 
     manifests: Callable[[JobSpec], list[Manifest]]

@@ -1,4 +1,4 @@
-"""Reads the logs of pods line by line, also when connections drop in between."""
+"""Reads the logs of pods line by line, across dropped connections."""
 
 import time
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from typing import Any
 import urllib3
 
 from launcher.errors import LauncherError, UsageError
+from launcher.targets.kubernetes.api_errors import GoneError
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import POD, JobKind
 from launcher.targets.kubernetes.manifests import Manifest
-from launcher.targets.kubernetes.refusals import GoneError
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 _UNREACHABLE_SECONDS = 120.0
-_OVERLAP_SECONDS = 300  # the clocks here and there may differ
+_OVERLAP_SECONDS = 300  # the clocks of this machine and the node may differ
 
 
 def leading_pod(cluster: Cluster, kind: JobKind, name: str, worker: int | None) -> Manifest | None:
@@ -28,27 +28,27 @@ def leading_pod(cluster: Cluster, kind: JobKind, name: str, worker: int | None) 
 def lines(cluster: Cluster, pod: Manifest, container: str, follow: bool) -> Iterator[str]:
     """The lines of a pod's log; with `follow` until the pod has ended.
 
-    A dropped connection is taken up again where it broke, no line lost and none twice. Raises
-    LauncherError when the pod has no log or the cluster stays away for two minutes.
+    After a dropped connection it continues without losing or repeating a line. Raises
+    LauncherError when the pod has no log or the cluster does not answer for two minutes.
     """
     name = pod["metadata"]["name"]
-    last, at_last = "", 0  # the newest time that was read, and how many lines bore it
-    heard = time.monotonic()
+    last, lines_at_last = "", 0  # the newest timestamp read, and how many lines had it
+    last_answer = time.monotonic()
     while True:
         whole = False
         try:
             pod = cluster.get(POD, name) or pod
             with cluster.log(name, container, follow, _seconds_since(last)) as response:
-                heard, known = time.monotonic(), at_last
+                last_answer, known = time.monotonic(), lines_at_last
                 for line in _whole_lines(response):
                     stamp, _, text = line.partition(" ")
-                    heard = time.monotonic()
+                    last_answer = time.monotonic()
                     if stamp < last:
                         continue
                     if stamp == last and known:
                         known -= 1
                         continue
-                    at_last = at_last + 1 if stamp == last else 1
+                    lines_at_last = lines_at_last + 1 if stamp == last else 1
                     last, known = stamp, 0
                     yield text
             whole = True
@@ -58,16 +58,16 @@ def lines(cluster: Cluster, pod: Manifest, container: str, follow: bool) -> Iter
         except GoneError:
             raise
         except LauncherError:
-            if time.monotonic() - heard > _UNREACHABLE_SECONDS:
+            if time.monotonic() - last_answer > _UNREACHABLE_SECONDS:
                 raise
         ended = not follow or pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
         if whole and ended:
             return
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _whole_lines(response: Any) -> Iterator[str]:
-    """Raises LauncherError when the connection is cut; a line cut with it comes again."""
+    """Raises LauncherError when the connection breaks; a partial line is then discarded."""
     rest = b""
     try:
         for piece in response.stream(4096):
@@ -81,7 +81,7 @@ def _whole_lines(response: Any) -> Iterator[str]:
 
 
 def _seconds_since(stamp: str) -> int | None:
-    """How far back to read so that nothing is missed: the server takes whole seconds."""
+    """How far back to read so that no line is missed: the server takes whole seconds."""
     if not stamp:
         return None
     # Nanoseconds, of which the parser takes six digits.

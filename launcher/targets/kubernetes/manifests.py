@@ -1,4 +1,4 @@
-"""What the manifests of all kinds share: names, labels, and the objects beside the job."""
+"""What the manifests of all kinds share: names, labels, and the objects besides the job."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _LONGEST_NAME = 40
 
 
 def check(spec: JobSpec) -> None:
-    """Refuses what a local job may ask for and a cluster cannot give. Raises SpecError."""
+    """Raises SpecError for what a local job may request but a cluster cannot provide."""
     slots = spec.container.slots
     if len(spec.name) > _LONGEST_NAME or not spec.name[0].isalpha():
         raise SpecError(
@@ -31,8 +31,8 @@ def check(spec: JobSpec) -> None:
     if spec.pass_environment:
         names = ", ".join(spec.pass_environment)
         raise SpecError(
-            f"pass_environment: values from here are not sent to a cluster ({names}); put them "
-            "into a Secret and name it with --env-secret"
+            f"pass_environment: values of this machine are not sent to a cluster ({names}); put "
+            "them into a Secret and name it with --env-secret"
         )
     kinds = ("horovod", "tf") if spec.kubernetes.kind != "mpijob" else ("horovod", "tf", "mpi")
     if spec.backend not in kinds and spec.ranks > 1:
@@ -63,12 +63,12 @@ def metadata(spec: JobSpec, queued: bool = False) -> Manifest:
 
 
 def suspended(spec: JobSpec) -> Manifest:
-    """A queued job waits until Kueue lets it start."""
+    """A queued job is suspended until Kueue admits it."""
     return {"suspend": True} if spec.kubernetes.queue is not None else {}
 
 
 def headless_service(spec: JobSpec) -> Manifest:
-    """Gives every pod a name in DNS, also before it is ready."""
+    """Gives every pod a DNS name, even before it is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,7 +1,7 @@
-"""An MPIJob of the MPI operator: a launcher pod that reaches the workers over ssh.
+"""An MPIJob of the MPI operator: a launcher pod that connects to the workers over ssh.
 
 The workers run the image's `mpi` target, an ssh server without root; the launcher pod runs
-`launcher run` over the operator's host file, so that supervision is the same as anywhere.
+`launcher run` with the operator's host file, so that supervision is the same as on hosts.
 """
 
 from launcher.errors import SpecError
@@ -23,18 +23,21 @@ _SSH_PORT = 2222
 
 
 def manifests(spec: JobSpec) -> list[Manifest]:
-    place = spec.kubernetes
-    if place.user != _USER:
-        raise SpecError(f"kubernetes.user: ssh knows only {_USER}. Received: {place.user}")
+    settings = spec.kubernetes
+    if settings.user != _USER:
+        raise SpecError(
+            f"kubernetes.user: expected {_USER}, the user of the image's ssh server. "
+            f"Received: {settings.user}"
+        )
     policy: Manifest = {
         **suspended(spec),
-        **({"managedBy": place.managed_by} if place.managed_by else {}),
+        **({"managedBy": settings.managed_by} if settings.managed_by else {}),
         "cleanPodPolicy": "Running",
         "backoffLimit": spec.restart.max_restarts,
-        "ttlSecondsAfterFinished": place.keep,
+        "ttlSecondsAfterFinished": settings.keep,
     }
-    if place.time_limit is not None:
-        policy["activeDeadlineSeconds"] = place.time_limit
+    if settings.time_limit is not None:
+        policy["activeDeadlineSeconds"] = settings.time_limit
     mpi_job = {
         "apiVersion": "kubeflow.org/v2beta1",
         "kind": "MPIJob",
@@ -68,7 +71,7 @@ def _launcher(spec: JobSpec) -> Manifest:
     words += ["--hostfile", "/etc/mpi/hostfile"]
     names = {*spec.environment, *spec.kubernetes.secret_environment}
     for name in sorted(names):
-        words += ["--env", name]  # over ssh by name; the values stay off every command line
+        words += ["--env", name]  # by name only: values must not appear on a command line
     content = container(spec, CONTAINER, [*words, "--", *spec.command])
     content["resources"] = {
         "requests": {"cpu": "500m", "memory": "512Mi"},

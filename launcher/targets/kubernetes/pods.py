@@ -1,4 +1,4 @@
-"""The pod that runs ranks: restricted by default, with all that the job asks for."""
+"""The pod that runs ranks: restricted by default, with what the job requests."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from launcher.spec import JobSpec
 from launcher.targets.kubernetes.manifests import Manifest, labels
 
 _LEAVING_SECONDS = 15  # for the launcher itself, after the ranks have saved
-_OWN_MEMORY = 512  # mebibytes for the launcher, so that a rank meets its own limit first
+_OWN_MEMORY = 512  # mebibytes for the launcher, so that a rank reaches its own limit first
 _MI = 1 << 20
 
 
@@ -14,7 +14,7 @@ def pod_template(
     spec: JobSpec, container: Manifest, subdomain: str | None = None, extra: Manifest | None = None
 ) -> Manifest:
     """The template around one container; `extra` are further fields of the pod."""
-    place = spec.kubernetes
+    settings = spec.kubernetes
     pod: Manifest = {
         **({"subdomain": subdomain} if subdomain else {}),
         **(extra or {}),
@@ -23,28 +23,28 @@ def pod_template(
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": place.user,
-            "runAsGroup": place.user,
-            "fsGroup": place.user,
+            "runAsUser": settings.user,
+            "runAsGroup": settings.user,
+            "fsGroup": settings.user,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
         "volumes": _volumes(spec),
     }
-    if place.service_account:
-        pod["serviceAccountName"] = place.service_account
-    if place.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in place.pull_secrets]
-    if place.node_selector:
-        pod["nodeSelector"] = dict(place.node_selector)
-    if place.tolerations:
-        pod["tolerations"] = [one.model_dump(exclude_none=True) for one in place.tolerations]
-    if place.priority_class:
-        pod["priorityClassName"] = place.priority_class
+    if settings.service_account:
+        pod["serviceAccountName"] = settings.service_account
+    if settings.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.tolerations:
+        pod["tolerations"] = [one.model_dump(exclude_none=True) for one in settings.tolerations]
+    if settings.priority_class:
+        pod["priorityClassName"] = settings.priority_class
     metadata: Manifest = {"labels": labels(spec)}
     if ports := _metrics_ports(spec):
-        # One address a pod: that of its first rank, which is there in every pod.
+        # One address per pod: that of its first rank, which every pod has.
         metadata["annotations"] = {
             "prometheus.io/scrape": "true",
             "prometheus.io/port": str(ports[1]["containerPort"]),
@@ -55,16 +55,16 @@ def pod_template(
 
 def container(spec: JobSpec, name: str, arguments: Sequence[str]) -> Manifest:
     """The container that runs `python -m launcher ARGUMENTS`, the image's entry point."""
-    place = spec.kubernetes
-    image = spec.container.image_for(place.kind == "mpijob", bool(spec.resources.gpus))
+    settings = spec.kubernetes
+    image = spec.container.image_for(settings.kind == "mpijob", bool(spec.resources.gpus))
     content: Manifest = {"name": name, "image": image}
-    if place.pull_policy:
-        content["imagePullPolicy"] = place.pull_policy
+    if settings.pull_policy:
+        content["imagePullPolicy"] = settings.pull_policy
     content["args"] = list(arguments)
     if variables := environment(spec):
         content["env"] = variables
-    sources: list[Manifest] = [{"secretRef": {"name": one}} for one in place.secrets]
-    sources += [{"configMapRef": {"name": one}} for one in place.config_maps]
+    sources: list[Manifest] = [{"secretRef": {"name": one}} for one in settings.secrets]
+    sources += [{"configMapRef": {"name": one}} for one in settings.config_maps]
     if sources:
         content["envFrom"] = sources
     if ports := _metrics_ports(spec):
@@ -78,7 +78,7 @@ def container(spec: JobSpec, name: str, arguments: Sequence[str]) -> Manifest:
         "timeoutSeconds": 15,
         "failureThreshold": 3,
     }
-    # The last lines of a failed pod stay in its status, when its log is gone too.
+    # The last lines of a failed pod stay in its status, even when its log is deleted.
     content["terminationMessagePolicy"] = "FallbackToLogsOnError"
     content["securityContext"] = {
         "allowPrivilegeEscalation": False,
@@ -90,26 +90,28 @@ def container(spec: JobSpec, name: str, arguments: Sequence[str]) -> Manifest:
 
 
 def environment(spec: JobSpec) -> list[Manifest]:
-    """The job's variables, with the values of Secrets named and not shown."""
+    """The job's variables, with references to the values of Secrets."""
     variables: list[Manifest] = [
         {"name": name, "value": value} for name, value in sorted(spec.environment.items())
     ]
-    for name, place in sorted(spec.kubernetes.secret_environment.items()):
-        source = {"secretKeyRef": {"name": place.secret, "key": place.key}}
+    for name, value in sorted(spec.kubernetes.secret_environment.items()):
+        source = {"secretKeyRef": {"name": value.secret, "key": value.key}}
         variables.append({"name": name, "valueFrom": source})
     return variables
 
 
 def resources(spec: JobSpec) -> Manifest:
-    """Requests equal to limits: ranks wait for the slowest, so none may be throttled by others."""
-    each, slots, place = spec.resources, spec.container.slots, spec.kubernetes
+    """Requests equal to limits: one throttled rank would slow down all others."""
+    each, slots, settings = spec.resources, spec.container.slots, spec.kubernetes
     amounts: dict[str, str] = {}
-    if place.cpu or each.cpus:
-        amounts["cpu"] = place.cpu or str((each.cpus or 0) * slots)
-    if place.memory or each.memory:
-        amounts["memory"] = place.memory or f"{(each.memory or 0) * slots // _MI + _OWN_MEMORY}Mi"
+    if settings.cpu or each.cpus:
+        amounts["cpu"] = settings.cpu or str((each.cpus or 0) * slots)
+    if settings.memory or each.memory:
+        amounts["memory"] = (
+            settings.memory or f"{(each.memory or 0) * slots // _MI + _OWN_MEMORY}Mi"
+        )
     if each.gpus:
-        amounts[place.gpu_resource] = str(each.gpus * slots)
+        amounts[settings.gpu_resource] = str(each.gpus * slots)
     return {"requests": amounts, "limits": dict(amounts)} if amounts else {}
 
 

@@ -5,20 +5,20 @@ import json
 from collections.abc import Sequence
 
 from launcher.errors import LauncherError, UsageError
+from launcher.targets.kubernetes.api_errors import ConflictError, GoneError
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import BUDGET, RESOURCES, RUNTIME, SERVICE, JobKind
 from launcher.targets.kubernetes.manifests import INSTANCE, MANAGED_BY, OURS, Manifest
-from launcher.targets.kubernetes.refusals import ConflictError, GoneError
 from launcher.targets.kubernetes.watch import find
 
 DIGEST = "launcher/digest"
 
 
 def submit(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
-    """Creates the objects, the job last; False if this very job was there already.
+    """Creates the objects, the job last; False if the same job exists already.
 
-    May be called twice. If one object is refused, those made before it are deleted again.
-    Raises UsageError when another job holds the name.
+    May be called twice. If one object is refused, those created before it are deleted.
+    Raises UsageError when another job has the name.
     """
     made: list[Manifest] = []
     digest = hashlib.sha256(json.dumps(list(manifests), sort_keys=True).encode()).hexdigest()[:16]
@@ -36,7 +36,7 @@ def submit(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
 
 
 def cancel(cluster: Cluster, name: str, now: bool = False) -> JobKind:
-    """Deletes the job and all that was made for it; its pods save first, unless `now`.
+    """Deletes the job and all objects created for it; its pods save first, unless `now`.
 
     Raises UnknownRunError if there is no such job.
     """
@@ -57,7 +57,7 @@ def cancel(cluster: Cluster, name: str, now: bool = False) -> JobKind:
 
 
 def _create(cluster: Cluster, manifest: Manifest, digest: str) -> Manifest | None:
-    """The object made, or None if it was there already as we want it."""
+    """The object created, or None if the same one exists already."""
     resource, name = RESOURCES[manifest["kind"]], manifest["metadata"]["name"]
     noted = {**manifest["metadata"], "annotations": {DIGEST: digest}}
     try:
@@ -69,13 +69,13 @@ def _create(cluster: Cluster, manifest: Manifest, digest: str) -> Manifest | Non
         ours = there["metadata"].get("labels", {}).get(MANAGED_BY) == OURS
         fix = f"launcher cancel {name} --target kubernetes, or " if ours else ""
         raise UsageError(
-            f"name: another {resource.kind} {name!r} is in namespace {cluster.namespace!r}; "
+            f"name: another {resource.kind} {name!r} exists in namespace {cluster.namespace!r}; "
             f"{fix}choose another --name"
         ) from None
 
 
 def _give_to_job(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
-    """Makes the job own the other objects, so that they are deleted with it."""
+    """Makes the job the owner of the other objects, so that they are deleted with it."""
     *others, job = manifests
     there = cluster.get(RESOURCES[job["kind"]], job["metadata"]["name"])
     if there is None:

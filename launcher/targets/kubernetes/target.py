@@ -1,4 +1,4 @@
-"""The target behind `--target kubernetes`: renders jobs, sends them to a cluster, follows them."""
+"""The target `--target kubernetes`: renders jobs, submits them to a cluster, follows them."""
 
 import time
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from launcher.targets.kubernetes.manifests import Manifest
 if TYPE_CHECKING:
     from launcher.targets.kubernetes.cluster import Cluster
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 
 
 class KubernetesTarget(Target):
-    """One namespace of a cluster. A job is checked before anything is sent."""
+    """One namespace of a cluster. A job is checked before anything is submitted."""
 
     name = "kubernetes"
 
@@ -41,14 +41,14 @@ class KubernetesTarget(Target):
         cluster = self._connect()
         cluster.check(kind)
         new = submit(cluster, wanted)
-        place = f"{kind.resource.kind} {spec.name} in namespace {cluster.namespace}"
-        return spec.name, f"{place}: {'submitted' if new else 'was there already, the very same'}"
+        job = f"{kind.resource.kind} {spec.name} in namespace {cluster.namespace}"
+        return spec.name, f"{job}: {'submitted' if new else 'the same job exists already'}"
 
     def describe(self, name: str | None) -> JobStatus:
         from launcher.targets.kubernetes import watch
 
         cluster = self._connect()
-        return watch.look(cluster, *watch.find(cluster, name or self._newest(cluster)))
+        return watch.read_status(cluster, *watch.find(cluster, name or self._newest(cluster)))
 
     def follow(self, name: str | None) -> Iterator[JobStatus]:
         from launcher.targets.kubernetes import watch
@@ -59,7 +59,7 @@ class KubernetesTarget(Target):
         return watch.follow(cluster, kind, name)
 
     def logs(self, name: str | None, query: LogQuery) -> Iterator[str]:
-        """The log of the pod that leads, in which all ranks are, or of one worker's pod."""
+        """The log of the leader's pod, which has the output of all ranks, or of a worker's pod."""
         from launcher.targets.kubernetes import logs, watch
 
         query.refuse("attempt", "a pod has one log for all attempts; expected none")
@@ -67,17 +67,17 @@ class KubernetesTarget(Target):
         name = name or self._newest(cluster)
         kind, job = watch.find(cluster, name)
         while (pod := logs.leading_pod(cluster, kind, name, query.worker)) is None:
-            found = watch.look(cluster, kind, job)
+            found = watch.read_status(cluster, kind, job)
             if not query.follow or found.ended:
                 raise LauncherError(f"job {name!r} has no such pod: it is {found.state}")
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
             kind, job = watch.find(cluster, name)
         for line in logs.lines(cluster, pod, kind.container, query.follow):
             if query.rank is None or is_of_rank(line, query.rank):
                 yield line
 
     def cancel(self, name: str | None, now: bool) -> str:
-        """Deletes the job and all that was made for it."""
+        """Deletes the job and all objects created for it."""
         from launcher.targets.kubernetes.submit import cancel
 
         if name is None:
@@ -90,7 +90,7 @@ class KubernetesTarget(Target):
 
         return [*watch.jobs(self._connect())]
 
-    def nothing(self) -> str:
+    def no_jobs_message(self) -> str:
         return f"no jobs of the launcher in namespace {self._connect().namespace!r}"
 
     def _connect(self) -> "Cluster":
@@ -103,7 +103,7 @@ class KubernetesTarget(Target):
 
         found = watch.jobs(cluster)
         if not found:
-            raise UsageError(self.nothing())
+            raise UsageError(self.no_jobs_message())
         return found[-1].name
 
 

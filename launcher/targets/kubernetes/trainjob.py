@@ -1,4 +1,4 @@
-"""A TrainJob of the Kubeflow trainer, with its TrainingRuntime, of which none is published.
+"""A TrainJob of the Kubeflow trainer, with a TrainingRuntime of its own.
 
 The runtime describes the pods, the TrainJob what they run.
 """
@@ -16,19 +16,18 @@ from launcher.targets.kubernetes.manifests import (
 )
 from launcher.targets.kubernetes.pods import container, pod_template, resources
 
-CONTAINER = (
-    "node"  # the trainer puts its image, arguments and amounts into the container of this name
-)
+# The Kubeflow trainer sets image, arguments and resources of the container with this name.
+CONTAINER = "node"
 _API = "trainer.kubeflow.org/v1alpha1"
 _CONTROLLERS = ("trainer.kubeflow.org/trainjob-controller", "kueue.x-k8s.io/multikueue")
 
 
 def manifests(spec: JobSpec) -> list[Manifest]:
-    place = spec.kubernetes
-    if place.managed_by is not None and place.managed_by not in _CONTROLLERS:
+    settings = spec.kubernetes
+    if settings.managed_by is not None and settings.managed_by not in _CONTROLLERS:
         raise SpecError(
             f"kubernetes.managed_by: expected {' or '.join(_CONTROLLERS)} for a trainjob. "
-            f"Received: {place.managed_by!r}"
+            f"Received: {settings.managed_by!r}"
         )
     arguments = join_arguments(spec, "indexed", f"{spec.name}-{CONTAINER}-0-0.{spec.name}")
     node = container(spec, CONTAINER, arguments)
@@ -45,7 +44,7 @@ def manifests(spec: JobSpec) -> list[Manifest]:
         "metadata": metadata(spec, queued=True),
         "spec": {
             **suspended(spec),
-            **({"managedBy": place.managed_by} if place.managed_by else {}),
+            **({"managedBy": settings.managed_by} if settings.managed_by else {}),
             "runtimeRef": {
                 "apiGroup": "trainer.kubeflow.org",
                 "kind": "TrainingRuntime",
@@ -54,8 +53,8 @@ def manifests(spec: JobSpec) -> list[Manifest]:
             "trainer": trainer,
         },
     }
-    if place.time_limit is not None:
-        train_job["spec"]["activeDeadlineSeconds"] = place.time_limit
+    if settings.time_limit is not None:
+        train_job["spec"]["activeDeadlineSeconds"] = settings.time_limit
     return [*disruption_budget(spec), _runtime(spec, node), train_job]
 
 

@@ -1,7 +1,7 @@
-"""The state of a job on a cluster, and how it changes until the job has ended.
+"""The state of a job on a cluster, and its changes until the job has ended.
 
-A watch only says when to look: the state is read anew each time, so that a watch which was dropped,
-was too old (410) or merged several changes into one costs nothing but a moment.
+A watch only triggers a read: the state is read anew each time, so a watch that is dropped, expires
+(410) or merges several changes loses no information.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from launcher.errors import LauncherError, UnknownRunError, UsageError
 from launcher.supervision.causes import Cause
 from launcher.targets.base import JobStatus
 from launcher.targets.kubernetes import causes
+from launcher.targets.kubernetes.api_errors import GoneError
 from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import EVENT, KINDS, POD, JobKind
 from launcher.targets.kubernetes.manifests import INSTANCE, MANAGED_BY, OURS, Manifest
-from launcher.targets.kubernetes.refusals import GoneError
 from launcher.terminal.words import cause_lines
 
 State = Literal["queued", "pending", "running", "succeeded", "failed"]
@@ -35,7 +35,7 @@ _UNREACHABLE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class ClusterJob(JobStatus):
-    """One look at a job; `pods` counts its pods by phase, `cause` says why it failed or waits."""
+    """The status of a job; `pods` counts its pods by phase, `cause` says why it failed or waits."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class ClusterJob(JobStatus):
     def summary(self) -> str:
         return f"{self.name}: {self.state}, pods: {self._counts()}"
 
-    def picture(self) -> RenderableType:
+    def renderable(self) -> RenderableType:
         lines = [] if self.cause is None else cause_lines(self.cause.as_json(), None)
         return Text("\n".join([self.summary(), *(f"  {line}" for line in lines)]))
 
@@ -81,7 +81,7 @@ class ClusterJob(JobStatus):
 
 
 def find(cluster: Cluster, name: str) -> tuple[JobKind, Manifest]:
-    """The job of this name, of whichever kind. Raises UnknownRunError."""
+    """The job of this name, of any kind. Raises UnknownRunError."""
     for kind in KINDS.values():
         for job in _ours(cluster, kind, f"{INSTANCE}={name}"):
             return kind, job
@@ -94,15 +94,15 @@ def find(cluster: Cluster, name: str) -> tuple[JobKind, Manifest]:
 def jobs(cluster: Cluster) -> list[ClusterJob]:
     """Every job that was submitted here, the oldest first."""
     found = [
-        look(cluster, kind, job)
+        read_status(cluster, kind, job)
         for kind in KINDS.values()
         for job in _ours(cluster, kind, f"{MANAGED_BY}={OURS}")
     ]
     return sorted(found, key=lambda job: job.created)
 
 
-def look(cluster: Cluster, kind: JobKind, job: Manifest) -> ClusterJob:
-    """Reads the pods, and the events if something seems to be in the way."""
+def read_status(cluster: Cluster, kind: JobKind, job: Manifest) -> ClusterJob:
+    """Reads the pods of the job, and the events if no pod runs."""
     name = job["metadata"]["name"]
     pods, _ = cluster.list(POD, labels=f"{kind.pods}={name}")
     phases = Counter(str(pod.get("status", {}).get("phase", "Pending")) for pod in pods)
@@ -117,7 +117,7 @@ def look(cluster: Cluster, kind: JobKind, job: Manifest) -> ClusterJob:
         state = "succeeded"
     elif "Failed" in conditions:
         state = "failed"
-        cause = causes.failure(pods) or _told_by_job(conditions["Failed"])
+        cause = causes.failure(pods) or _cause_from_job(conditions["Failed"])
     elif "Suspended" in conditions or job.get("spec", {}).get("suspend"):
         state = "queued"
     else:
@@ -135,15 +135,15 @@ def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[ClusterJob]:
     when the job is deleted meanwhile.
     """
     last: ClusterJob | None = None
-    heard = time.monotonic()
+    last_answer = time.monotonic()
     for number in itertools.count():
         try:
             _, version = cluster.list(POD, labels=f"{kind.pods}={name}", limit=1)
             job = cluster.get(kind.resource, name)
             if job is None:
                 raise UnknownRunError(f"job {name!r} was deleted")
-            status = look(cluster, kind, job)
-            heard = time.monotonic()
+            status = read_status(cluster, kind, job)
+            last_answer = time.monotonic()
             if status != last:
                 yield (last := status)
             if status.ended:
@@ -152,9 +152,9 @@ def follow(cluster: Cluster, kind: JobKind, name: str) -> Iterator[ClusterJob]:
         except UsageError:
             raise
         except GoneError:
-            continue  # the version is too old to watch from: read it all anew
+            continue  # the version is too old to watch from: read everything again
         except LauncherError:
-            if time.monotonic() - heard > _UNREACHABLE_SECONDS:
+            if time.monotonic() - last_answer > _UNREACHABLE_SECONDS:
                 raise
             time.sleep(min(5.0, 0.2 * 2.0 ** min(number, 8)))
 
@@ -180,7 +180,7 @@ def _ours(cluster: Cluster, kind: JobKind, labels: str) -> list[Manifest]:
         found, _ = cluster.list(kind.resource, labels=f"{labels},{MANAGED_BY}={OURS}")
     except UsageError:
         if kind.install:
-            return []  # this cluster does not have the kind, or not for us
+            return []  # this cluster does not have the kind, or does not permit us to list it
         raise
     return [{"kind": kind.resource.kind, **job} for job in found]
 
@@ -194,7 +194,7 @@ def _warnings(cluster: Cluster, name: str) -> list[Manifest]:
     ]
 
 
-def _told_by_job(condition: Manifest) -> Cause:
+def _cause_from_job(condition: Manifest) -> Cause:
     reason, message = condition.get("reason", ""), condition.get("message", "")
     if reason == "DeadlineExceeded":
         return Cause("error", "the job took longer than its time limit")

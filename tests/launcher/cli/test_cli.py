@@ -120,7 +120,7 @@ def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
     [
         (["run"], "no command"),
         (["run", "-np", "0", "--", "true"], "ranks: expected at least 1, as in ranks = 2"),
-        (["run", "-np", "1000", "--", "true"], "all the same: --oversubscribe"),
+        (["run", "-np", "1000", "--", "true"], "start them anyway: --oversubscribe"),
         (["run", "--hosts", "a", "--ssh", "'", "--", "true"], "--ssh: expected a command such as"),
         (["run", "-np", "two", "--", "true"], "ranks: expected a whole number"),
         (["run", "--backend", "smoke", "--", "true"], "backend: "),
@@ -130,7 +130,7 @@ def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
         (["run", "--env", "NO_SUCH_VARIABLE", "--", "true"], "--env NO_SUCH_VARIABLE"),
         (["run", "--restart-codes", "x", "--", "true"], "--restart-codes"),
         (["run", "--memory", "much", "--", "true"], "resources.memory"),
-        (["status", "none", "-o", "/nowhere"], "no run begins with 'none'"),
+        (["status", "none", "-o", "/nowhere"], "no run starts with 'none'"),
         (["frobnicate"], "frobnicate"),
     ],
 )
@@ -319,7 +319,7 @@ def test_more_ranks_than_eight_a_core_are_started_when_asked_for(tmp_path: Path)
 def test_a_submitted_job_that_cannot_start_says_so(tmp_path: Path) -> None:
     done = launcher("submit", *JOB, "-o", "/proc/runs", "--", "true", where=tmp_path)
     assert done.returncode == 1
-    assert "choose another place with --output" in done.stderr
+    assert "choose another directory with --output" in done.stderr
 
 
 @pytest.mark.multiprocess

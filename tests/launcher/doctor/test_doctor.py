@@ -56,7 +56,7 @@ def test_something_broken_is_exit_code_1_and_says_how_to_fix_it() -> None:
     assert done.returncode == 1
     assert "broken" in done.stdout
     assert "fix: export KERAS_BACKEND=tensorflow" in done.stdout
-    assert "fix: choose another place: --output DIRECTORY" in done.stdout
+    assert "fix: choose another directory: --output DIRECTORY" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_layers_without_kernels_are_slow_unless_meant(
 
 def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "100000")
-    finding = only(machine.look_at_cores())
+    finding = only(machine.check_cores())
     assert (finding.state, finding.fix) == ("warning", "unset OMP_NUM_THREADS")
 
 
@@ -102,8 +102,7 @@ def test_what_is_advised_for_open_files_cures() -> None:
 
 
 LOOK = (
-    "from launcher.doctor import machine\n"
-    "for finding in machine.look_at_limits(): print(finding.fix)"
+    "from launcher.doctor import machine\nfor finding in machine.check_limits(): print(finding.fix)"
 )
 
 
@@ -122,21 +121,21 @@ def test_a_hard_limit_is_not_passed_by_advice(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(machine, "_may_raise_limits", lambda: capable)
-    finding = only(machine.look_at_limits())
+    finding = only(machine.check_limits())
     assert finding.state == "warning"
     assert finding.fix.startswith(fix)
 
 
 def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
-    finding = only(machine.look_at_disk(tmp_path / "a" / "b"))
+    finding = only(machine.check_disk(tmp_path / "a" / "b"))
     assert finding.state in {"ok", "warning"}
     assert str(tmp_path) in finding.text
 
 
 def test_nothing_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert only(services.look_at_docker()).fix == "apt-get install docker.io"
-    assert only(services.look_at_kubernetes()).state == "warning"
+    assert only(services.check_docker()).fix == "apt-get install docker.io"
+    assert only(services.check_kubernetes()).state == "warning"
 
 
 def test_a_docker_engine_that_does_not_answer(
@@ -146,7 +145,7 @@ def test_a_docker_engine_that_does_not_answer(
     docker.write_text("#!/bin/sh\nexit 1\n")
     docker.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert only(services.look_at_docker()).text == "the engine does not answer"
+    assert only(services.check_docker()).text == "Docker Engine does not answer"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_a_docker_engine_that_does_not_answer(
     [
         ("echo 'mpirun (Open MPI) 4.1.8'", "ok", "mpirun (Open MPI) 4.1.8, "),
         ("echo 'mpirun (Open MPI) 5.0.3'", "warning", "mpirun (Open MPI) 5.0.3: horovodrun passes"),
-        ("exit 3", "ok", "does not say its version, "),
+        ("exit 3", "ok", "unknown version, "),
     ],
 )
 def test_mpi_says_its_version(
@@ -164,6 +163,6 @@ def test_mpi_says_its_version(
     mpirun.write_text(f"#!/bin/sh\n{script}\n")
     mpirun.chmod(0o755)
     monkeypatch.setattr(software, "find_mpirun", lambda: str(mpirun))
-    finding = only(software.look_at_mpi())
+    finding = only(software.check_mpi())
     assert (finding.state, finding.text.startswith(text)) == (state, True), finding
     assert bool(finding.fix) is (state != "ok")

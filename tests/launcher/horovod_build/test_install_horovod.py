@@ -218,7 +218,7 @@ def test_failed_build_is_told_whole_and_with_once_in_two_lines_until_something_c
     why, instead = result.stderr.splitlines()
     reason = f"c++: fatal error: no room for cc1plus (log: {log})"
     assert why == f"Horovod could not be built: {reason}"
-    assert instead.startswith("Ranks talk over MPI or tf.distribute instead")
+    assert instead.startswith("Ranks communicate over MPI or tf.distribute instead")
     assert log.stat().st_mtime_ns == written, "the same build failed a second time"
     question = "from launcher.horovod_build.failure import why_missing; print(why_missing())"
     told = subprocess.run(

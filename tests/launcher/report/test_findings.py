@@ -18,25 +18,25 @@ def _of(directory: Path, story: Story) -> dict[str, Finding]:
 
 def test_a_healthy_run_is_called_one(tmp_path: Path) -> None:
     found = _of(tmp_path, Story())
-    assert {one.mood for one in found.values()} == {"good"}
-    assert "Held-out accuracy 95.00%" in found["It learned"].text
+    assert {one.severity for one in found.values()} == {"good"}
+    assert "Held-out accuracy 95.00%" in found["No sign of overfitting"].text
     assert "The ranks are balanced" in found
 
 
 def test_a_slow_rank_is_named_with_its_numbers(tmp_path: Path) -> None:
     found = _of(tmp_path, Story(ranks=4, slow=(2, 1.4)))
     (headline,) = [one for one in found if "slower" in one]
-    # Own time 84 ms a step; the others' are 60, 60 and 58 ms.
+    # Own time 84 ms per step; the others' are 60, 60 and 58 ms.
     assert headline == "Rank 2 is 40% slower than the median of the others"
-    assert "84 ms a step" in found[headline].text
-    assert "60 ms in the median" in found[headline].text
-    assert found[headline].mood == "bad"
+    assert "84 ms per step" in found[headline].text
+    assert "median of the others is 60 ms" in found[headline].text
+    assert found[headline].severity == "bad"
 
 
 def test_the_share_of_all_reduces_is_told(tmp_path: Path) -> None:
     found = _of(tmp_path, Story(ranks=2))
     syncbn = found["SyncBN all-reduces take 14% of a step"]
-    assert "3 a step" in syncbn.text
+    assert "3 per step" in syncbn.text
     assert "265 kB from each rank" in syncbn.text
     assert "The gradient all-reduce takes 25% of a step" in found
 
@@ -48,14 +48,14 @@ def test_a_single_rank_has_no_word_on_communication(tmp_path: Path) -> None:
 def test_a_loss_that_breaks_is_bad_news_and_comes_first(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, Story(nan_from=100)))
     first = findings(run)[0]
-    assert (first.mood, first.headline) == ("bad", "The loss is not finite")
+    assert (first.severity, first.headline) == ("bad", "The loss is not finite")
     assert "From step 100 on" in first.text
 
 
 def test_waiting_for_input_and_overfitting_are_noted(tmp_path: Path) -> None:
     found = _of(tmp_path, Story(input_share=0.25, overfits=True))
     assert "Ranks wait for input 25% of the time" in found
-    assert "It trained longer than it learned" in found
+    assert "Held-out loss rose before the end" in found
 
 
 def test_restarts_and_the_end_are_told_in_the_launchers_words(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_restarts_and_the_end_are_told_in_the_launchers_words(tmp_path: Path) ->
     found = {one.headline: one for one in findings(read_run(run))}
     restart = found["The job was restarted"].text
     assert restart.startswith("Rank 1 on a was killed by SIGKILL after step 7.")
-    assert "Training went on from step 0 5 s later." in restart
-    assert found["The job failed"].mood == "bad"
+    assert "Training resumed from step 0 5 s later." in restart
+    assert found["The job failed"].severity == "bad"
 
 
 def test_a_torn_last_line_and_foreign_lines_are_left_out(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_torn_last_line_and_foreign_lines_are_left_out(tmp_path: Path) -> None
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no run: expected metrics\.jsonl"):
+    with pytest.raises(UsageError, match=r"is not a run: expected metrics\.jsonl"):
         read_run(tmp_path)
 
 

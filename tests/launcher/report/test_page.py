@@ -22,7 +22,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
         "Loss",
         "Accuracy",
         "Throughput",
-        "Where the time of a step goes",
+        "Step time by part",
         "Step time by rank",
         "All-reduce latency",
         "Drift of the moving statistics",
@@ -51,7 +51,7 @@ def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
     path = write_report([first, second])
     assert path == first / "report-with-second.html"
     page = path.read_text()
-    assert '<td class="good">+100%</td>' in page, "twice the examples a second"
+    assert '<td class="good">+100%</td>' in page, "twice the examples per second"
     assert "<h2>Step time by rank, A</h2>" in page
     assert "<h2>Step time by rank, B</h2>" in page
 
@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--output", "EMPTY", "nothing"], "no run"),
-        (["EMPTY"], "holds no run"),
+        (["EMPTY"], "is not a run"),
         (["a", "b", "c"], "expected one run or two"),
     ],
 )

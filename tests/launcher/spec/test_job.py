@@ -134,7 +134,7 @@ def test_toml(tmp_path: Path) -> None:
     spec = build_spec(fields)
     assert (spec.ranks, spec.restart.max_restarts, spec.restart.backoff) == (4, 1, 2.0)
     path.write_text("ranks = \n")
-    with pytest.raises(SpecError, match="is no TOML"):
+    with pytest.raises(SpecError, match="is not valid TOML"):
         read_toml(path)
     with pytest.raises(SpecError, match="No such file"):
         read_toml(tmp_path / "none")
@@ -222,7 +222,7 @@ def test_what_is_no_toml_of_a_job(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     for text in (b"ranks = \xff", b"ranks = " + b"9" * 5000, b"hosts = " + b"[" * 100_000):
         path.write_bytes(text)
-        with pytest.raises(SpecError, match=r"job\.toml is no TOML"):
+        with pytest.raises(SpecError, match=r"job\.toml is not valid TOML"):
             read_toml(path)
     path.write_bytes(b"ranks = 0x" + b"f" * 5000)
     with pytest.raises(SpecError, match="thousands of digits"):

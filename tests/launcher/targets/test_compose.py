@@ -90,10 +90,10 @@ def test_what_is_missing_is_named_with_what_mends_it(
     with pytest.raises(MissingToolError, match="no Docker Compose"):
         target.check(spec)
     _program(tmp_path / "docker-compose", "exit 0")
-    with pytest.raises(LauncherError, match="the Docker engine does not answer"):
+    with pytest.raises(LauncherError, match="Docker Engine does not answer"):
         target.check(spec)
     _program(tmp_path / "docker", 'test "$1" = info')
-    with pytest.raises(LauncherError, match=r"has no 'syncbn:cpu'; make ours: docker build"):
+    with pytest.raises(LauncherError, match=r"has no 'syncbn:cpu'; build it: docker build"):
         target.check(spec)
 
 

@@ -54,7 +54,7 @@ def test_the_commands_of_a_job_from_submit_to_cancel(
         " ".join(submitted.stdout.split())
     )
     again = launcher(*command, "--", "python", "train.py")
-    assert "the very same" in again.stdout
+    assert "the same job exists already" in again.stdout
     actor.make_pods("plain", 2)
     told = "launcher: oom: rank 1 on worker-1@plain-1 ran out of memory (exit code 1)"
     actor.end_pod("plain-0", 1, message=told)

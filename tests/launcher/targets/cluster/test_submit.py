@@ -47,7 +47,7 @@ def test_what_was_made_is_taken_back_when_the_job_itself_is_refused(
 ) -> None:
     quota = 'jobs.batch "plain" is forbidden: exceeded quota: few, requested: count/jobs.batch=1'
     api_server.faults.append(Fault(403, "POST", "/jobs", quota))
-    with pytest.raises(UsageError, match=r"exceeded quota: few.*ask for less"):
+    with pytest.raises(UsageError, match=r"exceeded quota: few.*request less"):
         submit(cluster, manifests(spec))
     assert actor.names("services") == actor.names("poddisruptionbudgets") == []
 
@@ -92,7 +92,7 @@ def test_custom_kinds_are_submitted_found_and_cancelled(
         pytest.skip(f"the cluster has no {kind}")
     found, made = watch.find(cluster, "plain")
     assert made["kind"] == KINDS[kind].resource.kind
-    assert watch.look(cluster, found, made).state == "pending"
+    assert watch.read_status(cluster, found, made).state == "pending"
     cancel(cluster, "plain")
     with pytest.raises(UnknownRunError):
         watch.find(cluster, "plain")
@@ -103,7 +103,7 @@ def test_a_missing_kind_says_what_to_install(
 ) -> None:
     api_server.kinds.discard(("jobset.x-k8s.io", "jobsets"))
     spec = job(PLAIN, namespace=place.namespace, kind="jobset")
-    with pytest.raises(MissingToolError, match=r"knows no JobSet.*install the JobSet controller"):
+    with pytest.raises(MissingToolError, match=r"has no JobSet.*install the JobSet controller"):
         submit(cluster, objects(spec))
     assert watch.jobs(cluster) == []
 
@@ -121,7 +121,7 @@ def test_no_cluster_and_no_way_in_are_one_line_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, api_server: ApiServer
 ) -> None:
     api_server.faults.append(Fault(401))
-    with pytest.raises(UsageError, match="does not know who you are"):
+    with pytest.raises(UsageError, match="rejects your credentials"):
         cluster.list(JOB.resource)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="set KUBECONFIG"):

@@ -17,7 +17,7 @@ JOB = KINDS["job"]
 
 
 def state(cluster: Cluster, name: str = "plain") -> watch.ClusterJob:
-    return watch.look(cluster, *watch.find(cluster, name))
+    return watch.read_status(cluster, *watch.find(cluster, name))
 
 
 def test_a_job_goes_from_pending_to_running_to_succeeded(
