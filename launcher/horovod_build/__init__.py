@@ -1,5 +1,5 @@
-"""Builds Horovod for the installed TensorFlow: behind `python -m launcher install-horovod`.
+"""Builds Horovod for the installed TensorFlow, for `python -m launcher install-horovod`.
 
-recipe.py says what is built and how, machine.py what it is built with, build.py builds and keeps
-the wheel, installed.py tells whether the installed one works.
+recipe.py defines the build, machine.py finds the tools for it, build.py builds and caches the
+wheel, installed.py checks the installed Horovod, failure.py records a failed build.
 """

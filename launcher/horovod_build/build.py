@@ -1,6 +1,6 @@
-"""Fetches, edits and compiles Horovod, and keeps the wheel in the cache.
+"""Downloads, patches and compiles Horovod, and stores the wheel in the cache.
 
-The cache holds the source archive, one directory a recipe with its wheel, and one log a recipe.
+The cache has the source archive, and for each recipe a directory with the wheel and a log.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from launcher.horovod_build.recipe import ARCHIVE, SHA256, VERSION, Recipe
 
 _PERCENT = re.compile(r"^\s*\[\s*(\d+)%\]")
 _ERROR = re.compile(r"\berror(:| at | \d)", re.IGNORECASE)
-# Ahead of what CMake, make and pip say about it.
+# A compiler's own message, in preference to those of CMake, make and pip.
 _COMPILERS_ERROR = re.compile(r"(?:^|: )(?:fatal )?error: ")
 _LINES_SHOWN = 15
 
@@ -39,24 +39,24 @@ def cached_wheel(recipe: Recipe, cache: Path) -> Path | None:
 
 
 def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) -> Path:
-    """Builds the wheel and puts it into the cache in one step, so that no half-made one is found.
+    """Builds the wheel and moves it to the cache atomically.
 
     Args:
         recipe: what to build.
-        cache: directory of the wheels; made if missing.
-        on_percent: called with the part compiled, 0 to 100, whenever it grows.
+        cache: directory of the wheels; created if missing.
+        on_percent: called with the progress, 0 to 100, whenever it grows.
 
     Raises:
-        LauncherError: the source could not be fetched; the text holds the end of pip's log.
-        BuildError: it does not compile; the text holds the lines around the first error.
+        LauncherError: the source could not be downloaded; the text has the end of pip's log.
+        BuildError: it does not compile; the text has the lines around the first error.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Beside the final place: only inside one file system is the last move one step.
+        # In the cache itself: a rename is atomic only within one file system.
         scratch = tempfile.TemporaryDirectory(prefix=".build-", dir=cache)
     except OSError as error:
         raise UsageError(
-            f"the wheel cache must be a directory that can be written. "
+            f"the wheel cache must be a writable directory. "
             f"Received: {cache} ({error.strerror}). Choose another with --cache-dir"
         ) from error
     log = cache / f"{recipe.cache_name}.log"
@@ -78,12 +78,12 @@ def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) 
         _publish(finished, cache / recipe.cache_name)
     wheel = cached_wheel(recipe, cache)
     if wheel is None:
-        raise LauncherError(f"the build of Horovod ended well but left no wheel; its log: {log}")
+        raise LauncherError(f"the build of Horovod succeeded but made no wheel; its log: {log}")
     return wheel
 
 
 def install_wheel(wheel: Path) -> None:
-    """Installs the wheel into this Python's environment, over any Horovod that is there."""
+    """Installs the wheel into this Python's environment, replacing an installed Horovod."""
     handle, log = tempfile.mkstemp(prefix="install-horovod-", suffix=".log")
     os.close(handle)
     _pip(["install", "--force-reinstall", "--no-deps", str(wheel)], os.environ, Path(log))
@@ -103,23 +103,23 @@ def _fetch(cache: Path, directory: Path, log: Path) -> Path:
 
 
 def _first_error(log: Path) -> str:
-    """The compiler's own first error, else the first line that speaks of one, else the last."""
+    """The compiler's own first error, else the first line with an error, else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     for pattern in (_COMPILERS_ERROR, _ERROR):
         if (found := next(filter(pattern.search, lines), None)) is not None:
             return found
-    return lines[-1] if lines else "the build said nothing"
+    return lines[-1] if lines else "the build printed nothing"
 
 
-def _publish(finished: Path, place: Path) -> None:
-    """Moves the wheel's directory to its place; an older one there makes room."""
-    if place.exists():
-        shutil.rmtree(place)
+def _publish(finished: Path, destination: Path) -> None:
+    """Moves the wheel's directory into the cache, replacing an older one."""
+    if destination.exists():
+        shutil.rmtree(destination)
     try:
-        finished.rename(place)
+        finished.rename(destination)
     except OSError:
-        # Another build of the same recipe was faster; its wheel is as good.
-        if not place.exists():
+        # Another build of the same recipe has finished first; its wheel is equivalent.
+        if not destination.exists():
             raise
 
 
@@ -129,13 +129,13 @@ def _pip(
     log: Path,
     on_percent: Callable[[int], None] = lambda percent: None,
 ) -> None:
-    """Runs pip with all it prints in `log`; LauncherError holds the lines where it failed."""
+    """Runs pip with its output in `log`; a LauncherError has the lines around the first error."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     shown: deque[str] = deque(maxlen=_LINES_SHOWN)
-    # What follows the first error are the other jobs' ends and pip's own tracebacks.
+    # After the first error follow only other compile jobs and pip's own tracebacks.
     still_shown = sys.maxsize
     reached = -1
-    # In a session of its own, so that an interrupt can end the compilers under it too.
+    # In its own session, so that an interrupt can kill its compilers too.
     with (
         log.open("w") as kept,
         subprocess.Popen(

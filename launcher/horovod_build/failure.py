@@ -1,7 +1,7 @@
-"""Why Horovod is not installed here. A build that failed is kept: nobody repeats it in vain.
+"""Records why a build of Horovod failed, so that `make` does not repeat it.
 
-The record lies beside the packages. It counts while the compiler, its settings, CMake, make,
-TensorFlow, MPI and our recipe are what they were.
+The record is in the Python environment. It is valid as long as the compiler, its settings, CMake,
+make, TensorFlow, MPI and the recipe are unchanged.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _SETTINGS = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 
 
 def keep_failure(recipe: Recipe, reason: str) -> None:
-    """Keeps why the build failed; where nothing can be written, the next one tries again."""
+    """Records why the build failed; without a record the next call builds again."""
     with suppress(OSError):
         _RECORD.parent.mkdir(parents=True, exist_ok=True)
         record = {"circumstances": _circumstances(recipe), "reason": reason}
@@ -37,13 +37,13 @@ def keep_failure(recipe: Recipe, reason: str) -> None:
 
 
 def forget_failure() -> None:
-    """Forgets an earlier failure: Horovod is there now."""
+    """Deletes the record: Horovod is installed now."""
     with suppress(OSError):
         _RECORD.unlink()
 
 
 def known_failure(recipe: Recipe) -> str | None:
-    """Why a build failed under the circumstances there are now; None if none did."""
+    """Why a build failed with the current tools; None if none is recorded."""
     try:
         record = json.loads(_RECORD.read_text())
         if record["circumstances"] == _circumstances(recipe):
@@ -54,7 +54,7 @@ def known_failure(recipe: Recipe) -> str | None:
 
 
 def why_missing(gpu: bool = False) -> str:
-    """Why Horovod is not installed, in one line: what failed, what a build lacks, or no build."""
+    """Why Horovod is not installed, in one line: a failed build, a missing tool, or no build."""
     try:
         recipe = find_recipe(gpu)
         if (reason := known_failure(recipe)) is not None:
@@ -75,7 +75,7 @@ def _circumstances(recipe: Recipe) -> str:
 
 
 def _trial(program: Path) -> list[str]:
-    """What the compiler says to a small program: a part of it that was missing may be there now."""
+    """The compiler's output for a small program, which changes when a missing part is installed."""
     with tempfile.TemporaryDirectory() as directory:
         command = [str(program), "-x", "c++", "-", "-o", "program"]
         source = "#include <string>\nint main() { return std::string().size(); }\n"

@@ -1,4 +1,4 @@
-"""Tells whether the installed Horovod works and is the one a recipe asks for."""
+"""Checks whether the installed Horovod works and matches a recipe."""
 
 import importlib.metadata
 import json
@@ -9,7 +9,7 @@ import sys
 from launcher.horovod_build.machine import SCRIPTS
 from launcher.horovod_build.recipe import VERSION, Recipe
 
-# One rank over Gloo: no launcher and no MPI start-up are needed to try the library.
+# One rank over Gloo, which needs neither a launcher nor MPI.
 _ONE_RANK = {
     "HOROVOD_RANK": "0",
     "HOROVOD_SIZE": "1",
@@ -19,7 +19,7 @@ _ONE_RANK = {
     "HOROVOD_CROSS_SIZE": "1",
     "HOROVOD_CONTROLLER": "gloo",
     "HOROVOD_CPU_OPERATIONS": "gloo",
-    # By default Gloo looks the host's name up, and not every machine can resolve its own.
+    # By default Gloo resolves the host name, and not every machine can resolve its own.
     "HOROVOD_GLOO_IFACE": "lo",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
@@ -35,19 +35,21 @@ def installed_version() -> str | None:
 
 
 def fault_of_installed(recipe: Recipe) -> str | None:
-    """Why the installed Horovod does not serve this recipe, in one line; None if it does.
+    """Why the installed Horovod does not satisfy this recipe, in one line; None if it does.
 
-    A Horovod built by somebody else serves too if it passes the same trial; one of ours serves only
-    if it was made by an equal recipe. Takes the time of importing TensorFlow.
+    A Horovod that was built otherwise is accepted if it passes the same check; one that we built
+    only if its recipe is equal. Takes as long as importing TensorFlow.
     """
     version = installed_version()
     if version is None:
         return "Horovod is not installed"
     base, _, label = version.partition("+")
     if base != VERSION:
-        return f"Horovod {version} is installed, and {VERSION} is wanted"
+        return f"Horovod {version} is installed, and {VERSION} is required"
     if label.startswith("syncbn.") and label != recipe.label:
-        return f"Horovod {version} was built another way; now it is {recipe.version}"
+        return (
+            f"Horovod {version} was built by an older recipe; the current one is {recipe.version}"
+        )
     outside = {k: text for k, text in os.environ.items() if not k.startswith(_SURROUNDING_JOB)}
     path = os.pathsep.join([str(SCRIPTS), outside.get("PATH", os.defpath)])
     trial = subprocess.run(
@@ -64,7 +66,7 @@ def fault_of_installed(recipe: Recipe) -> str | None:
     found = json.loads(trial.stdout.strip().splitlines()[-1])
     if found["tensorflow"] != recipe.tensorflow:
         return f"it was built for TensorFlow {found['tensorflow']}, not {recipe.tensorflow}"
-    missing = [engine for engine in ("mpi", "gloo") if not found[engine]]
+    missing = [library for library in ("mpi", "gloo") if not found[library]]
     if recipe.gpu and not found["nccl"]:
         missing.append("nccl")
     return f"it was built without {' and '.join(missing)}" if missing else None

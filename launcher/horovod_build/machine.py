@@ -1,6 +1,6 @@
-"""What Horovod is built with: the installed TensorFlow, a C++ compiler, CMake, MPI, for GPUs CUDA.
+"""The tools to build Horovod: the installed TensorFlow, a C++ compiler, CMake, MPI, CUDA for GPUs.
 
-Each missing one is an error that names the command which installs it.
+A missing tool is an error that names the command to install it.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ PACKAGES = Path(sysconfig.get_path("platlib"))
 
 
 def find_recipe(gpu: bool) -> Recipe:
-    """The recipe for this interpreter, its TensorFlow and the MPI it finds first.
+    """The recipe for this interpreter, its TensorFlow and the first MPI found.
 
     Raises:
         MissingToolError: TensorFlow or a usable MPI is missing.
@@ -38,7 +38,7 @@ def find_recipe(gpu: bool) -> Recipe:
 
 
 def tensorflow_version() -> str:
-    """The version of the installed TensorFlow, whichever of its distributions it came in."""
+    """The version of the installed TensorFlow, from whichever of its distributions."""
     for name in importlib.metadata.packages_distributions().get("tensorflow", []):
         return importlib.metadata.version(name)
     raise MissingToolError(
@@ -48,7 +48,7 @@ def tensorflow_version() -> str:
 
 
 def check_build_tools(gpu: bool) -> None:
-    """Raises MissingToolError for the first tool missing of those that only a build needs."""
+    """Raises MissingToolError for the first missing tool that only a build needs."""
     if find_program(compiler()) is None:
         raise MissingToolError(
             f"no C++ compiler ({compiler()}), and Horovod is compiled here. "
@@ -62,18 +62,18 @@ def check_build_tools(gpu: bool) -> None:
 
 
 def compiler() -> str:
-    """The C++ compiler that CMake takes: the one that CXX names, else c++."""
+    """The C++ compiler that CMake uses: the one that CXX names, else c++."""
     return os.environ.get("CXX") or "c++"
 
 
 def build_environment(recipe: Recipe) -> dict[str, str]:
-    """The environment of the build: this one, our programs first on PATH, the switches set."""
+    """The environment of the build: this one, with our programs first on PATH and the switches."""
     environment = {
         name: text
         for name, text in os.environ.items()
         if not name.startswith(("HOROVOD_WITH", "HOROVOD_GPU"))
     }
-    # Under `make` these two would take the place of the number of jobs given here.
+    # Under `make`, MFLAGS and MAKEFLAGS would override the number of jobs.
     environment.pop("MFLAGS", None)
     environment["MAKEFLAGS"] = f"-j{len(os.sched_getaffinity(0))}"
     environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
@@ -84,20 +84,20 @@ def build_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def find_program(name: str) -> Path | None:
-    """The program beside this interpreter, else on PATH: the order the build finds it in."""
+    """The program beside this interpreter, else on PATH, as the build finds it."""
     found = shutil.which(name, path=str(SCRIPTS)) or shutil.which(name)
     return Path(found) if found else None
 
 
 def version_text(program: Path) -> str:
-    """What the program answers to --version."""
+    """The output of the program for --version."""
     try:
         answer = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=30, check=False
         )
     except OSError as error:
         return f"{program} cannot be run: {error.strerror}"
-    return answer.stdout.strip() or f"{program} --version said nothing"
+    return answer.stdout.strip() or f"{program} --version printed nothing"
 
 
 def _find_mpi() -> tuple[str, str]:
@@ -110,7 +110,7 @@ def _find_mpi() -> tuple[str, str]:
         if int(found[1]) >= 5:
             raise MissingToolError(
                 f"{mpirun} is Open MPI {found[1]}{found[2]}, and horovodrun only works with 4. "
-                "Install one beside this Python: pip install 'syncbn[mpi]'"
+                "Install it beside this Python: pip install 'syncbn[mpi]'"
             )
         name = f"open-mpi-{found[1]}{found[2]}"
     else:
@@ -147,11 +147,11 @@ def _check_cuda() -> None:
     if nvcc is None:
         raise MissingToolError(
             "no nvcc, and --gpu compiles CUDA kernels. Install NVIDIA's cuda-toolkit, "
-            "or set HOROVOD_CUDA_HOME to the directory that holds bin/nvcc"
+            "or set HOROVOD_CUDA_HOME to the directory with bin/nvcc"
         )
     homes = (os.environ.get("HOROVOD_NCCL_HOME"), nvcc.parent.parent, "/usr", "/usr/local")
     if not any(Path(home, "include", "nccl.h").exists() for home in homes if home):
         raise MissingToolError(
-            "no NCCL (nccl.h), and --gpu sends collectives through it. Install NVIDIA's "
-            "libnccl-dev, or set HOROVOD_NCCL_HOME to the directory that holds include/nccl.h"
+            "no NCCL (nccl.h), which --gpu uses for collectives. Install NVIDIA's libnccl-dev, "
+            "or set HOROVOD_NCCL_HOME to the directory with include/nccl.h"
         )

@@ -1,7 +1,7 @@
-"""Tries the installed Horovod in a process of its own: `python -m launcher.horovod_build.probe`.
+"""Checks the installed Horovod in its own process: `python -m launcher.horovod_build.probe`.
 
-Prints one JSON line: its version, the TensorFlow it was built for, and the engines it holds; fails
-if a one-rank all-reduce over Gloo does not give its input back.
+Prints one JSON line: its version, the TensorFlow it was built for, and the libraries it was built
+with; fails if a one-rank all-reduce over Gloo does not return its input.
 """
 
 import importlib.metadata

@@ -1,6 +1,6 @@
-"""What is built: the pinned source, the edits to it, the switches, and the name of the result.
+"""The definition of a build: the pinned source, the edits to it, the switches, and its version.
 
-Nothing here touches the machine; machine.py fills a Recipe in, build.py carries it out.
+Pure data; machine.py creates a Recipe for this machine, build.py executes it.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 
 @dataclass(frozen=True)
 class Edit:
-    """Replaces `old`, which must stand exactly once in `path` of the source, by `new`."""
+    """Replaces `old`, which must occur exactly once in `path` of the source, by `new`."""
 
     path: str
     old: str
     new: str
 
     def apply(self, source: Path) -> None:
-        """Edits the file in place; raises LauncherError if it is not the expected text."""
+        """Edits the file in place; raises LauncherError if its text is not the expected one."""
         file = source / self.path
         text = file.read_text()
         if text.count(self.old) != 1:
@@ -37,15 +37,15 @@ class Edit:
         file.write_text(text.replace(self.old, self.new))
 
 
-# The file needs headers that TensorFlow no longer ships, and serves only XLA on GPUs.
+# The file needs headers that TensorFlow no longer ships, and is only for XLA on GPUs.
 _WITHOUT_XLA = Edit(
     "horovod/tensorflow/CMakeLists.txt",
     'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
     "",
 )
 
-# `.venv/bin/horovodrun` has to find the mpirun beside it also in a shell that activated nothing.
-# And Open MPI 4 refuses even local ranks on a machine without ssh, unless told to do without.
+# `.venv/bin/horovodrun` must find the mpirun beside it, even if the environment is not activated.
+# And Open MPI 4 refuses even local ranks on a machine without ssh, unless `plm` is `isolated`.
 _START_MPIRUN = Edit(
     "horovod/runner/launch.py",
     "def run_commandline():\n",
@@ -57,8 +57,8 @@ _START_MPIRUN = Edit(
     "        os.environ.setdefault('OMPI_MCA_plm', 'isolated')\n",
 )
 
-# Process sets, the global one too, forget HOROVOD_GLOO_IFACE and take the address of the host's
-# name, which may be a loopback one or not resolve at all.
+# Process sets, including the global one, ignore HOROVOD_GLOO_IFACE and use the address of the host
+# name, which may be a loopback address or not resolve at all.
 _KEEP_INTERFACE = Edit(
     "horovod/common/gloo/gloo_context.cc",
     "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n",
@@ -67,10 +67,10 @@ _KEEP_INTERFACE = Edit(
 )
 
 
-def _built_with(function: str, engine: str) -> Edit:
-    """horovodrun asks twice at each start, by importing TensorFlow: three seconds for what we know.
+def _built_with(function: str, library: str) -> Edit:
+    """Saves three seconds per start, in which horovodrun imports TensorFlow twice to check this.
 
-    Ours is always built with both.
+    Our build always has both MPI and Gloo.
     """
     head = f"def {function}(verbose=False):\n"
     return Edit(
@@ -78,7 +78,7 @@ def _built_with(function: str, engine: str) -> Edit:
         f"{head}    for ext_base_name in EXTENSIONS:\n"
         f"        built_fn = lambda ext: ext.{function}()\n"
         "        result = _check_extension_lambda(\n"
-        f"            ext_base_name, built_fn, 'built with {engine}', verbose)\n"
+        f"            ext_base_name, built_fn, 'built with {library}', verbose)\n"
         "        if result is not None:\n"
         "            return result\n"
         "    return None\n",
@@ -86,18 +86,19 @@ def _built_with(function: str, engine: str) -> Edit:
     )
 
 
-# Debug information takes a third of the time of the build and 50 of the library's 54 MB.
+# Debug information takes a third of the build time and 50 of the library's 54 MB.
 _WITHOUT_DEBUG_INFORMATION = Edit("setup.py", "else 'RelWithDebInfo'", "else 'Release'")
 
-# GCC 13 and later include less by the way: std::string, std::logic_error and std::uint32_t are then
-# unknown in Horovod's, Gloo's and flatbuffers' headers.
+# The standard headers of GCC 13 and later include fewer others, so std::string, std::logic_error
+# and std::uint32_t are undeclared in Horovod's, Gloo's and flatbuffers' headers:
+# https://gcc.gnu.org/gcc-13/porting_to.html
 _INCLUDE_WHAT_IS_USED = Edit(
     "CMakeLists.txt",
     "-pthread -fPIC -Wall -ftree-vectorize",
     "-pthread -fPIC -Wall -ftree-vectorize -include string -include stdexcept -include cstdint",
 )
 
-# It assigns to a const member, which GCC 14 and clang 19 refuse even where nobody calls it.
+# It assigns to a const member, which GCC 14 and clang 19 reject even if it is never called.
 _WITHOUT_ASSIGNMENT = Edit(
     "third_party/flatbuffers/include/flatbuffers/stl_emulation.h",
     "  FLATBUFFERS_CONSTEXPR_CPP14 span &operator=(const span &other)\n"
@@ -110,7 +111,7 @@ _WITHOUT_ASSIGNMENT = Edit(
 
 
 def _relocatable(run_path: str) -> Edit:
-    """Has the library look for libmpi relative to itself: one wheel serves every environment."""
+    """Makes the library find libmpi relative to itself, so that one wheel fits any environment."""
     name = 'set_target_properties(${TF_TARGET_LIB} PROPERTIES OUTPUT_NAME "mpi_lib")\n'
     return Edit(
         "horovod/tensorflow/CMakeLists.txt",
@@ -122,15 +123,15 @@ def _relocatable(run_path: str) -> Edit:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One build of Horovod. Two equal recipes give interchangeable wheels.
+    """One build of Horovod. Equal recipes give interchangeable wheels.
 
     Attributes:
         tensorflow: version of the TensorFlow it is built against.
         python: tag of the interpreter and its ABI, such as `cp311`.
         machine: processor architecture, such as `x86_64`.
         mpi: name and version of the MPI, such as `open-mpi-4.1.8`.
-        mpi_libraries: where libmpi stands: relative to the library built if both live in one Python
-            environment, else absolute.
+        mpi_libraries: the directory of libmpi: relative to the built library if both are in one
+            Python environment, else absolute.
         gpu: whether collectives on GPU tensors go through NCCL.
     """
 
@@ -168,7 +169,7 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """The local version label: tells our build from others and from older recipes."""
+        """The local version label: distinguishes our build from others and from older recipes."""
         everything = [SHA256, asdict(self), self.switches, [asdict(edit) for edit in self.edits]]
         digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
         return f"syncbn.{digest[:8]}"
@@ -180,7 +181,7 @@ class Recipe:
 
     @property
     def cache_name(self) -> str:
-        """The wheel's directory in the cache: readable, and different for different recipes."""
+        """The wheel's directory in the cache: readable, and unique per recipe."""
         device = "nccl" if self.gpu else "cpu"
         readable = f"tensorflow-{self.tensorflow}_{self.python}_{self.machine}_{self.mpi}_{device}"
         return f"horovod-{self.version}_{re.sub(r'[^A-Za-z0-9._-]', '-', readable)}"

@@ -1,7 +1,7 @@
-"""Every metric this project exports, defined once; docs/metrics.md is written from this file.
+"""Every metric that is exported, defined once; docs/metrics.md is generated from this file.
 
-Names follow https://prometheus.io/docs/practices/naming. `training_*` come from each rank, and on
-the launcher's page for the whole job from all of them together; `launcher_*` from the launcher.
+Names follow https://prometheus.io/docs/practices/naming. Each rank exports `training_*`, which the
+launcher's page aggregates over ranks; the launcher itself exports `launcher_*`.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ from prometheus_client import Counter, Gauge
 
 from launcher.metrics.page import Histogram, Metric
 
-# 1 ms to 100 s in steps of at most one half, so that quantiles are within a fifth of the truth.
+# 1 ms to 100 s, each at most 1.5 times the one before, so that quantiles are accurate to 20 %.
 STEP_BUCKETS = (
     *(round(base * 10.0**power, 9) for power in range(-3, 2) for base in (1, 1.5, 2, 3, 5, 7)),
     100.0,
 )
-# 10 µs (MPI within a host) to 30 s (waiting for a rank that was late).
+# 10 µs (MPI within a host) to 30 s (waiting for a late rank).
 ALL_REDUCE_BUCKETS = tuple(
     round(base * 10.0**power, 9) for power in range(-5, 2) for base in (1, 2, 5)
 )[:-1]
@@ -57,34 +57,34 @@ RESTART_REASONS = (
 STEPS = Metric(
     Counter,
     "training_steps_total",
-    "Optimizer steps done, those repeated after a restart included.",
+    "Optimizer steps, including those repeated after a restart.",
     over_ranks="max",
 )
 EXAMPLES = Metric(Counter, "training_examples_total", "Examples this rank has trained on.")
 STEP_DURATION = Metric(
     Histogram,
     "training_step_duration_seconds",
-    "From one optimizer step to the next, the wait for input included.",
+    "From one optimizer step to the next, including the wait for input.",
     buckets=STEP_BUCKETS,
 )
 STEP_PART = Metric(
     Counter,
     "training_step_part_seconds_total",
-    "Where the time of the steps went. All-reduces include the wait for slower ranks; compute is "
-    "what is left.",
+    "Time of the steps by part. All-reduces include the wait for slower ranks; compute is the "
+    "remainder.",
     labels={"part": STEP_PARTS},
 )
 ALL_REDUCE_DURATION = Metric(
     Histogram,
     "training_all_reduce_duration_seconds",
-    "Duration of each all-reduce, the wait for slower ranks included.",
+    "Duration of each all-reduce, including the wait for slower ranks.",
     labels={"kind": ALL_REDUCE_KINDS},
     buckets=ALL_REDUCE_BUCKETS,
 )
 ALL_REDUCE_BYTES = Metric(
     Counter,
     "training_all_reduce_bytes_total",
-    "Bytes this rank has put into all-reduces.",
+    "Bytes this rank has contributed to all-reduces.",
     labels={"kind": ALL_REDUCE_KINDS},
 )
 LOSS = Metric(
@@ -117,8 +117,8 @@ LEARNING_RATE = Metric(
 GRADIENT_NORM = Metric(
     Gauge,
     "training_gradient_norm",
-    "Euclidean norm of the averaged gradients of the newest step, or where there are over a "
-    "million of them, of one in the last second.",
+    "Euclidean norm of the averaged gradients of the newest step; with over a million elements, of "
+    "a step within the last second.",
     over_ranks="first",
 )
 EPOCH = Metric(Gauge, "training_epoch", "The epoch in progress, from 0.", over_ranks="first")
@@ -148,7 +148,7 @@ SLOWEST_RANK = Metric(
 DIVERGED_RANKS = Metric(
     Gauge,
     "training_diverged_ranks",
-    "Ranks whose weights differ from rank 0's in any bit, looked at after each epoch.",
+    "Ranks whose weights differ from rank 0's in any bit, checked after each epoch.",
     over_ranks="max",
 )
 CHECKPOINT_DURATION = Metric(
@@ -169,24 +169,23 @@ CHECKPOINT_SUCCESS = Metric(
 RENDEZVOUS_DURATION = Metric(
     Gauge,
     "training_rendezvous_duration_seconds",
-    "How long the rank waited to join the others.",
+    "Time until the rank had joined its peers.",
     over_ranks="max",
 )
-RESIDENT_MEMORY = Metric(Gauge, "training_resident_memory_bytes", "Memory the ranks hold.")
+RESIDENT_MEMORY = Metric(Gauge, "training_resident_memory_bytes", "Resident memory of the ranks.")
 GPU_MEMORY = Metric(
     Gauge, "training_gpu_memory_used_bytes", "GPU memory in use on the rank's device; 0 without."
 )
 GPU_UTILIZATION = Metric(
     Gauge,
     "training_gpu_utilization_ratio",
-    "Share of time the rank's GPU was busy, 0 to 1; 0 without one.",
+    "Fraction of time the rank's GPU was busy, 0 to 1; 0 without one.",
     over_ranks="max",
 )
 TRAINING_INFO = Metric(
     Gauge,
     "training_info",
-    "Always 1; its labels say which run this is, and whether this is the page of a rank or of the "
-    "whole job.",
+    "Always 1; its labels identify the run, and tell a rank's page from the job's.",
     labels=dict.fromkeys(
         ("run", "page", "rank", "host", "model", "dataset", "norm", "backend"), ()
     ),
@@ -195,7 +194,7 @@ TRAINING_INFO = Metric(
 BUILD_INFO = Metric(
     Gauge,
     "launcher_build_info",
-    "Always 1; its labels are the versions at work.",
+    "Always 1; its labels are the installed versions.",
     labels=dict.fromkeys(("version", "python", "tensorflow", "keras"), ()),
     over_ranks="first",
 )
@@ -204,7 +203,7 @@ WORKERS = Metric(Gauge, "launcher_workers", "Ranks in each state.", labels={"sta
 WORKER_EXITS = Metric(
     Counter,
     "launcher_worker_exits_total",
-    "Ends of ranks: by themselves, told to stop, with an error code, or by a signal.",
+    "Exits of ranks: successful, stopped by the launcher, with an error code, or by a signal.",
     labels={"reason": EXIT_REASONS},
 )
 RESTARTS = Metric(
@@ -214,12 +213,12 @@ RESTARTS = Metric(
     labels={"reason": RESTART_REASONS},
 )
 ATTEMPT = Metric(Gauge, "launcher_attempt", "The attempt in progress, from 0.")
-RANKS = Metric(Gauge, "launcher_ranks", "Ranks the job was asked to have.")
+RANKS = Metric(Gauge, "launcher_ranks", "Requested number of ranks.")
 JOB_START = Metric(Gauge, "launcher_start_timestamp_seconds", "When the job was started.")
 JOB_RENDEZVOUS = Metric(
     Gauge,
     "launcher_rendezvous_duration_seconds",
-    "From the start of the newest attempt until all its ranks trained.",
+    "From the start of the newest attempt until all its ranks train.",
 )
 
 _ALL: list[Metric[Any]] = [value for value in globals().values() if isinstance(value, Metric)]
@@ -233,6 +232,6 @@ _JOB: list[Metric[Any]] = [
     JOB_RENDEZVOUS,
 ]
 
-# What the page of a rank holds, and what the launcher adds to it on the page of a job.
+# The metrics of a rank's page, and those that the launcher adds on the job's page.
 RANK_METRICS = tuple(metric for metric in _ALL if metric not in _JOB)
 JOB_METRICS = tuple(_JOB)

@@ -14,9 +14,9 @@ class JobPage:
     """An observer of a job's events that keeps the page of metrics.
 
     Args:
-        ranks: The world size asked for.
-        run: The run's directory, where ranks leave their snapshots.
-        rank_labels: Whether the ranks' own metrics stay apart, by a label `rank`.
+        ranks: The requested world size.
+        run: The run's directory, where ranks write their snapshots.
+        rank_labels: Whether to label the ranks' metrics by `rank` instead of aggregating them.
     """
 
     def __init__(self, ranks: int, run: Path, rank_labels: bool = False) -> None:
@@ -24,7 +24,7 @@ class JobPage:
         self._page.registry.register(JobSamples(m.RANK_METRICS, run, rank_labels))
         self._page[m.RANKS].set(ranks)
         self._states: dict[int, str] = {}
-        self._gathering_since: float | None = None
+        self._joining_since: float | None = None
         self._cause = m.RESTART_REASONS[0]
         self.registry = self._page.registry
 
@@ -43,7 +43,7 @@ class JobPage:
         self._page[m.JOB_START].set(event.time)
 
     def _on_started(self, event: Event) -> None:
-        self._gathering_since = event.time
+        self._joining_since = event.time
         self._page[m.ATTEMPT].set(event.attempt)
         self._states = dict.fromkeys(range(len(event.details["hosts"])), "starting")
         self._count_states()
@@ -53,10 +53,10 @@ class JobPage:
 
     def _on_beat(self, event: Event) -> None:
         self._set_state(event, event.details["phase"])
-        since = self._gathering_since
+        since = self._joining_since
         if since is not None and not {"starting", "running"} & set(self._states.values()):
             self._page[m.JOB_RENDEZVOUS].set(event.time - since)
-            self._gathering_since = None
+            self._joining_since = None
 
     def _on_rank_ended(self, event: Event) -> None:
         code = event.details["exit_code"]

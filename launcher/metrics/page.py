@@ -15,10 +15,10 @@ disable_created_metrics()
 
 
 class Histogram(Collector):
-    """Counts values by bucket, many at a time.
+    """Counts values by bucket, many per call.
 
-    prometheus-client's own takes one value at a time, about 2 µs each; a step of a deep network has
-    a hundred all-reduces.
+    prometheus-client's own takes one value per call of about 2 µs; a step of a deep network has a
+    hundred all-reduces.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Metric(Generic[Instrument]):
         kind: Counter, Gauge or Histogram.
         name: As exported, with its unit and, for counters, `_total`.
         help: One sentence.
-        labels: The values each label can take, all exported from the start; empty where they are
-            only known at run time and stay few.
-        over_ranks: How the values of all ranks become the job's: their sum, the largest, or the
-            lowest rank's. To counters and histograms those of earlier attempts are then added.
+        labels: The values of each label, all exported from the start; empty if they are only known
+            at run time and stay few.
+        over_ranks: How the values of all ranks are aggregated: their sum, the largest, or the
+            lowest rank's. Counters and histograms then add those of earlier attempts.
         buckets: Upper bounds of a histogram, in the metric's unit.
     """
 
@@ -73,7 +73,7 @@ class Metric(Generic[Instrument]):
 
     @property
     def type(self) -> str:
-        """Prometheus' word for the kind."""
+        """Prometheus' name for the kind."""
         return self.kind.__name__.lower()
 
     @property
@@ -83,7 +83,7 @@ class Metric(Generic[Instrument]):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """What the names of its samples end with after its own name."""
+        """The suffixes of its samples' names after its own name."""
         return ("_bucket", "_count", "_sum") if self.kind is Histogram else ("",)
 
 
@@ -103,7 +103,7 @@ class Page:
 
     def _make(self, metric: Metric[Any]) -> Counter | Gauge | Histogram:
         names = list(metric.labels)
-        # Over no labels at all this is one empty combination, which is no series to make.
+        # Without labels this is one empty combination, which is not a labelled series.
         combinations = [values for values in product(*metric.labels.values()) if values]
         if metric.kind is Histogram:
             histogram = Histogram(metric.name, metric.help, names, metric.buckets)

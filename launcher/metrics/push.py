@@ -1,4 +1,4 @@
-"""Pushes the last metrics of a short job to a Pushgateway, which Prometheus scrapes instead."""
+"""Pushes the last metrics of a short job to a Pushgateway, which Prometheus scrapes."""
 
 from urllib.parse import urlsplit
 
@@ -9,7 +9,7 @@ _SECONDS = 5.0
 
 
 def push(registry: CollectorRegistry, gateway: str, run: str, instance: str) -> str | None:
-    """Replaces the group (run, instance) at the gateway. Returns what went wrong, or None."""
+    """Replaces the group (run, instance) at the gateway. Returns an error message, or None."""
     try:
         push_to_gateway(
             gateway,

@@ -23,13 +23,13 @@ _PLAIN = "text/plain; charset=utf-8"
 
 
 class MetricsServer:
-    """Serves in threads of its own until `close`.
+    """Serves in its own threads until `close`.
 
     Args:
-        text: Gives the page.
+        text: Returns the page.
         host: The address to listen on.
         port: 0 for a free one.
-        waiting: Why the process is not ready yet, or None once it is.
+        waiting: Returns why the process is not ready yet, or None once it is.
 
     Raises:
         OSError: The address cannot be listened on.
@@ -61,7 +61,7 @@ class MetricsServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # A silent client must not occupy a thread for ever.
+    # A client that sends nothing must not occupy a thread forever.
     timeout = 10
     protocol_version = "HTTP/1.1"
 
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
             self._answer(status, f"{reason or 'ready'}\n".encode())
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"here are /metrics, /healthz and /readyz\n")
+            self._answer(HTTPStatus.NOT_FOUND, b"expected /metrics, /healthz or /readyz\n")
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -99,14 +99,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Scrapes are not logged."""
+        """Does not log scrapes."""
 
     def version_string(self) -> str:
         return "metrics"
 
 
 def record_address(path: Path, server: MetricsServer, labels: dict[str, str]) -> None:
-    """Writes where a server listens, as a target file that Prometheus' file_sd_configs reads."""
+    """Writes the server's address as a target file for Prometheus' file_sd_configs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = [{"targets": [server.address], "labels": labels}]
     replace_json(path, content, indent=None, durable=False)

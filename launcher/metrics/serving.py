@@ -15,9 +15,9 @@ from launcher.spec import JobSpec
 
 @contextmanager
 def job_metrics(spec: JobSpec, run: Path) -> Iterator[list[Observer]]:
-    """The observers that keep the metrics of a run, none unless the job asks for metrics.
+    """The observers that update the metrics of a run; none unless the job has metrics.
 
-    A failure here is one line on stderr and does not affect the job.
+    A failure is one line on stderr and does not affect the job.
     """
     metrics = spec.metrics
     if metrics is None or (metrics.port is None and metrics.push is None):
@@ -42,7 +42,7 @@ def job_metrics(spec: JobSpec, run: Path) -> Iterator[list[Observer]]:
 
 
 def _serve(page: JobPage, host: str, port: int, target: Path) -> MetricsServer | None:
-    """While it listens, the file `target` says where, for Prometheus' file_sd_configs."""
+    """Serves the page and writes the address to `target`, for Prometheus' file_sd_configs."""
     try:
         server = MetricsServer(page.text, host, port)
     except (OSError, OverflowError) as error:
@@ -59,4 +59,4 @@ def _serve(page: JobPage, host: str, port: int, target: Path) -> MetricsServer |
 
 
 def _warn(text: str) -> None:
-    print(f"launcher: {text}; the job goes on", file=sys.stderr, flush=True)
+    print(f"launcher: {text}; the job continues", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The metrics of ranks as files, which outlive the ranks, and their sum over ranks and attempts.
+"""The metrics of ranks as files, which outlive the ranks, aggregated over ranks and attempts.
 
 Each rank under a launcher rewrites RUN/metrics/attempt-K/rank-N.json every few seconds; the
-launcher reads them when its own page is requested; neither ports nor peers are needed for that.
+launcher reads them when its own page is requested, without ports or connections to ranks.
 """
 
 import json
@@ -32,9 +32,9 @@ def samples_of(page: Page) -> Samples:
 
 
 def write_snapshot(path: Path, page: Page) -> None:
-    """Replaces the file by the page as it is now. Raises OSError."""
+    """Writes the current page to the file, atomically. Raises OSError."""
     samples = samples_of(page).items()
-    # As text where JSON has no number for it; `float` reads that too.
+    # NaN and infinities as text, since JSON has no such numbers; `float` reads both.
     content = [[n, labels, x if math.isfinite(x) else str(x)] for (n, labels), x in samples]
     replace_json(path, content, indent=None, durable=False)
 
@@ -50,13 +50,13 @@ def read_snapshot(path: Path) -> Samples:
 class JobSamples(Collector):
     """The aggregated snapshots of a run, for a registry.
 
-    Counters and histograms never go backwards while the run lasts: what earlier attempts had
-    counted stays. A rank that is killed takes the last seconds since its last snapshot with it.
+    Counters and histograms never decrease while the run lasts: the counts of earlier attempts are
+    added. When a rank is killed, what it counted since its last snapshot is lost.
 
     Args:
-        metrics: Those to show, with how each is joined over ranks.
+        metrics: The metrics to export, each with its aggregation over ranks.
         run: The run's directory.
-        rank_labels: Whether to keep the ranks apart by a label instead of joining them.
+        rank_labels: Whether to label samples by rank instead of aggregating them.
     """
 
     def __init__(self, metrics: Iterable[Metric[Any]], run: Path, rank_labels: bool) -> None:
@@ -76,7 +76,7 @@ class JobSamples(Collector):
                     before = values.get(key, 0.0) if metric.accumulates else 0.0
                     values[key] = before + value
             for (name, labels), value in values.items():
-                # An info says on which page it stands.
+                # Info metrics have a label for the page.
                 page = {"page": "job"} if "page" in metric.labels else {}
                 family.add_sample(name, {**dict(labels), **page}, value)
             yield family
@@ -96,7 +96,7 @@ class JobSamples(Collector):
         return total
 
     def _attempts(self) -> list[dict[int, Samples]]:
-        """For each attempt that left something, oldest first, the samples of its ranks."""
+        """For each attempt with snapshots, oldest first, the samples of its ranks."""
         attempts: dict[int, dict[int, Samples]] = {}
         for attempt, rank, path in layout.snapshots(self._run):
             with suppress(OSError, ValueError):  # the previous snapshot stays valid

@@ -1,6 +1,6 @@
 """Small figures as inline SVG that follow the page's colours, light or dark, and its font.
 
-Figures are drawn with stand-in colours, which become the page's CSS variables in the SVG.
+Figures are drawn in placeholder colours, which the SVG replaces by the page's CSS variables.
 """
 
 import io
@@ -17,7 +17,7 @@ SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 _VARIABLES = {INK: "--ink-soft", FAINT: "--line", PAPER: "--card"}
 _VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
 
-_WIDTH, _HEIGHT = 4.9, 2.75  # inches of 72 points: one to one on a phone
+_WIDTH, _HEIGHT = 4.9, 2.75  # inches of 72 points: full width on a phone, without scaling
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its heading and what it shows, in a sentence."""
+    """A drawing with its heading and a one-sentence caption."""
 
     title: str
     caption: str
@@ -61,7 +61,7 @@ class Figure:
 
 
 class Sheet:
-    """A matplotlib figure being drawn; `axes` is where to draw, `svg` the result afterwards."""
+    """A matplotlib figure: draw on `axes`; `svg` is set once the `sheet` context is left."""
 
     def __init__(self, axes: Any) -> None:
         self.axes = axes
@@ -83,7 +83,7 @@ class Sheet:
 
 @contextmanager
 def sheet(name: str, height: float = 1.0) -> Iterator[Sheet]:
-    """Opens axes to draw on; `name` tells the figures of a page apart.
+    """Opens axes to draw on; `name` must be unique on the page.
 
     Raises:
         MissingToolError: matplotlib is not installed.
@@ -95,7 +95,7 @@ def sheet(name: str, height: float = 1.0) -> Iterator[Sheet]:
         raise MissingToolError(
             "the report's figures need matplotlib: pip install 'syncbn[report]'"
         ) from error
-    # Ids within the SVG are hashes: salted, or those of two figures on one page would collide.
+    # Ids in the SVG are hashes; without a salt, those of two figures on one page could collide.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=(_WIDTH, _HEIGHT * height))
         opened = Sheet(canvas.add_subplot())
@@ -112,11 +112,11 @@ def _for_page(svg: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
-    # Attributes do not know var(), styles do.
+    # var() works in style attributes, not in presentation attributes.
     svg = re.sub(r' (fill|stroke)="(var\([^"]*\))"', r' style="\1: \2"', svg)
     return re.sub(r"\n\s*", "\n", svg)
 
 
 def number(value: Any) -> float:
-    """A number of a journal, NaN where it was not finite."""
+    """A number of a journal, NaN for null, which stands for a number that is not finite."""
     return float("nan") if value is None else float(value)

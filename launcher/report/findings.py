@@ -1,4 +1,4 @@
-"""What a run's measurements mean, in plain sentences."""
+"""The findings of a report: what a run's measurements mean, in sentences."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from launcher.report.units import bytes_text, percent, seconds_text
 
 @dataclass(frozen=True)
 class Finding:
-    """One conclusion: `headline` in a few words, `text` with the numbers behind it."""
+    """One finding: `headline` in a few words, `text` with the numbers."""
 
-    mood: Literal["good", "note", "bad"]
+    severity: Literal["good", "note", "bad"]
     headline: str
     text: str
 
 
 def findings(run: Run) -> list[Finding]:
-    """All conclusions, the problems first."""
+    """All findings, problems first."""
     sources = (
         _end,
         _loss,
@@ -33,7 +33,7 @@ def findings(run: Run) -> list[Finding]:
         _drift,
     )
     found = [finding for source in sources for finding in source(run)]
-    return sorted(found, key=lambda finding: ("bad", "note", "good").index(finding.mood))
+    return sorted(found, key=lambda finding: ("bad", "note", "good").index(finding.severity))
 
 
 def _end(run: Run) -> Iterator[Finding]:
@@ -45,11 +45,13 @@ def _end(run: Run) -> Iterator[Finding]:
         hint = f" To fix it: {cause['hint']}." if cause.get("hint") else ""
         yield Finding("bad", "The job failed", f"{_sentence(text)}{hint}")
     elif run.status == "unfinished":
-        yield Finding("note", "Not finished", "The run goes on, or was killed without a last word.")
+        yield Finding("note", "Not finished", "The run is in progress, or was killed.")
     elif run.status == "stopped":
         saved = run.of("checkpoint")
         text = (
-            f"The state after step {saved[-1]['step']} is saved." if saved else "Nothing is saved."
+            f"The state after step {saved[-1]['step']} is saved."
+            if saved
+            else "No checkpoint was saved."
         )
         yield Finding("note", "Stopped on request", text)
 
@@ -58,7 +60,7 @@ def _loss(run: Run) -> Iterator[Finding]:
     broken = [step["step"] for step in run.of("step") if step["loss"] is None]
     skipped = (run.of("end") or [{}])[-1].get("skipped_updates")
     if skipped:
-        many = f"{skipped} update{'s were' if skipped > 1 else ' was'} not finite and left out"
+        many = f"{skipped} update{'s were' if skipped > 1 else ' was'} not finite and skipped"
         first = f", the first in step {broken[0]}" if broken else ""
         yield Finding("note", "Updates were skipped", f"{many} (--on-nan skip){first}.")
     elif broken:
@@ -66,7 +68,7 @@ def _loss(run: Run) -> Iterator[Finding]:
             "bad",
             "The loss is not finite",
             f"From step {broken[0]} on it was NaN or infinite. A lower learning rate or a longer "
-            "warm-up is the usual cure.",
+            "warm-up usually fixes this.",
         )
         return
     epochs = [e for e in run.of("epoch") if e.get("validation_loss") is not None]
@@ -81,12 +83,13 @@ def _loss(run: Run) -> Iterator[Finding]:
     if worse > 1.15 and last["epoch"] - best["epoch"] >= 2:
         yield Finding(
             "note",
-            "It trained longer than it learned",
+            "Held-out loss rose before the end",
             f"{accuracy}. The held-out loss was best after epoch {best['epoch'] + 1} "
             f"({best['validation_loss']:.4f}) and is {percent(worse - 1)} higher at the end.",
         )
     else:
-        yield Finding("good", "It learned", f"{accuracy} after {last['epoch'] + 1} epochs.")
+        text = f"{accuracy} after {last['epoch'] + 1} epochs."
+        yield Finding("good", "No sign of overfitting", text)
 
 
 def _restarts(run: Run) -> Iterator[Finding]:
@@ -97,7 +100,7 @@ def _restarts(run: Run) -> Iterator[Finding]:
         back = ""
         if resumed is not None:
             lost = seconds_text(resumed["time"] - failure["time"])
-            back = f" Training went on from step {resumed['step']} {lost} later."
+            back = f" Training resumed from step {resumed['step']} {lost} later."
         yield Finding("note", "The job was restarted", f"{_sentence(failure['summary'])}{back}")
 
 
@@ -109,14 +112,14 @@ def _slow_rank(run: Run) -> Iterator[Finding]:
     others = float(np.median(np.delete(own, rank)))
     behind = own[rank] / others - 1 if others else 0.0
     numbers = (
-        f"It spends {seconds_text(own[rank])} a step on compute and input, the others "
-        f"{seconds_text(others)} in the median"
+        f"It spends {seconds_text(own[rank])} per step on compute and input, the median of the "
+        f"others is {seconds_text(others)}"
     )
     if behind > 0.1:
         yield Finding(
             "bad" if behind > 0.25 else "note",
             f"Rank {rank} is {percent(behind)} slower than the median of the others",
-            f"{numbers}, and in every all-reduce they wait for it.",
+            f"{numbers}. The others wait for it in every all-reduce.",
         )
     else:
         yield Finding("good", "The ranks are balanced", f"The slowest is rank {rank}. {numbers}.")
@@ -135,12 +138,12 @@ def _communication(run: Run) -> Iterator[Finding]:
         each_step = np.average(
             run.parts[part], axis=0, weights=[window["steps"] for window in run.windows]
         )
-        # A rank that waits for no other spends only the time of the messages.
+        # On a rank that never waits for others, this is the time of the communication alone.
         unavoidable = float(each_step.min())
-        together = seconds_text(each_step.mean())
+        total = seconds_text(each_step.mean())
         least = f"{seconds_text(unavoidable)} on the rank that waits least for others"
-        text = f"{count:.0f} a step, {bytes_text(size)} from each rank, {together} together" + (
-            f"; {least}." if unavoidable < 0.9 * each_step.mean() else ", alike on all ranks."
+        text = f"{count:.0f} per step, {bytes_text(size)} from each rank, {total} in total" + (
+            f"; {least}." if unavoidable < 0.9 * each_step.mean() else ", equal on all ranks."
         )
         yield Finding("note" if share > 0.3 else "good", f"{name} {percent(share)} of a step", text)
 
@@ -151,7 +154,7 @@ def _input(run: Run) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"Ranks wait for input {percent(share)} of the time",
-            "The data cannot be read as fast as it is used: read more ahead, or do less a sample.",
+            "Input is slower than training: prefetch more, or do less preprocessing per sample.",
         )
 
 
@@ -164,8 +167,8 @@ def _throughput(run: Run) -> Iterator[Finding]:
     if late < 0.85 * early:
         yield Finding(
             "note",
-            "Throughput fell on the way",
-            f"From {early:,.0f} to {late:,.0f} examples a second between the first and the last "
+            "Throughput fell during the run",
+            f"From {early:,.0f} to {late:,.0f} examples per second between the first and the last "
             "quarter of the run.",
         )
 
@@ -176,7 +179,7 @@ def _memory(run: Run) -> Iterator[Finding]:
         yield Finding(
             "note",
             "Memory keeps growing",
-            f"The largest rank held {bytes_text(memory[len(memory) // 4])} after a quarter of the "
+            f"The largest rank used {bytes_text(memory[len(memory) // 4])} after a quarter of the "
             f"run and {bytes_text(memory[-1])} at its end.",
         )
 
@@ -190,9 +193,9 @@ def _drift(run: Run) -> Iterator[Finding]:
         yield Finding(
             "note",
             "The moving statistics have not settled",
-            f"In the last epoch the moving mean of {name} still went {mean:.2f} standard "
-            "deviations, so predictions lag behind the weights. A lower --bn-momentum or a longer "
-            "tail of small learning rates helps.",
+            f"In the last epoch the moving mean of {name} still changed by {mean:.2f} standard "
+            "deviations, so inference uses outdated statistics. A lower --bn-momentum or more "
+            "steps at a small learning rate help.",
         )
 
 

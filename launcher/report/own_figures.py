@@ -1,4 +1,4 @@
-"""The figures of one run by itself: where its time went, which rank was slow, how it went on."""
+"""The figures of one run: parts of a step, time by rank, latencies, drift, progress over time."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _MOST_LINES = 6
 
 
 def own_figures(run: Run) -> list[Figure]:
-    """Every figure for which there is something to draw."""
+    """Every figure for which there is data."""
     drawn = [draw(run) for draw in (_parts, _ranks, _latencies, _drift, _time_line)]
     return [figure for figure in drawn if figure is not None]
 
@@ -45,12 +45,12 @@ def _parts(run: Run) -> Figure | None:
             edgecolor=PAPER,
             linewidth=0.6,
         )
-        axes.set_ylabel("ms a step")
+        axes.set_ylabel("ms per step")
         axes.set_xlabel("step")
         axes.set_xlim(edges[0], edges[-1])
         drawing.legend(3)
     caption = "Mean over ranks. All-reduces include the wait for slower ranks; compute is the rest."
-    return Figure("Where the time of a step goes", caption, drawing.svg)
+    return Figure("Step time by part", caption, drawing.svg)
 
 
 def _ranks(run: Run) -> Figure | None:
@@ -58,9 +58,7 @@ def _ranks(run: Run) -> Figure | None:
         return None
     own = (run.parts["compute"] + run.parts["input_wait"]) * 1e3
     edges = _window_edges(run)
-    caption = (
-        "Compute and input of each rank, without the waits for others: who is slow stands out."
-    )
+    caption = "Compute and input of each rank, without the waits for others."
     with sheet(f"ranks{run.name}") as drawing:
         axes = drawing.axes
         axes.set_xlabel("step")
@@ -69,13 +67,13 @@ def _ranks(run: Run) -> Figure | None:
                 values = np.append(own[:, rank], own[-1, rank])
                 axes.step(edges, values, where="post", color=SERIES[rank], label=f"rank {rank}")
             axes.set_ylim(bottom=0)
-            axes.set_ylabel("ms a step")
+            axes.set_ylabel("ms per step")
             drawing.legend(_MOST_LINES)
         else:
             median = np.median(own, axis=1, keepdims=True)
             _heat_map(axes, edges, np.arange(run.world_size + 1) - 0.5, (own / median).T - 1, 0.5)
             axes.set_ylabel("rank")
-            caption = f"{caption} Blank is the median, full colour half as slow again."
+            caption = f"{caption} Blank is the median, full colour 50% above it."
     return Figure("Step time by rank", caption, drawing.svg)
 
 
@@ -103,9 +101,7 @@ def _latencies(run: Run) -> Figure | None:
         axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         drawing.legend()
-    caption = (
-        "How long all-reduces took, by kind; two humps tell of ranks that wait for each other."
-    )
+    caption = "Duration of all-reduces by kind; two peaks indicate ranks that wait for each other."
     return Figure("All-reduce latency", caption, drawing.svg)
 
 
@@ -144,7 +140,7 @@ def _drift(run: Run) -> Figure | None:
             axes.set_yticks(list(shown), [layers[index] for index in shown], fontsize=7.5)
             axes.invert_yaxis()
     caption = (
-        "How far each layer's moving mean went in an epoch; it should die down towards the end."
+        "Change of each layer's moving mean per epoch; it should become small towards the end."
     )
     return Figure("Drift of the moving statistics", caption, drawing.svg)
 
@@ -160,7 +156,7 @@ def _time_line(run: Run) -> Figure | None:
             [line["time"] - run.began for line in steps],
             [line["step"] for line in steps],
             color=SERIES[0],
-            label="steps done",
+            label="steps",
         )
         saves = run.of("checkpoint")
         axes.plot(
@@ -180,12 +176,12 @@ def _time_line(run: Run) -> Figure | None:
         axes.xaxis.set_major_formatter(lambda value, _: seconds_text(value) if value else "0")
         axes.set_ylabel("step")
         drawing.legend()
-    caption = "Steps over time since the start, with checkpoints, failures and what was done again."
+    caption = "Steps over time, with checkpoints, failures and repeated steps."
     return Figure("Time line", caption, drawing.svg)
 
 
 def _heat_map(axes: Any, x: Any, y: Any, values: np.ndarray, most: float) -> None:
-    """Cells of one colour, the fuller the larger the value between 0 and `most`."""
+    """Cells of one colour, whose opacity grows with the value from 0 to `most`."""
     axes.grid(visible=False)
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
@@ -208,6 +204,6 @@ def _heat_map(axes: Any, x: Any, y: Any, values: np.ndarray, most: float) -> Non
 
 
 def _window_edges(run: Run) -> np.ndarray:
-    """The first step of each window, and the last step of the last."""
+    """The first step of each window, and the last step of the last window."""
     first = run.windows[0]["step"] - run.windows[0]["steps"]
     return np.array([first, *(window["step"] for window in run.windows)])

@@ -1,4 +1,4 @@
-"""The report as one HTML file: everything inside, no script, no network."""
+"""The report as one self-contained HTML file: no script, no network."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from launcher.report.units import bytes_text, percent, seconds_text
 
 _SIGNS = {"good": "✓", "note": "!", "bad": "✕"}
 
-# Shown at the top of the page; (name, text, number by which two runs compare, is more better).
+# Shown at the top of the page: name, text, number to compare two runs by, whether more is better.
 Fact = tuple[str, str, float | None, bool]
 
 
@@ -67,14 +67,14 @@ def _compared(runs: Sequence[Run]) -> str:
     for (name, one, a, more_is_better), (_, other, b, _) in zip(
         facts(first), facts(second), strict=True
     ):
-        mood, change = "", ""
+        severity, change = "", ""
         if a and b is not None and a != b:
             share = b / a - 1
             change = f"{'+' if share > 0 else '−'}{percent(abs(share))}"
-            mood = "good" if (share > 0) == more_is_better else "bad"
+            severity = "good" if (share > 0) == more_is_better else "bad"
         rows.append(
             f"<tr><th>{escape(name)}</th><td>{escape(one)}</td><td>{escape(other)}</td>"
-            f'<td class="{mood}">{change}</td></tr>'
+            f'<td class="{severity}">{change}</td></tr>'
         )
     names = "".join(f"<th>{letter}</th>" for letter in LETTERS)
     columns = "".join(
@@ -120,12 +120,12 @@ def facts(run: Run) -> list[Fact]:
     return [
         ("held-out accuracy", "–" if accuracy is None else f"{accuracy:.2%}", accuracy, True),
         ("held-out loss", "–" if loss is None else f"{loss:.4f}", loss, False),
-        ("examples a second", "–" if rate is None else f"{rate:,.0f}", rate, True),
+        ("examples per second", "–" if rate is None else f"{rate:,.0f}", rate, True),
         ("median step", *_seconds(quantiles[0]), False),
         ("slowest 5% of steps", *_seconds(quantiles[1]), False),
         ("SyncBN share of a step", "–" if syncbn is None else percent(syncbn), syncbn, False),
         ("memory of all ranks", "–" if memory is None else bytes_text(memory), memory, False),
-        ("from start to end", seconds_text(took), took, False),
+        ("duration", seconds_text(took), took, False),
     ]
 
 
@@ -135,7 +135,7 @@ def _seconds(value: float | None) -> tuple[str, float | None]:
 
 def _findings(found: Sequence[Finding]) -> str:
     items = "".join(
-        f'<li class="{one.mood}"><span class="sign">{_SIGNS[one.mood]}</span>'
+        f'<li class="{one.severity}"><span class="sign">{_SIGNS[one.severity]}</span>'
         f"<div><strong>{escape(one.headline)}</strong><p>{escape(one.text)}</p></div></li>"
         for one in found
     )
@@ -146,7 +146,7 @@ def _figures(runs: Sequence[Run]) -> str:
     curves = [_figure(figure) for figure in shared_figures(runs)]
     if len(runs) == 1:
         return _section("figures", [*curves, *map(_figure, own_figures(runs[0]))])
-    # Shared settings, then the differing ones in pairs.
+    # Curves of both runs in one figure, then each run's own figures in pairs.
     own = [own_figures(run) for run in runs]
     titles = list(dict.fromkeys(figure.title for figures in own for figure in figures))
     pairs = [

@@ -1,4 +1,4 @@
-"""The files of a run, read back: metrics.jsonl, summary.json, and the launcher's journal."""
+"""Reads the files of a run: metrics.jsonl, summary.json, and the launcher's journal."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class Run:
     """One run. Times are in seconds, `time` fields since the epoch.
 
     Attributes:
-        directory: Where it stands.
+        directory: The run's directory.
         lines: metrics.jsonl, oldest first.
         events: The launcher's journal; empty for a run that was started without the launcher.
         summary: summary.json; empty for a run that has not ended.
@@ -47,7 +47,7 @@ class Run:
 
     @cached_property
     def start(self) -> Line:
-        """The line that opened the newest attempt; empty if training never began."""
+        """The first line of the newest attempt; empty if training never started."""
         return (self.of("start") or [{}])[-1]
 
     @cached_property
@@ -77,7 +77,7 @@ class Run:
 
     @cached_property
     def windows(self) -> list[Line]:
-        """Those with as many ranks as the newest attempt has, so that they can be added up."""
+        """The windows with as many ranks as the newest attempt, so that they can be added up."""
         return [w for w in self.of("window") if len(w["ranks"]["seconds"]) == self.world_size]
 
     @cached_property
@@ -92,7 +92,7 @@ class Run:
 
     @cached_property
     def held_out(self) -> tuple[float | None, float | None]:
-        """Accuracy and loss of the held-out part, of the summary or else the last epoch."""
+        """Accuracy and loss on held-out data, from the summary or else the last epoch."""
         epochs = [e for e in self.of("epoch") if e.get("validation_loss") is not None]
         last = epochs[-1] if epochs else {}
         accuracy = self.summary.get("accuracy", last.get("validation_accuracy"))
@@ -100,7 +100,7 @@ class Run:
 
     @cached_property
     def rate(self) -> float | None:
-        """Examples a second over all ranks, of the summary or else the windows."""
+        """Examples per second over all ranks, from the summary or else the windows."""
         if "images_per_second" in self.summary:
             return float(self.summary["images_per_second"])
         seconds = sum(max(window["ranks"]["seconds"]) for window in self.windows)
@@ -109,7 +109,7 @@ class Run:
 
     @cached_property
     def own_seconds(self) -> np.ndarray:
-        """Seconds per step each rank spends on its own (compute, input), over the whole run."""
+        """Seconds per step of compute and input on each rank, over the whole run."""
         steps = sum(window["steps"] for window in self.windows)
         own = [
             np.add(window["ranks"]["compute"], window["ranks"]["input_wait"])
@@ -129,12 +129,12 @@ class Run:
 
     @cached_property
     def step_seconds(self) -> np.ndarray:
-        """Durations of the recorded steps, the compiled first step of each attempt left out."""
+        """Durations of the recorded steps, without the first of each attempt, which compiles."""
         first = {line["step"] + 1 for line in self.of("start")}
         return np.array([s["seconds"] for s in self.of("step") if s["step"] not in first])
 
     def all_reduces(self, kind: str) -> np.ndarray:
-        """How many all-reduces fell into each of ALL_REDUCE_BUCKETS and above."""
+        """The number of all-reduces in each of ALL_REDUCE_BUCKETS and above."""
         counts = [window["all_reduces"][kind] for window in self.of("window")]
         return np.sum(counts, axis=0) if counts else np.zeros(0)
 
@@ -147,24 +147,24 @@ class Run:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of all-reduce that happened."""
+        """The kinds of all-reduce that occurred."""
         return [kind for kind in ALL_REDUCE_KINDS if self.all_reduces(kind).sum()]
 
 
 def read_run(directory: Path) -> Run:
-    """Reads what is there. Raises UsageError if the directory holds no run."""
+    """Reads the existing files. Raises UsageError if the directory is not a run."""
     lines = list(_read_lines(directory / layout.TRAINING_EVENTS))
     events = list(read_journal(directory))
     if not lines and not events:
         raise UsageError(
-            f"{directory} holds no run: expected {layout.TRAINING_EVENTS} or {layout.JOURNAL} in "
-            "it. `launcher list` names the runs in runs/"
+            f"{directory} is not a run: expected {layout.TRAINING_EVENTS} or {layout.JOURNAL} in "
+            "it. `launcher list` lists the runs in runs/"
         )
     return Run(directory.resolve(), lines, events, read_json(directory / layout.SUMMARY) or {})
 
 
 def _read_lines(path: Path) -> Iterator[Line]:
-    """Every whole line; one that a crash cut short is left out."""
+    """Every complete line; one truncated by a crash is skipped."""
     with suppress(OSError), path.open(errors="replace") as lines:
         for line in lines:
             with suppress(ValueError):

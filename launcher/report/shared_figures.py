@@ -1,4 +1,4 @@
-"""The curves of the report, which one run or two share."""
+"""The curves of the report, of one run or of two in the same figure."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,23 @@ import numpy as np
 from launcher.report.drawing import SERIES, Figure, number, sheet
 from launcher.report.run import Run
 
-# How two runs are called in the figures.
+# The names of two runs in the figures.
 LETTERS = ("A", "B")
 
 
 def shared_figures(runs: Sequence[Run]) -> list[Figure]:
-    """Every figure for which there is something to draw."""
+    """Every figure for which there is data."""
     drawn = [draw(runs) for draw in (_loss, _accuracy, _throughput)]
     return [figure for figure in drawn if figure is not None]
 
 
 def _loss(runs: Sequence[Run]) -> Figure | None:
-    caption = (
-        "Every training step (faint), its running mean, and the held-out part after each epoch."
-    )
+    caption = "Every training step (faint), the running mean, and held-out data after each epoch."
     return _curves(runs, "Loss", caption, "loss", "validation_loss", logarithmic=True)
 
 
 def _accuracy(runs: Sequence[Run]) -> Figure | None:
-    caption = "Share of samples classified rightly: training steps and the held-out part."
+    caption = "Fraction of samples classified correctly: training steps and held-out data."
     return _curves(runs, "Accuracy", caption, "accuracy", "validation_accuracy", logarithmic=False)
 
 
@@ -85,11 +83,11 @@ def _throughput(runs: Sequence[Run]) -> Figure | None:
         axes.set_xlabel("step")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         drawing.legend(2)
-    return Figure("Throughput", "Examples a second over all ranks, while training.", drawing.svg)
+    return Figure("Throughput", "Examples per second over all ranks during training.", drawing.svg)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over the last twentieth of the curve at each point."""
+    """Running mean over a twentieth of the curve."""
     width = max(1, len(values) // 20)
     padded = np.concatenate([np.full(width - 1, values[0] if len(values) else 0.0), values])
     return np.convolve(padded, np.full(width, 1.0 / width), mode="valid")

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers with units, for people."""
 
 _PREFIXES = ("", "k", "M", "G", "T")
 
@@ -26,5 +26,5 @@ def bytes_text(size: float) -> str:
 
 
 def percent(share: float) -> str:
-    """`7%`, and `0.4%` where that would be 0%."""
+    """`7%`, and `0.4%` instead of 0%."""
     return f"{share:.0%}" if share >= 0.01 or share <= 0 else f"{share:.1%}"

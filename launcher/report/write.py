@@ -1,4 +1,4 @@
-"""Puts the report of a run beside the run."""
+"""Writes the report of a run into its directory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from launcher.runs.layout import report_path
 
 
 def write_report(directories: Sequence[Path], target: Path | None = None) -> Path:
-    """Writes one page about one run or two; into the first one's directory unless told otherwise.
+    """Writes a page about one run or two, to `target` or into the first run's directory.
 
     Raises:
-        UsageError: A directory holds no run.
+        UsageError: A directory is not a run.
         MissingToolError: matplotlib is not installed.
         LauncherError: The file cannot be written.
     """
@@ -25,7 +25,7 @@ def write_report(directories: Sequence[Path], target: Path | None = None) -> Pat
         replace_text(path, text, durable=False)
     except OSError as error:
         raise LauncherError(
-            f"the report cannot be written to {path}: {error.strerror}; name another place with "
+            f"the report cannot be written to {path}: {error.strerror}; choose another path with "
             "--file"
         ) from error
     return path
