@@ -54,7 +54,7 @@ def _command(action: Callable[[dict[str, Any], Path | None], int]) -> Callable[.
     def command(**arguments: Any) -> int:
         return action(options.given(TrainConfig, arguments), arguments["config"])
 
-    file = typer.Option("--config", help="TOML file of these options; flags win.")
+    file = typer.Option("--config", help="TOML file of these options; flags override it.")
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, file]),

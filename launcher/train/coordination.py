@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import syncbn
 from launcher.errors import LauncherError, UsageError
-from launcher.train.environment import is_elastic
+from launcher.train.environment import is_elastic, launcher_run
 from syncbn.communicators import Communicator
 from syncbn.communicators.cluster_environment import cluster_environment
 from syncbn.errors import SyncbnError
@@ -135,16 +135,17 @@ def make_output_directory(given: Path | None, communicator: Communicator) -> Pat
     Raises:
         UsageError: It cannot be written, or an elastic job has no `--output`.
     """
-    directory = given or os.environ.get("LAUNCHER_RUN_DIR")
+    directory = given or launcher_run()
     if is_elastic():
         # A rank that joins later cannot take part in a broadcast of the name.
         if directory is None:
             raise UsageError("an elastic job needs --output: ranks that join later must know it")
-        return _make_directory(Path(directory))
+        return _make_directory(directory)
     if directory is None:
         name = f"runs/train-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        directory = broadcast_json(name, communicator)
-    return together(communicator, lambda: _make_directory(Path(directory)))
+        directory = Path(broadcast_json(name, communicator))
+    output = directory
+    return together(communicator, lambda: _make_directory(output))
 
 
 def _make_directory(output: Path) -> Path:

@@ -5,9 +5,12 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+# By launcher: horovodrun and ours, Open MPI, MPICH.
+_LOCAL_RANK_VARIABLES = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # Every launcher that syncbn knows sets a variable with one of these prefixes.
 _LAUNCHER_PREFIXES = ("HOROVOD_", "OMPI_", "PMI_", "TF_CONFIG")
@@ -22,7 +25,7 @@ def load_tensorflow() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # More threads than cores, over all ranks of the host, would only wait for each other.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, _cores() // _ranks_on_host())))
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, _cores() // _local_size())))
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
@@ -75,12 +78,40 @@ def rank_from_environment() -> int:
         return 0
 
 
+def local_rank() -> int:
+    """The rank of this process among those on its host, before a communicator exists."""
+    found = _first_number(_LOCAL_RANK_VARIABLES)
+    if found is not None:
+        return found
+    if os.environ.get("TF_CONFIG"):
+        from syncbn.communicators.cluster_environment import cluster_from_tf_config
+
+        addresses, index = cluster_from_tf_config(os.environ["TF_CONFIG"])
+        hosts = [address.rsplit(":", 1)[0] for address in addresses]
+        return hosts[:index].count(hosts[index])
+    return 0
+
+
+def launcher_run() -> Path | None:
+    """The run directory of the launcher that started this process; None without a launcher."""
+    directory = os.environ.get("LAUNCHER_RUN_DIR")
+    return Path(directory) if directory else None
+
+
+def launcher_attempt() -> int:
+    """The attempt of the launcher that this process belongs to, from 0."""
+    return int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ranks_on_host() -> int:
-    for variable in _LOCAL_SIZE_VARIABLES:
-        if os.environ.get(variable, "").isdigit():
-            return max(1, int(os.environ[variable]))
-    return 1
+def _local_size() -> int:
+    """The number of ranks on this host, as far as their launcher says."""
+    return _first_number(_LOCAL_SIZE_VARIABLES) or 1
+
+
+def _first_number(variables: Sequence[str]) -> int | None:
+    texts = (os.environ.get(name, "") for name in variables)
+    return next((int(text) for text in texts if text.isdigit()), None)

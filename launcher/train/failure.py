@@ -94,8 +94,8 @@ def report_failure(
     message = f"{failure}; {last}"
     reports = isinstance(failure, WriteError)
     if isinstance(failure, DivergedError):
-        place = "" if communicator.rank == 0 else f"rank {communicator.rank}: "
-        message = f"{place}diverged: {message}. {ADVICE}"
+        prefix = "" if communicator.rank == 0 else f"rank {communicator.rank}: "
+        message = f"{prefix}diverged: {message}. {ADVICE}"
         reports = communicator.rank == failure.rank
     _log.error("%s", message)
     if reports:

@@ -19,7 +19,7 @@ from launcher import strict_json
 from launcher.atomic import remove_partials
 from launcher.errors import UsageError
 from launcher.train.coordination import together
-from launcher.train.environment import is_elastic
+from launcher.train.environment import is_elastic, launcher_attempt, launcher_run
 from launcher.train.observers.base import warn
 from syncbn.communicators import Communicator
 
@@ -109,19 +109,14 @@ def _lock(descriptor: int) -> OSError | None:
 
 
 def _describe_self() -> dict[str, Any]:
+    run = launcher_run()
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "run": _run(),
-        "attempt": int(os.environ.get("LAUNCHER_ATTEMPT") or 0),
+        "run": None if run is None else run.name,
+        "attempt": launcher_attempt(),
         "since": time.time(),
     }
-
-
-def _run() -> str | None:
-    """The run of the launcher that this process belongs to."""
-    directory = os.environ.get("LAUNCHER_RUN_DIR")
-    return Path(directory).name if directory else None
 
 
 def _read(descriptor: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The results of a run: summary.json and report.html."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from launcher.atomic import WriteError, replace_json
 from launcher.errors import LauncherError
 from launcher.runs.layout import SUMMARY
+from launcher.train.environment import launcher_run
 from launcher.train.failure import describe_failure
 from launcher.train.observers.base import Observer
 from launcher.train.train_state import Outcome, StepTimes, TrainState
@@ -69,8 +69,8 @@ class Report(Observer):
         self._output = output
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        run = os.environ.get("LAUNCHER_RUN_DIR")
-        of_launcher = run is not None and Path(run).resolve() == self._output.resolve()
+        run = launcher_run()
+        of_launcher = run is not None and run.resolve() == self._output.resolve()
         if not (summary["stopped"] or of_launcher):
             from launcher.report.write import write_report
 

@@ -1,7 +1,6 @@
 """Saving and resuming the state of a run: rank 0 writes and reads, all ranks get the result."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from launcher.errors import UsageError
 from launcher.train.checkpoint import Checkpoint, CheckpointStore, check_fits
 from launcher.train.coordination import broadcast_json, together
-from launcher.train.environment import is_elastic
+from launcher.train.environment import is_elastic, launcher_attempt
 from launcher.train.observers.base import SaveDone
 from launcher.train.train_state import TrainState
 from syncbn.communicators import Communicator
@@ -118,8 +117,7 @@ def _find(
     """The latest checkpoint and warnings about damaged ones; None on all ranks but rank 0."""
     if rank != 0 or not store.paths():
         return None
-    restarted = int(os.environ.get("LAUNCHER_ATTEMPT") or 0) > 0
-    if not (resume or restarted):
+    if not (resume or launcher_attempt() > 0):
         raise UsageError(
             f"{store.directory} holds checkpoints of an earlier run: "
             "continue it with --resume, or choose another --output"

@@ -94,15 +94,15 @@ class DataSet:
 
 
 def check_labels(
-    labels: np.ndarray, classes: int | None, place: str, first: int | None = 0
+    labels: np.ndarray, classes: int | None, source: str, first: int | None = 0
 ) -> None:
     """Refuses labels that are not class numbers, on which training silently learns nothing.
 
     Args:
         labels: (examples,), of any dtype.
         classes: Number of classes; None to accept any number.
-        place: Source of the labels, for the error message.
-        first: Number of the first example there; None if `place` names the example.
+        source: Source of the labels, for the error message.
+        first: Number of the first example there; None if `source` names the example.
 
     Raises:
         DataError: Names the first bad label and its example.
@@ -111,12 +111,12 @@ def check_labels(
     limit = _MAX_CLASSES if classes is None else classes
     if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and _whole(labels).all()):
         raise DataError(
-            f"{place}: expected integer labels. Received: {labels.dtype} labels, such as "
+            f"{source}: expected integer labels. Received: {labels.dtype} labels, such as "
             f"{labels.ravel()[:3].tolist()}"
         )
     bad = np.flatnonzero((labels < 0) | (labels >= limit))
     if len(bad):
-        where = place if first is None else f"{place}, example {first + bad[0]}"
+        where = source if first is None else f"{source}, example {first + bad[0]}"
         raise DataError(
             f"{where}: expected a label from 0 to {limit - 1}. Received: {labels[bad[0]]}"
         )

@@ -15,10 +15,10 @@ from launcher.metrics.push import push
 from launcher.metrics.server import MetricsServer, record_address
 from launcher.metrics.snapshots import write_snapshot
 from launcher.runs.layout import snapshot_path
+from launcher.train.environment import launcher_attempt, launcher_run, local_rank
 from launcher.train.observers.base import Observer, RunStarted, StepDone, warn
 from launcher.version import versions
 from syncbn.communicators import Communicator
-from syncbn.communicators.cluster_environment import cluster_from_tf_config
 
 _SECONDS_BETWEEN_SNAPSHOTS = 2.0
 
@@ -81,10 +81,9 @@ class Exporter(Observer):
             path = output / "metrics" / "targets" / f"rank-{communicator.rank}.json"
             labels = {"run": self._run, "rank": str(communicator.rank)}
             _try(lambda: record_address(path, self._server, labels))  # type: ignore[arg-type]
-        run = os.environ.get("LAUNCHER_RUN_DIR")
-        if run:
-            attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
-            self._start_snapshots(snapshot_path(Path(run), attempt, communicator.rank))
+        run = launcher_run()
+        if run is not None:
+            self._start_snapshots(snapshot_path(run, launcher_attempt(), communicator.rank))
 
     def on_start(self, run: RunStarted) -> None:
         self._waiting = "has not finished a step yet"
@@ -109,7 +108,7 @@ class Exporter(Observer):
             host = os.environ.get("LAUNCHER_METRICS_HOST", host)
         if base is None:
             return None
-        port = base + local_rank(os.environ) if base else 0
+        port = base + local_rank() if base else 0
         try:
             return MetricsServer(self.page.text, host, port, lambda: self._waiting)
         except (OSError, OverflowError) as error:
@@ -133,18 +132,6 @@ class Exporter(Observer):
 
         self._snapshots = threading.Thread(target=keep_writing, name="snapshots", daemon=True)
         self._snapshots.start()
-
-
-def local_rank(environ: Any) -> int:
-    """Index of this process among those on its host, before a communicator exists."""
-    for name in ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"):
-        if environ.get(name, "").isdigit():
-            return int(environ[name])
-    if environ.get("TF_CONFIG"):
-        addresses, index = cluster_from_tf_config(environ["TF_CONFIG"])
-        hosts = [address.rsplit(":", 1)[0] for address in addresses]
-        return hosts[:index].count(hosts[index])
-    return 0
 
 
 def _try(action: Callable[[], None]) -> bool:

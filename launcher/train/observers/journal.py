@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.atomic import replace_text
 from launcher.runs.logs import append_whole
+from launcher.train.environment import launcher_attempt
 from launcher.train.observers.base import (
     EpochDone,
     Observer,
@@ -62,8 +63,7 @@ class Journal(Observer):
             text = "".join(f"{line}\n" for line in kept)
             replace_text(self._path, text, durable=False)
         started = {name: value for name, value in asdict(run).items() if name != "output"}
-        attempt = int(os.environ.get("LAUNCHER_ATTEMPT") or 0)
-        self._write("start", {**started, "attempt": attempt, **self._about})
+        self._write("start", {**started, "attempt": launcher_attempt(), **self._about})
 
     def on_step(self, step: StepDone) -> None:
         if step.step % thinning(step.step) == 0:

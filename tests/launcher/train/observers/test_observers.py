@@ -9,8 +9,8 @@ import pytest
 
 from launcher.errors import MissingToolError
 from launcher.metrics import RANK_METRICS, Page
+from launcher.train.environment import local_rank
 from launcher.train.observers.base import Observer, Observers, StepDone
-from launcher.train.observers.exporter import local_rank
 from launcher.train.observers.moving_statistics import MovingStatisticsDrift, weights_to_compare
 from launcher.train.observers.profile import chrome_trace
 from launcher.train.observers.step_timing import StepTiming
@@ -111,7 +111,9 @@ def test_clocks_of_other_hosts_are_set_by_the_gradient_all_reduces() -> None:
         ),
     ],
 )
-def test_the_local_rank_is_known_before_any_engine_is_up(
-    environment: dict[str, str], expected: int
+def test_the_local_rank_is_known_before_any_backend_is_up(
+    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert local_rank(environment) == expected
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert local_rank() == expected
