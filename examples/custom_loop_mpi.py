@@ -1,4 +1,4 @@
-"""A training loop of one's own over MPI: the tape, one step as a graph, uneven shards.
+"""A custom training loop over MPI: the gradient tape, one step as a graph, uneven shards.
 
 mpirun -np 2 python examples/custom_loop_mpi.py
 """
@@ -19,7 +19,7 @@ images = (images / 16).astype("float32")
 mine = slice(ranks.rank, None, ranks.size)
 data = tf.data.Dataset.from_tensor_slices((images[mine], labels[mine].astype("int32")))
 data = data.shuffle(2000, seed=ranks.rank).batch(BATCH)
-# Every rank takes as many steps as the others; one whose data has ended takes part without rows.
+# All ranks take the same number of steps; one whose data are exhausted uses an empty batch.
 steps = int(np.ceil(np.ceil(len(images) / ranks.size) / BATCH))
 
 model = keras.Sequential(
@@ -46,10 +46,10 @@ def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return ranks.all_reduce(tf.stack([loss, tf.cast(tf.shape(x)[0], tf.float32)]), "loss")
 
 
-nothing = (tf.zeros((0, 64)), tf.zeros((0,), tf.int32))
+empty = (tf.zeros((0, 64)), tf.zeros((0,), tf.int32))
 for epoch in range(EPOCHS):
     batches = iter(data)
-    totals = sum(step(*next(batches, nothing)) for _ in range(steps)).numpy()
+    totals = sum(step(*next(batches, empty)) for _ in range(steps)).numpy()
     if ranks.rank == 0:
         print(f"epoch {epoch}: loss {totals[0] / totals[1]:.4f} over {totals[1]:.0f} images")
 

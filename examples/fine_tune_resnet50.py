@@ -1,4 +1,4 @@
-"""A keras.applications ResNet50, converted to synchronized statistics, fine-tuned on few images.
+"""Fine-tunes a ResNet50 of keras.applications with synchronized statistics on few images.
 
 horovodrun -np 2 python examples/fine_tune_resnet50.py
 horovodrun -np 2 python examples/fine_tune_resnet50.py --weights none --size 32 --steps 2
@@ -25,9 +25,9 @@ weights = None if options.weights == "none" else options.weights
 backbone = keras.applications.ResNet50(
     include_top=False, weights=weights, input_shape=(options.size, options.size, 3), pooling="avg"
 )
-# The weights stay as they are; momentum 0.9, since a fine-tuning is short.
+# Conversion preserves the weights; momentum 0.9, since fine-tuning is short.
 backbone = syncbn.convert_sync_batchnorm(backbone, momentum=0.9)
-for layer in backbone.layers:  # only the last stage is trained: frozen layers send nothing
+for layer in backbone.layers:  # only the last stage is trained: frozen layers do not communicate
     layer.trainable = layer.name.startswith("conv5")
 
 images, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""`horovod_script_before.py` moved over: four lines differ.
+"""`horovod_script_before.py`, migrated to syncbn: four lines differ.
 
 horovodrun -np 2 python examples/horovod_script_after.py
 """

@@ -1,6 +1,6 @@
-"""A Horovod script as its documentation teaches it. On Keras 3 it fails.
+"""A Horovod script as in Horovod's documentation. On Keras 3 it fails.
 
-`horovod_script_after.py` is the same script moved over.
+`horovod_script_after.py` is the same script, migrated to syncbn.
 
     horovodrun -np 2 python examples/horovod_script_before.py
 """

@@ -1,4 +1,4 @@
-"""A Keras script for one process. `keras_fit_after.py` is the same script for many.
+"""A Keras script for one process. `keras_fit_after.py` is the same script for any number.
 
 python examples/keras_fit_before.py
 """

@@ -1,4 +1,4 @@
-"""Keras `fit` over Horovod: equal starts, warm-up, metrics over all ranks, and an alarm.
+"""Keras `fit` over Horovod: initial broadcast, warm-up, metrics over all ranks, a divergence alarm.
 
 horovodrun -np 2 python examples/keras_fit_horovod.py
 """
@@ -34,7 +34,7 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
-syncbn.weigh_rows(model)  # 1437 images do not divide by two: the last batches differ
+syncbn.weigh_rows(model)  # 1437 is odd: the last batches of the ranks differ in size
 history = model.fit(
     x[ranks.rank :: ranks.size],
     y[ranks.rank :: ranks.size],

@@ -1,4 +1,4 @@
-"""MultiWorkerMirroredStrategy with `strategy.run`, whose replicas share their statistics.
+"""MultiWorkerMirroredStrategy with `strategy.run` and statistics over all replicas.
 
 python -m launcher run -np 2 --backend tf -- python examples/multi_worker_mirrored.py
 """

@@ -1,4 +1,4 @@
-"""Segmentation with two images a rank, where local statistics are of two images and no more.
+"""Segmentation with two images per rank: local statistics would cover only two images.
 
 mpirun -np 2 python examples/segmentation.py
 mpirun -np 2 python examples/segmentation.py --steps 20
@@ -28,7 +28,7 @@ digits = digits.reshape(-1, 8, 8) / 16
 
 
 def scene(random: np.random.Generator) -> Pair:
-    """Four handwritten digits on a dim, noisy ground, and the class of each pixel."""
+    """Four handwritten digits on a dark, noisy background, and the class of each pixel."""
     image = random.uniform(0, 0.3, (SIDE, SIDE))
     target = np.zeros((SIDE, SIDE), np.int32)
     for corner in range(4):
@@ -66,7 +66,7 @@ model.compile(
     metrics=[keras.metrics.MeanIoU(CLASSES, sparse_y_pred=False, name="overlap")],
 )
 history = model.fit(
-    scenes(seed=[7, ranks.rank]),  # each rank its own images
+    scenes(seed=[7, ranks.rank]),  # different images on each rank
     steps_per_epoch=options.steps,
     callbacks=[syncbn.callbacks.BroadcastVariables(), syncbn.callbacks.AverageMetrics()],
     verbose=0,
