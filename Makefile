@@ -1,81 +1,81 @@
-# What people and CI call. `make help` lists it; every target does the set-up it needs, once, in .venv.
-# Recipes are for any POSIX shell.
+# Commands for developers and CI. `make help` lists them; every target does its own set-up, once, in .venv.
+# Recipes work in any POSIX shell.
 
-# Names the Python of .venv; by default .ci/find-python takes one that will do.
+# The Python of .venv; by default .ci/find-python chooses one.
 PYTHON ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
-# Tests wait for processes much of the time, so three run side by side on two cores; with
-# `make test WORKERS=` one runs after the other.
+# Tests wait for processes much of the time, so three run in parallel on two cores; with
+# `make test WORKERS=` they run in sequence.
 WORKERS ?= -n 3 --dist loadgroup --no-loadscope-reorder
 
-# TensorFlow greets at its import: not between the lines of set-up.
+# Suppresses TensorFlow's messages at import.
 TF_CPP_MIN_LOG_LEVEL ?= 3
 export TF_CPP_MIN_LOG_LEVEL
 
-# docker-compose.yml has a WORKERS of its own: one typed for make must not reach it.
+# docker-compose.yml has its own WORKERS variable: make's must not reach it.
 unexport WORKERS
 
-# Once the Python that made it is gone, as after an upgrade of the system, it is of no use.
+# A .venv whose Python no longer exists, as after an upgrade of the system, is removed.
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
 .PHONY: help train test test-fast mutants soak bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
 
-help: ## Show these lines
+help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo "  More options:  make train ARGS='--epochs 3'    make test ARGS='-k moments'"
 
-# Open MPI asks root for leave, and wants ssh even for ranks of this machine unless told not to.
+# Open MPI needs these variables to run as root, and without ssh for ranks of this machine.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm=isolated \
     $(BIN)/mpirun --oversubscribe --bind-to none
 
-train: setup ## Train on real digits with two ranks and synchronized batch normalization
+train: setup ## Train on handwritten digits with two ranks and synchronized batch normalization
 	@start='$(MPIRUN)'; [ ! -e .venv/.horovod ] || start=$(BIN)/horovodrun; \
 	set -x; env $$start -np 2 $(BIN)/python -m launcher.train --norm sync $(ARGS)
 
-test: setup ## Run every test this machine can run, but those of the targets below
+test: setup ## Run every test that this machine supports, except those of the targets below
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup ## Run the tests of a single process: two minutes
 	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines and not slow" $(ARGS)
 
-test-slow: setup ## Run the tests that compute for minutes: every style of program on every engine
+test-slow: setup ## Run the tests that take minutes: every style of program on every backend
 	$(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
 
-test-threads: setup ## Run the tests of several processes with 2 and with 4 threads a rank
+test-threads: setup ## Run the tests of several processes with 2 and with 4 threads per rank
 	@for n in 2 4; do \
 	    env TF_NUM_INTRAOP_THREADS=$$n OMP_NUM_THREADS=$$n OPENBLAS_NUM_THREADS=$$n \
 	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines and not slow" $(ARGS) || exit 1; \
 	done
 
-mutants: setup .venv/.mutation-tools ## Break the code in many places, see whether tests notice: within an hour
+mutants: setup .venv/.mutation-tools ## Run mutation tests: within an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-soak: setup ## Train for half an hour on each engine: launcher and ranks may not grow
+soak: setup ## Train for half an hour on each backend: launcher and ranks must not grow
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-test-docker: setup ## Build the images in a real engine and run jobs in containers
+test-docker: setup ## Build the images in Docker Engine and run jobs in containers
 	$(BIN)/python -m pytest -m docker $(ARGS)
 
-test-machines: setup .venv/.wheel-tools ## Run README's commands on Debian 12, 13 and sid, and what else is marked machines
+test-machines: setup .venv/.wheel-tools ## Run the README's commands on Debian 12, 13 and sid
 	$(BIN)/python -m pytest $(WORKERS) -m machines $(ARGS)
 
-test-cluster: setup ## Run the cluster tests against the cluster that KUBECONFIG names
+test-cluster: setup ## Run the Kubernetes tests against the cluster of KUBECONFIG
 	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/launcher/targets/cluster $(ARGS)
 
-# The kind of processor that the wheel is for.
+# The processor architecture of the wheel.
 MACHINE ?= x86_64
 
-wheel: .venv/.wheel-tools ## Make dist/: the source distribution, and a wheel with the kernels in it
+wheel: .venv/.wheel-tools ## Build dist/: the source distribution, and a wheel with the kernels
 	@$(BIN)/python .ci/wheel.py --machine $(MACHINE)
 
 docs: .venv/.installed ## Build the documentation into build/site; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
 
-bench: setup ## Measure speed and memory beside the rivals; renews docs/performance.md
+bench: setup ## Measure speed and memory, compared with Keras and Horovod; updates docs/performance.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 CPP := $(wildcard syncbn/native/*.cc syncbn/native/*.h)
@@ -86,18 +86,18 @@ lint: .venv/.installed ## Check style and types
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
-format: .venv/.installed ## Put the code into its layout
+format: .venv/.installed ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-setup: .venv/.horovod .venv/.native ## Make .venv with all that this machine can build
+setup: .venv/.horovod .venv/.native ## Create .venv with everything that this machine can build
 
-pins: .venv/.installed ## Renew constraints.txt from the newest releases
+pins: .venv/.installed ## Update constraints.txt to the newest releases
 	$(PIP) install --quiet --upgrade uv
 	$(BIN)/python .ci/pins.py --upgrade
 
-clean: ## Remove .venv and what tools leave behind
+clean: ## Remove .venv, build outputs and caches
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
@@ -117,8 +117,8 @@ $(BIN)/python:
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[mutants]'
 	@touch $@
 
-# The next two are extras: without one of them the rest works, and set-up goes on. There is a stamp
-# only where it worked, so that whatever was missing is looked for again.
+# The next two are optional: set-up continues without them. The stamp exists only after success, so
+# the next make tries again.
 ZIG := CXX='$(CURDIR)/$(BIN)/python -m ziglang c++'
 
 .venv/.horovod: .venv/.installed $(wildcard launcher/horovod_build/*.py)

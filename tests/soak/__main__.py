@@ -1,4 +1,4 @@
-"""python -m tests.soak    # `make soak`: minutes of training on each engine, nothing may grow"""
+"""python -m tests.soak    # `make soak`: minutes of training on each backend, nothing may grow"""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 
 from tests.processes import REPOSITORY, python_path
 from tests.soak.measure import COUNTS, Look, growth, look
-from tests.soak.options import ENGINES, options
+from tests.soak.options import BACKENDS, options
 
 OUTPUT = REPOSITORY / "build" / "soak"
 _LOOKS = 60
@@ -25,20 +25,20 @@ def main() -> int:
     asked = options().parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     failed = False
-    for engine in asked.engine or ENGINES:
-        looks, code = soak(engine, 60.0 * asked.minutes, asked.ranks)
-        (OUTPUT / f"{engine}.json").write_text(json.dumps([vars(one) for one in looks], indent=1))
+    for backend in asked.backend or BACKENDS:
+        looks, code = soak(backend, 60.0 * asked.minutes, asked.ranks)
+        (OUTPUT / f"{backend}.json").write_text(json.dumps([vars(one) for one in looks], indent=1))
         found = growth(looks) if len(looks) >= 10 else ["nothing: it ended too early"]
         if code != 128 + signal.SIGTERM:
             found.append(f"exit code {code}")
         failed |= bool(found)
-        print(f"{engine}: {_summary(looks)}", flush=True)
+        print(f"{backend}: {_summary(looks)}", flush=True)
         for line in found:
-            print(f"{engine}: GREW {line}", flush=True)
+            print(f"{backend}: GREW {line}", flush=True)
     return int(failed)
 
 
-def soak(engine: str, seconds: float, ranks: int) -> tuple[list[Look], int]:
+def soak(backend: str, seconds: float, ranks: int) -> tuple[list[Look], int]:
     """Trains so long after the first checkpoint; the looks at it, and how the launcher ended."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, temporary, saves = (Path(name) / part for part in ("job", "tmp", "saves"))
@@ -51,10 +51,10 @@ def soak(engine: str, seconds: float, ranks: int) -> tuple[list[Look], int]:
             "TF_NUM_INTRAOP_THREADS": "1",
             "PYTHONPATH": python_path(REPOSITORY),
         }
-        command = [sys.executable, "-m", "launcher", "run", "-np", str(ranks), "--backend", engine]
+        command = [sys.executable, "-m", "launcher", "run", "-np", str(ranks), "--backend", backend]
         command += ["--output", str(folder), "--quiet", "--"]
         command += [sys.executable, "-m", "tests.soak.program", "20", str(saves)]
-        with (OUTPUT / f"{engine}.log").open("wb") as log:
+        with (OUTPUT / f"{backend}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT
             )

@@ -2,12 +2,12 @@
 
 import argparse
 
-ENGINES = ("mpi", "horovod", "tf")
+BACKENDS = ("mpi", "horovod", "tf")
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make soak ARGS=...")
-    parser.add_argument("--minutes", type=float, default=30.0, help="for each engine")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="by default all")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for each backend")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="by default all")
     parser.add_argument("--ranks", type=int, default=2)
     return parser
