@@ -167,7 +167,7 @@ def test_port_of_a_rank_taken(launch: Launch) -> None:
         result = launch.finish()
     note("a port that a rank wants is taken", time.time() - launch.fault_at(), result)
     assert result.returncode == 1
-    assert "hint: a port is taken" in result.output
+    assert "hint: a port is in use" in result.output
 
 
 @pytest.mark.timeout(60)
