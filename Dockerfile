@@ -1,11 +1,11 @@
 # The image of a job's containers. `docker build -t syncbn:cpu .`, or another target with --target:
-# cpu (the last, so the default), mpi (cpu with an ssh server, for MPIJob), gpu (CUDA and NCCL).
-# Needs BuildKit, Docker's own builder, which passes over the stages that a target does not use.
+# cpu (the last and therefore the default), mpi (cpu with an ssh server, for MPIJob), gpu (CUDA, NCCL).
+# Needs BuildKit, Docker's default builder, which skips the stages that a target does not use.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:12.9.1-devel-ubuntu22.04
 
-# ---- what all stages share; root until the very end of an image, for nothing is written after it
+# ---- the base of all stages; the user is root until the end of an image, which only then is complete
 FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/opt/syncbn/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -22,7 +22,7 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["launcher", "he
 ENTRYPOINT ["python", "-m", "launcher"]
 CMD ["--help"]
 
-# ---- what to install, out of pyproject.toml: the layers of packages stay while the lists are the same
+# ---- the packages, from pyproject.toml: their layers stay cached while the lists are the same
 FROM base AS requirements
 COPY pyproject.toml docker/requirements.py ./
 RUN python requirements.py
@@ -37,8 +37,8 @@ COPY constraints.txt ./
 COPY --from=requirements /src/gpu.txt ./
 RUN pip install --constraint constraints.txt --requirement gpu.txt
 
-# ---- what is compiled, with the packages lent from their stage, so that both are made at once; of
-# Horovod only the wheel leaves these stages, of the C++ operations only their library
+# ---- compilation, with the packages mounted from their stages; the images copy only Horovod's wheel
+# and the library of C++ operations
 FROM base AS compiler
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ make \
     && rm -rf /var/lib/apt/lists/*

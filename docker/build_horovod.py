@@ -1,7 +1,7 @@
-"""`launcher install-horovod` without the rest of the launcher, which changes more often.
+"""`launcher install-horovod` without the rest of the launcher, whose changes would repeat the build.
 
-python build_horovod.py CACHE WHEELS [--gpu]: the wheel is built, or found in CACHE, and copied into
-WHEELS.
+python build_horovod.py CACHE WHEELS [--gpu]: builds the wheel, or finds it in CACHE, and copies it
+to WHEELS.
 """
 
 import shutil

@@ -1,6 +1,6 @@
-"""Writes what each stage of the Dockerfile installs, one list a file, from pyproject.toml.
+"""Writes the packages of each stage of the Dockerfile to a file per stage, from pyproject.toml.
 
-So the layers of packages stay while these lists are the same, whatever else the project changes.
+The layers of packages stay cached while these lists are the same.
 """
 
 import tomllib

@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: the README as the front page, options, formulas, sources.
+"""Extends mkdocs: the README as the front page, tables of options, formulas, sources.
 
 mkdocs calls the functions named `on_*` (mkdocs.yml names this file).
 """
@@ -18,7 +18,7 @@ from launcher.train import __main__ as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Pages that stand at the root of the repository, and their names in the site.
+# Pages at the root of the repository, and their names in the site.
 ROOT_PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -47,14 +47,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links out of docs/ at copies in the site; fills in sources and tables of options."""
+    """Rewrites links out of docs/ to copies in the site; inserts sources and tables of options."""
     markdown = _LINK.sub(_to_the_copy, markdown)
     markdown = _SOURCE.sub(_source, markdown)
     return _OPTIONS.sub(lambda found: "\n".join(_options(found[1])), markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns formulas into MathML, which browsers draw without any script."""
+    """Converts formulas to MathML, which browsers render without a script."""
 
     def drawn(found: re.Match[str]) -> str:
         return convert(_unescaped(found[3]), display="inline" if found[2] == "(" else "block")
@@ -71,8 +71,8 @@ def _as_from_docs(link: re.Match[str]) -> str:
 def _to_the_copy(link: re.Match[str]) -> str:
     if link[1] in ROOT_PAGES:
         return f"]({ROOT_PAGES[link[1]]}{link[2] or ''})"
-    # A folder has no page of its own here; its name in the text says where it is.
-    return f"](source/{link[1]})" if (ROOT / link[1]).is_file() else "](index.md#the-tree)"
+    # A directory has no page in the site: link to the source tree instead.
+    return f"](source/{link[1]})" if (ROOT / link[1]).is_file() else "](index.md#source-tree)"
 
 
 def _source(found: re.Match[str]) -> str:

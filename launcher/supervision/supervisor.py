@@ -170,8 +170,8 @@ class Supervisor:
                 _poll_for(attempt, _STACK_SECONDS)
                 cause = (silence if silent else hang).cause(attempt.states)
                 attempt.end(self._spec.grace)
-            elif text := silence.warning(attempt.states, now):
-                self._event("warning", text=text)
+            elif warning := silence.warning(attempt.states, now):
+                self._event("warning", text=warning)
         return cause or _cause_of(attempt)
 
     def _fence(self, attempt: Attempt) -> None:

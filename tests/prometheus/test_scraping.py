@@ -79,7 +79,7 @@ def test_ranks_under_bare_horovodrun(horovodrun: Launcher, tmp_path: Path) -> No
         ranks = {s["metric"]["rank"] for s in server.query("training_info")}
         assert ranks == {"0", "1"}
         # What only a launcher knows stays empty here.
-        launcher_only = {"Restarts by reason", "Workers by state", "Ends of workers"}
+        launcher_only = {"Restarts by reason", "Workers by state", "Exits of workers"}
         launcher_only |= {"Ranks asked for and attempts", "Rendezvous", "Runs", "annotations"}
         _assert_dashboard(server, "rank", launcher_only)
         target = json.loads((output / "metrics" / "targets" / "rank-1.json").read_text())
