@@ -1,4 +1,4 @@
-"""`launcher install-horovod` without the rest of the launcher, whose changes would repeat the build.
+"""`launcher install-horovod` without the rest of the launcher, which would invalidate the cache.
 
 python build_horovod.py CACHE WHEELS [--gpu]: builds the wheel, or finds it in CACHE, and copies it
 to WHEELS.
