@@ -1,4 +1,4 @@
-"""One real rank of the study: trains its part, and rank 0 saves the weights of each norm.
+"""One real rank of the study: trains on its part; rank 0 saves the weights of each norm.
 
 mpirun -np 2 python -m tests.benchmarks.small_batch_program DIRECTORY
 """
@@ -6,7 +6,7 @@ mpirun -np 2 python -m tests.benchmarks.small_batch_program DIRECTORY
 import sys
 from pathlib import Path
 
-from benchmarks.small_batch import training  # first: settles TensorFlow's threads
+from benchmarks.small_batch import training  # first: configures TensorFlow's threads
 
 import keras  # isort: skip
 import numpy as np
@@ -14,13 +14,13 @@ import numpy as np
 import syncbn
 from benchmarks.small_batch.plan import Norm, Plan, Run, learning_rates, sample_numbers
 
-# Rates high enough for the weights to go somewhere in eight steps.
+# Learning rates high enough to change the weights in eight steps.
 PLAN = Plan(samples=64, peak_rate=1.0)
 NORMS: tuple[Norm, ...] = ("sync", "local")
 
 
 def run_of(norm: Norm) -> Run:
-    """Sorted by class, because there local statistics differ most."""
+    """Sorted by class, since local statistics differ most there."""
     return Run(world=2, batch=4, norm=norm, sharding="by-class", seed=1)
 
 

@@ -39,7 +39,7 @@ def test_every_training_sees_as_many_samples(sharding: str, world: int, batch: i
     assert len(learning_rates(Plan(), run)) == len(numbers)
     times_seen = np.bincount(numbers.ravel(), minlength=len(_LABELS))
     assert times_seen.min() > 0
-    # Shards of 56 and of 57 samples are gone through almost equally often.
+    # Shards of 56 and of 57 samples are used almost equally often.
     assert times_seen.max() - times_seen.min() <= 2
 
 
@@ -85,7 +85,7 @@ def test_verdicts(mean: float, verdict: str) -> None:
     assert Estimate(mean, 0.5).verdict == verdict
 
 
-def test_a_study_goes_on_from_its_file(tmp_path: Path) -> None:
+def test_a_study_continues_from_its_file(tmp_path: Path) -> None:
     plan = Plan(worlds=(2,), batches=(2,), seeds=2)
     study = Study(plan, [_result("sync", seed, 0.9) for seed in range(2)])
     save(study, tmp_path / "study.json")
@@ -127,7 +127,7 @@ def test_the_command(single_process: Launcher, tmp_path: Path) -> None:
     arguments = ["--toy", "--output", str(tmp_path)]
     for attempt in range(2):
         done = single_process(1, "benchmarks.small_batch", arguments, timeout=180).check()
-        # The second time there is nothing left to train.
+        # The second run has nothing left to train.
         assert ("of 3:" in done.stdout[0]) == (attempt == 0)
     page = (tmp_path / "study.md").read_text()
     assert "| shuffled | 2 | " in page
@@ -150,7 +150,7 @@ def test_a_wrong_number_of_seeds_is_bad_usage(single_process: Launcher) -> None:
 
 
 def test_the_page_says_what_was_measured() -> None:
-    """Its tables are those of the recorded results, and these bear out its first paragraphs."""
+    """Its tables match the recorded results, which support its first paragraphs."""
     plan = Plan()
     study = load(REPOSITORY / "docs" / "study.json", plan)
     assert not study.missing()

@@ -22,7 +22,7 @@ _PARTS = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What each benchmark writes at toy size, from real ranks."""
+    """The output of each benchmark at toy size, from real ranks."""
     directory = tmp_path_factory.mktemp("benchmarks")
     for name, module in _PARTS.items():
         module.main(["--toy", "--output", str(directory / f"{name}.json")])
@@ -53,7 +53,7 @@ def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]
             assert 0 < timing["minimum"] <= timing["median"] <= timing["p90"]
             assert timing["samples"] >= 2
 
-    # A layer keeps its input and some numbers a channel: of 64 channels here, as float64.
+    # A layer holds its input and some float64 numbers per channel, here for 64 channels.
     kept = found["memory"]["details"]["memory"]["syncbn"]
     assert 0 < kept["held bytes"] <= 10 * 64 * 8
     assert kept["peak"] > 2
@@ -110,11 +110,11 @@ def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
     ("seconds", "shown"),
     [(2.364e-6, "2.36 µs"), (0.0012, "1.2 ms"), (0.9994, "999 ms"), (61.5, "61.50 s")],
 )
-def test_times_come_with_the_unit_that_suits_them(seconds: float, shown: str) -> None:
+def test_times_have_a_suitable_unit(seconds: float, shown: str) -> None:
     assert with_unit(seconds) == shown
 
 
-def test_a_bar_is_judged_on_its_side() -> None:
+def test_a_bar_is_an_upper_or_a_lower_limit() -> None:
     assert Bar("smaller", 0.5, 0.6, at_most=True).holds
     assert not Bar("smaller", 0.7, 0.6, at_most=True).holds
     assert Bar("faster", 3.0, 2.2, at_most=False).holds
@@ -138,7 +138,7 @@ def test_the_fit_finds_the_line_it_was_given() -> None:
 
 
 def test_predictions_follow_the_algorithms() -> None:
-    # Two ranks exchange once in a tree; in a ring half of the vector goes twice.
+    # Two ranks exchange once in a tree; in a ring they send half of the vector twice.
     assert scaling.tree(2, 1e6, 1.0, 1e-6) == pytest.approx(2.0)
     assert scaling.ring(2, 1e6, 1.0, 1e-6) == pytest.approx(3.0)
     assert scaling.tree(4096, 0, 1.0, 0) == 12
@@ -147,7 +147,7 @@ def test_predictions_follow_the_algorithms() -> None:
     assert sum(scaling.RESNET50) == 26560
 
 
-def test_a_job_that_cannot_start_says_why() -> None:
+def test_a_job_that_cannot_start_is_an_error_with_its_output() -> None:
     with (
         pytest.raises(BenchmarkError, match=r"No module named 'benchmarks\.nothing'"),
         Conductor("benchmarks.nothing") as conductor,
