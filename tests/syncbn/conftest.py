@@ -1,6 +1,6 @@
-"""Four logical devices on the CPU, so that MirroredStrategy has replicas within the test process.
+"""Four logical CPU devices, as replicas of a MirroredStrategy within the test process.
 
-They must be declared before TensorFlow runs anything, hence at import.
+Configured at import, because TensorFlow must not have run any operation before.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The reports of every world, each made once in a session."""
+    """The reports of every world, each created once per session."""
     with ExitStack() as stack:
         yield Runs(tmp_path_factory.mktemp, stack)
 
 
 @pytest.fixture
 def fresh_layers() -> Iterator[None]:
-    """A process in which the functions of `syncbn.legacy` have made no layer yet."""
+    """Resets the layers that functions of `syncbn.legacy` have created."""
     default_store().clear()
     store._explained.clear()
     yield

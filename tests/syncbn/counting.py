@@ -9,7 +9,7 @@ from syncbn import SyncBatchNormalization
 from tests.syncbn.worlds import StrategyWorld, World
 
 CHANNELS = 8
-# Every operation by which anything leaves this rank, host calls included.
+# All operations that send data to other ranks, including host calls.
 COLLECTIVES = (
     "SyncbnMpiAllReduce",
     "HorovodAllreduce",
@@ -42,7 +42,7 @@ def in_graph(graph: tf.Graph) -> list[tuple[str, int | None]]:
         size = None
         if "T" in node.attr and len(shapes) == 1 and not shapes[0].unknown_rank:
             sizes = [d.size for d in shapes[0].dim]
-            # What is gathered has a row from each rank; the message of this one is a row.
+            # The gathered tensor has a row per rank; the message of this rank is one row.
             elements = np.prod(sizes[1:] if node.op.startswith("CollectiveGather") else sizes)
             size = int(elements * tf.as_dtype(node.attr["T"].type).size)
         found.append((node.op, size))
@@ -50,7 +50,7 @@ def in_graph(graph: tf.Graph) -> list[tuple[str, int | None]]:
 
 
 def traced_step(world: World, layer: Any, training: bool) -> list[tuple[str, int | None]]:
-    """The collectives in the graph of one step through `layer`, all local replicas together."""
+    """The collectives in the graph of one step of `layer`, of all local replicas."""
 
     def step(x: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
@@ -69,7 +69,7 @@ def traced_step(world: World, layer: Any, training: bool) -> list[tuple[str, int
 
 
 def count(world: World) -> dict[str, Any]:
-    """What a training step, an inference step and a frozen layer's step send in this world."""
+    """The collectives of a training step, an inference step and a frozen layer's step."""
     with world.scope():
         layer = SyncBatchNormalization()
         layer.build((None, CHANNELS))

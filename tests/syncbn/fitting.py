@@ -1,4 +1,4 @@
-"""`model.fit` with the layer inside, on every rank of a job: what Keras' own loop makes of it."""
+"""`model.fit` of models with the layer, on every rank of a job."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ BATCHES, ROWS = 3, 4
 
 
 def data(rank: int) -> np.ndarray:
-    """Of one rank, in order: `BATCHES` batches of `ROWS` rows."""
+    """The data of one rank: `BATCHES` batches of `ROWS` rows, in order."""
     generator = np.random.default_rng([77, rank])
     return generator.normal(size=(BATCHES * ROWS, 5)).astype("float32") + 3.0
 
 
 def fit(communicator: Communicator) -> dict[str, Any]:
-    """Fits nested, sequential and functional models around the layer with jit_compile="auto".
+    """Fits nested, sequential and functional models with the layer and jit_compile="auto".
 
     The learning rate is zero, so that the exact moving statistics are known.
     """
@@ -27,7 +27,7 @@ def fit(communicator: Communicator) -> dict[str, Any]:
     inputs = keras.Input((5,))
     hidden = syncbn.SyncBatchNormalization(momentum=0.5, name="first")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(inner(hidden)))
-    # The other layers are each rank's own: only the statistics are looked at.
+    # The other layers differ between ranks: only the statistics are compared.
     optimizer = syncbn.train_independently(keras.optimizers.SGD(0.0))
     model.compile(optimizer, loss="mse", jit_compile="auto")
     x = data(communicator.rank)

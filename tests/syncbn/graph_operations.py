@@ -1,4 +1,4 @@
-"""The types of the operations that a graph holds, and which of them communicate."""
+"""The types of the operations in a graph, and which of them communicate."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-# Whatever adds over ranks, and whatever calls back into Python, which an exported graph cannot.
+# Collectives, and calls into Python, which an exported graph must not contain.
 COMMUNICATION = re.compile(r"Collective|Horovod|Nccl|AllReduce|PyFunc")
 
 
@@ -19,7 +19,7 @@ def operations(nodes: Iterable[Any], functions: Iterable[Any]) -> set[str]:
 
 
 def operations_of_export(directory: Path) -> set[str]:
-    """The type of every operation of a SavedModel, those of its functions included."""
+    """The types of all operations of a SavedModel, including its functions."""
     model = saved_model_pb2.SavedModel()
     model.ParseFromString((directory / "saved_model.pb").read_bytes())
     found: set[str] = set()

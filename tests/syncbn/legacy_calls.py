@@ -1,4 +1,4 @@
-"""Both TensorFlow 1 signatures, called alike, and images for them."""
+"""Both TensorFlow 1 functions with one signature, and images for them."""
 
 from collections.abc import Callable
 from typing import Any

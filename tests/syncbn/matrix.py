@@ -1,8 +1,8 @@
-"""The oracle matrix: its cases, and how one world runs them and measures its errors.
+"""The cases of the oracle matrix, and their execution in one world.
 
-Every rank can draw the data of all ranks, so it asks the oracle for the joined batch itself and
-reports, for each case and quantity, its share of ‖ours − oracle‖² and ‖oracle‖². The tests add the
-shares up. A case is a training step through a dense layer and the batch normalization behind it.
+Every rank generates the data of all ranks, computes the oracle of the global batch, and reports,
+for each case and quantity, its contribution to ‖ours − oracle‖² and ‖oracle‖², which the tests sum.
+A case is a training step through a dense layer followed by the batch normalization.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ POLICIES = {
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
-# The mean beside a standard deviation of 1. Half precision cannot hold more of it.
+# The mean for a standard deviation of 1, limited by half precision.
 FULL_CONDITIONS = {"0": 0.0, "1e3": 1e3, "1e5": 1e5, "outlier": 0.0}
 HALF_CONDITIONS = {"0": 0.0, "30": 30.0}
 OUTLIER = 1e4
@@ -77,7 +77,7 @@ class Joined:
 
     @cached_property
     def exact(self) -> oracle.Normalized:
-        """The oracle's answer for the very numbers the normalization is given."""
+        """The oracle's result for the exact inputs of the normalization."""
         # The kernel is a signed permutation: the dense layer multiplies exactly and rounds once.
         order, sign = np.abs(self.kernel).argmax(axis=0), self.kernel.sum(axis=0)
         dtype = self.hidden.dtype
@@ -95,7 +95,7 @@ class Joined:
         return slice(self.cuts[rank], self.cuts[rank + 1])
 
     def arguments(self, rank: int) -> list[np.ndarray]:
-        """What the step of this rank is called with."""
+        """The arguments of the step of this rank."""
         rows = self.shard(rank)
         extra = self.mask if self.mask is not None else self.weights
         parts = [self.hidden, self.upstream_gradient, *([] if extra is None else [extra])]
@@ -103,7 +103,7 @@ class Joined:
 
 
 def draw(kind: str, size: int, dtype: str, condition: str) -> Joined:
-    """The same data on every rank that asks."""
+    """The data of the global batch, the same on every rank."""
     generator = np.random.default_rng([KINDS.index(kind), size])
     rows = ROWS[kind][size]
     numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
@@ -152,7 +152,7 @@ def _run(
     policy = POLICIES[dtype]
     with world.scope():
         dense = keras.layers.Dense(CHANNELS, dtype=policy)
-        # Without momentum the moving statistics are those of the batch.
+        # With momentum 0 the moving statistics are those of the batch.
         layer = SyncBatchNormalization(momentum=0.0, epsilon=EPSILON, dtype=policy)
         dense.build((None, STEPS, CHANNELS))
         layer.build((None, STEPS, CHANNELS))
@@ -238,8 +238,8 @@ def _report(
 def _roundings(ours: np.ndarray, exact: np.ndarray) -> float:
     """The largest error of an element, in half units in the last place of its half-precision dtype.
 
-    One rounding of the exact value is at most 1; what float32 arithmetic adds to it is allowed for
-    by a sliver of the typical element.
+    One rounding of the exact value is at most 1; the unit includes a small fraction of the typical
+    element for the error of float32 arithmetic.
     """
     if not exact.size:
         return 0.0

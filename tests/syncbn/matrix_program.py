@@ -1,6 +1,6 @@
-"""What each rank of a matrix job runs: `python -m tests.syncbn.matrix_program BACKEND`.
+"""The program of each rank of a matrix job: `python -m tests.syncbn.matrix_program BACKEND`.
 
-Prints one JSON line: the name of each world this rank is part of, and what it reported.
+Prints one JSON line: the name of each world of this rank, and its report.
 """
 
 import json
@@ -19,9 +19,9 @@ from tests.syncbn.worlds import ProcessWorld, StrategyWorld
 
 
 def before_init(backend: str) -> str:
-    """What a program that forgot `init` is told, by the layer where it may run at all."""
+    """The error of a program without `init`, raised by the layer if it can run."""
     try:
-        if backend == "tf":  # Which must be initialised before any operation.
+        if backend == "tf":  # It must be initialised before any operation.
             syncbn.communicator()
         else:
             layer = syncbn.SyncBatchNormalization()

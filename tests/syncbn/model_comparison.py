@@ -1,4 +1,4 @@
-"""What is compared of two models: their normalizations, weights and outputs."""
+"""Comparisons of two models: their normalizations, weights and outputs."""
 
 import keras
 import numpy as np

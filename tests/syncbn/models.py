@@ -1,4 +1,4 @@
-"""Small models of every kind for the tests of surgery, with weights that look trained."""
+"""Small models of every kind for the tests of model surgery, with non-initial weights."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ L = keras.layers
 
 
 def shake(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives every weight a value of its own, the same each time: a lost or swapped one shows."""
+    """Assigns reproducible different values to all weights, so that lost ones are detected."""
     random = np.random.default_rng(seed)
     for variable in model.weights:
         noise = random.normal(size=variable.shape)
@@ -59,7 +59,7 @@ def branched() -> keras.Model:
 
 @keras.saving.register_keras_serializable(package="tests")
 class Block(keras.layers.Layer):
-    """A custom layer with sublayers, one made in `build`."""
+    """A custom layer with sublayers, one created in `build`."""
 
     def __init__(self, units: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -108,7 +108,7 @@ class Subclassed(keras.Model):
 
 
 class FunctionalSubclass(keras.Model):
-    """A functional model whose class has an `__init__` and a step of its own."""
+    """A functional model whose class has a custom `__init__` and step."""
 
     def __init__(self, width: int) -> None:
         inputs = keras.Input((4,))

@@ -1,4 +1,4 @@
-"""A small model, and the weights that one process reaches with all rows in each batch."""
+"""A small model, and its weights after training in one process with all rows in each batch."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def regression_data() -> tuple[np.ndarray, np.ndarray]:
 def train_alone(
     optimizer: keras.optimizers.Optimizer, steps: int, scale: float = 1.0
 ) -> np.ndarray:
-    """The weights one process reaches with all seven rows in each batch."""
+    """The weights after training in one process with all seven rows in each batch."""
     features, targets = regression_data()
     model = dense_model(1)
     for _ in range(steps):

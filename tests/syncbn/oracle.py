@@ -1,7 +1,7 @@
-"""The float64 oracle: batch normalization of the joined batch in NumPy, forward and backward.
+"""The float64 oracle: batch normalization of the global batch in NumPy, forward and backward.
 
-Knows no ranks: a test joins the shards, asks the oracle, and cuts its answer into shards again.
-Written from the formulas of Ioffe and Szegedy (2015) and Ioffe (2017), two passes, no shortcuts.
+Independent of ranks: a test joins the shards, calls the oracle, and splits the result into shards.
+Implements the formulas of Ioffe and Szegedy (2015) and Ioffe (2017) directly, in two passes.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the joined batch; `centered` is x − mean, exact to the last bits, in the layout of x."""
+    """Moments of the global batch; `centered` is x − mean in full precision, shaped like x."""
 
     count: Array
     mean: Array
@@ -23,13 +23,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Normalized:
-    """What a training step must give.
+    """The expected results of a training step.
 
     Attributes:
-        outputs: y, the shape of the inputs.
-        dx: Gradient of the inputs, summed over all that they influence.
-        dgamma: Contribution of each position to γ's gradient, the shape of the inputs: its sum over
-            a shard is what the rank of the shard must report.
+        outputs: y, shaped like the inputs.
+        dx: Gradient of the inputs, of the sum of the losses of all ranks.
+        dgamma: Contribution of each position to the gradient of γ, shaped like the inputs: its sum
+            over a shard is the result of that rank.
         dbeta: The same for β.
     """
 
@@ -59,7 +59,7 @@ def moments(x: Array, axis: int = -1, weights: Array | None = None) -> Moments:
     Args:
         x: Any float dtype and shape.
         axis: The channel axis.
-        weights: Broadcastable to x. Values of zero weight are not looked at. None: all ones.
+        weights: Broadcastable to x. Values of weight zero are ignored. None: all ones.
     """
     x = np.asarray(x, np.float64)
     w = np.ones(x.shape) if weights is None else np.broadcast_to(weights, x.shape)
@@ -67,8 +67,8 @@ def moments(x: Array, axis: int = -1, weights: Array | None = None) -> Moments:
     values, w_columns = _columns(np.where(w > 0, x, 0.0), axis), _columns(w, axis)
     count = w_columns.sum(axis=1)
     divisor = np.where(count > 0, count, 1.0)
-    # A float64 mean is off by its own rounding, which is much beside a small deviation: the
-    # distance from it is subtracted once more.
+    # The rounding error of a float64 mean is large compared with a small deviation, so the mean of
+    # the differences is subtracted again.
     near = (w_columns * values).sum(axis=1) / divisor
     for _ in range(2):
         low = (w_columns * (values - near[:, None])).sum(axis=1) / divisor
@@ -95,13 +95,13 @@ def normalize(
     """y = ((x̂·r + d)·scale + bias)·γ + β and its gradients, for the loss Σ y·dy.
 
     Args:
-        x: The joined batch.
+        x: The global batch.
         dy: Gradient of the outputs.
         gamma: Shape (C,).
         beta: Shape (C,).
         axis: The channel axis.
         epsilon: Added to the variance.
-        weights: See `moments`. Positions without weight are still normalized.
+        weights: See `moments`. Positions of weight zero are normalized as well.
         r: Renorm's factor, shape (C,), a constant for the gradient.
         d: Renorm's shift, likewise.
         adjustment: (scale, bias), broadcastable to x.
@@ -152,7 +152,7 @@ def renorm_correction(
 
 
 def relative_error(ours: Array, exact: Array) -> float:
-    """‖ours − exact‖ / ‖exact‖; the norm of `ours` itself where the exact answer is zero."""
+    """‖ours − exact‖ / ‖exact‖; ‖ours‖ if `exact` is zero."""
     ours, exact = np.asarray(ours, np.float64), np.asarray(exact, np.float64)
     if ours.shape != exact.shape:
         raise AssertionError(f"shapes differ: {ours.shape} and {exact.shape}")

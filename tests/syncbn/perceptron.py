@@ -1,4 +1,4 @@
-"""A perceptron with two normalizations, rows for it, and the statistics it must get from them."""
+"""A perceptron with two normalizations, its data, and the expected statistics."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
 
 
 def oracle(model: keras.Model, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean and variance of what each of the perceptron's layers meets at inference, float64."""
+    """Mean and variance of the inputs of each normalization at inference, float64."""
     found = []
     values = inputs.astype("float64")
     for dense, name in (("d0", "first"), ("d1", "second")):

@@ -1,4 +1,4 @@
-"""Two ranks that begin as two worlds of one and become one world: a graph outlives the resize.
+"""Two ranks start as worlds of one and join to one world: a graph stays valid after the resize.
 
 `python -m tests.syncbn.resize_program RANK PORT`, with Horovod's rendezvous server on PORT. Prints
 one JSON line.
@@ -28,13 +28,13 @@ WORLD = {
 
 def main(rank: int, port: str) -> dict[str, Any]:
     traces = []
-    ranks = syncbn.init("horovod")
+    communicator = syncbn.init("horovod")
     layer = syncbn.SyncBatchNormalization(momentum=0.0)
     layer.build((None, 1))
 
     @tf.function
     def step(x: tf.Tensor) -> tf.Tensor:
-        traces.append(ranks.size)
+        traces.append(communicator.size)
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, training=True)

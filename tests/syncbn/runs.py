@@ -1,4 +1,4 @@
-"""Runs the rank programs of the matrix, each job once, and keeps what its ranks reported."""
+"""Runs the rank programs of the matrix, each job once, and stores the reports of its ranks."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,12 +24,12 @@ JOBS: dict[str, tuple[type[Launcher], list[str], str]] = {
     "horovod-gloo": (Horovodrun, ["--gloo"], "horovod"),
     "multiworker": (TensorFlowCluster, [], "tf"),
 }
-# A program that never called `init` but brought its own strategy. Once it has found its
-# communicator there, it takes the path of the world inside a strategy: one dtype shows that.
+# A program that uses its own strategy without `init`. It then takes the same path as the world
+# inside a strategy, so one dtype is enough.
 ALONE = "multiworker-strategy-alone"
-# Further worlds of the multi-worker job, by their names in a rank's answer.
+# Additional worlds of the multi-worker job, with their names in the answer of a rank.
 INSIDE_STRATEGY = {"multiworker-strategy": "tf-strategy", ALONE: "tf-strategy-alone"}
-# The second world takes the path of TensorFlow operations, as on a GPU.
+# The second world uses TensorFlow operations, as on a GPU.
 LOCAL = ("local", "local-by-tensorflow")
 IN_PROCESS = [
     *(pytest.param(world, 1) for world in LOCAL),
@@ -45,22 +45,22 @@ WORLDS = [*IN_PROCESS, *MULTI_PROCESS]
 
 
 def dtypes(world: str) -> tuple[str, ...]:
-    """Those that the matrix has for this world."""
+    """The dtypes of the matrix in this world."""
     return ("float32",) if world == ALONE else tuple(matrix.POLICIES)
 
 
-# What one world reported: part of the program → name of the case → one report per rank.
+# The report of one world: part of the program → name of the case → one report per rank.
 Reports = dict[str, dict[str, list[Any]]]
 
 
 def report(world: World) -> Reports:
-    """Everything one world is asked for, from the ranks held here."""
+    """The report of one world, from the ranks held here."""
     whole = {"matrix": matrix.run(world, tuple(matrix.POLICIES)), "features": features.run(world)}
     return whole | _counts(world)
 
 
 def report_alone(world: World) -> Reports:
-    """What the world `ALONE` is asked for."""
+    """The report of the world `ALONE`."""
     return {"matrix": matrix.run(world, dtypes(ALONE))} | _counts(world)
 
 
@@ -69,7 +69,7 @@ def _counts(world: World) -> Reports:
 
 
 class Runs:
-    """Each world's reports, made when first asked for."""
+    """The reports of each world, created on first use."""
 
     def __init__(self, directory: Callable[[str], Path], stack: ExitStack) -> None:
         self._directory = directory
@@ -113,7 +113,7 @@ class Runs:
 
 
 def _joined(answers: list[dict[str, dict[str, list[Any]]]]) -> Reports:
-    """The reports of all ranks side by side."""
+    """Merges the reports of all ranks."""
     return {
         part: {case: [r for answer in answers for r in answer[part][case]] for case in cases}
         for part, cases in answers[0].items()

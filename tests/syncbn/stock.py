@@ -1,4 +1,4 @@
-"""Keras' own layer beside ours: both with equal weights, and a step of either."""
+"""Keras' layer and the synchronized one with equal weights, and a step of either."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Stock = keras.layers.BatchNormalization
 
 
 def pair(shape: tuple[int, ...], **arguments: Any) -> tuple[Any, Any]:
-    """The stock layer and ours with equal weights."""
+    """Keras' layer and the synchronized one with equal weights."""
     stock, ours = Stock(**arguments), SyncBatchNormalization(**arguments)
     generator = np.random.default_rng(0)
     for layer in (stock, ours):

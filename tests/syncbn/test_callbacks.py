@@ -1,4 +1,4 @@
-"""The callbacks alone and their arguments; on ranks they stand in test_matrix_two_ranks.py."""
+"""The callbacks and their arguments in one process; on ranks: test_matrix_two_ranks.py."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from syncbn.errors import NonFiniteError
 from syncbn.optimizer import DistributedOptimizer
 
 
-def test_the_alarm_is_silent_alone() -> None:
+def test_the_alarm_does_nothing_in_one_process() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     callbacks.check_divergence(model, 1, callbacks.DivergenceAlarm().communicator)
 
@@ -45,7 +45,7 @@ def _model(optimizer: keras.optimizers.Optimizer, **options: object) -> keras.Mo
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_the_guard_leaves_a_plain_optimizer_and_the_model_as_they_were(eager: bool) -> None:
+def test_the_guard_restores_optimizer_and_model(eager: bool) -> None:
     x, y = np.ones((8, 2), np.float32), np.zeros((8, 1), np.float32)
     x[5] = np.inf
     model = _model(keras.optimizers.SGD(0.1), run_eagerly=eager)
@@ -53,27 +53,27 @@ def test_the_guard_leaves_a_plain_optimizer_and_the_model_as_they_were(eager: bo
     model.fit(x, y, batch_size=2, shuffle=False, verbose=0, callbacks=[guard])
     assert (guard.skipped, int(model.optimizer.iterations)) == (1, 3)
     assert np.isfinite(model.get_metrics_result()["loss"])
-    model.fit(x, y, batch_size=2, shuffle=False, verbose=0)  # unguarded once more
+    model.fit(x, y, batch_size=2, shuffle=False, verbose=0)  # without the guard
     assert not np.isfinite(model.get_weights()[0]).any()
     with pytest.raises(NonFiniteError, match=r"step 1 is not finite: the variable .*out/kernel"):
         model.fit(x, y, batch_size=2, verbose=0, callbacks=[callbacks.NonFiniteGuard()])
     assert "train_step" not in vars(model)
 
 
-def test_too_many_skips_and_scales_that_do_not_help_end_training() -> None:
+def test_too_many_skips_or_overflows_end_training() -> None:
     bad = np.full((160, 2), np.nan, np.float32), np.zeros((160, 1), np.float32)
     options = {"batch_size": 4, "verbose": 0}
     guard = callbacks.NonFiniteGuard("skip", most_skips=3)
     model = weigh_rows(_model(DistributedOptimizer(keras.optimizers.SGD())))
     with pytest.raises(NonFiniteError, match=r"step 3.*rank 0 holds NaN.*3 updates in a row"):
         model.fit(*bad, callbacks=[guard], **options)
-    assert model.train_step.__name__ == "weighted_train_step", "the guard has taken it along"
+    assert model.train_step.__name__ == "weighted_train_step", "the guard did not restore it"
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=8.0)
     with pytest.raises(NonFiniteError, match=r"step 30.*every loss scale from 8 down to"):
         _model(scaled).fit(*bad, callbacks=[callbacks.NonFiniteGuard()], **options)
 
 
-def test_what_no_layer_shows_is_a_loss_or_a_gradient() -> None:
+def test_loss_or_gradient_is_named_if_all_layers_are_finite() -> None:
     x, y = np.ones((4, 2), np.float32), np.zeros((4, 1), np.float32)
     for loss, cause in (
         (lambda t, p: keras.ops.sqrt(p), "the gradient of .*out/bias is not finite"),

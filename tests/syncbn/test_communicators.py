@@ -1,4 +1,4 @@
-"""Communicators without a job: the local one, names, packing, and which communicator is current."""
+"""Communicators in one process: the local one, names, packing, and the current communicator."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,20 +83,20 @@ def test_a_single_process_is_local_without_init() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_one_process_has_one_engine() -> None:
+def test_one_process_has_one_backend() -> None:
     syncbn.init("local")
     with pytest.raises(WorldError, match=r"already uses the local .*backend='mpi'"):
         syncbn.init("mpi")
 
 
 @pytest.mark.usefixtures("fresh")
-def test_an_engine_that_sees_fewer_ranks_than_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_with_fewer_ranks_than_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(NotInitializedError, match=r"rank 0 of 2 \(PMI_SIZE\).*call syncbn.init"):
         syncbn.communicator()
     with pytest.raises(WorldError, match=r"the tf backend sees 1 rank\(s\), but PMI_SIZE says 2"):
         syncbn.init("tf")
-    syncbn.init("local")  # On purpose: this process alone.
+    syncbn.init("local")  # Deliberately a single process.
     assert syncbn.communicator().size == 1
 
 
@@ -112,10 +112,13 @@ def test_replicas_are_found_inside_strategy_run_only() -> None:
     world = mirrored(2)
     found: list[Communicator] = []
     world.strategy.run(lambda: found.append(resolve("auto")))
-    assert [type(ranks) for ranks in found] == [ReplicaCommunicator] * 2
-    assert sorted(ranks.rank for ranks in found) == [0, 1]
-    assert {ranks.size for ranks in found} == {2}
-    assert {(ranks.local_rank, ranks.local_size) for ranks in found} == {(0, 2), (1, 2)}
+    assert [type(one) for one in found] == [ReplicaCommunicator] * 2
+    assert sorted(one.rank for one in found) == [0, 1]
+    assert {one.size for one in found} == {2}
+    assert {(one.local_rank, one.local_size) for one in found} == {
+        (0, 2),
+        (1, 2),
+    }
     assert resolve("auto").name == "local"
     with (
         world.strategy.scope(),
@@ -126,7 +129,7 @@ def test_replicas_are_found_inside_strategy_run_only() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_a_strategy_must_not_leave_out_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each process' replicas would share statistics, and the processes silently would not.
+    # The replicas of a process would share statistics, but silently not the processes.
     def inside(choice: str) -> list[Communicator]:
         found: list[Communicator] = []
         mirrored(2).strategy.run(lambda: found.append(resolve(choice)))
@@ -137,21 +140,21 @@ def test_a_strategy_must_not_leave_out_other_processes(monkeypatch: pytest.Monke
     monkeypatch.setenv("PMI_SIZE", "3")
     with pytest.raises(WorldError, match="the 2 replicas of this process, and the job has 3"):
         inside("auto")
-    assert [ranks.size for ranks in inside("tf")] == [2, 2]
-    assert [ranks.size for ranks in inside("local")] == [1, 1]
+    assert [one.size for one in inside("tf")] == [2, 2]
+    assert [one.size for one in inside("local")] == [1, 1]
 
 
 def test_replicas_sum_broadcast_and_group() -> None:
     def step(mine: tf.Tensor) -> list[tf.Tensor]:
-        ranks = resolve("auto")
-        ranks.barrier()
-        pair = ranks.subgroup(2)
+        communicator = resolve("auto")
+        communicator.barrier()
+        pair = communicator.subgroup(2)
         return [
-            ranks.all_reduce(mine, "sum"),
-            *ranks.all_reduce_many([mine, tf.cast(mine, tf.int64)], "many"),
-            ranks.broadcast([mine], root=3)[0],
+            communicator.all_reduce(mine, "sum"),
+            *communicator.all_reduce_many([mine, tf.cast(mine, tf.int64)], "many"),
+            communicator.broadcast([mine], root=3)[0],
             pair.all_reduce(mine, "pair"),
-            ranks.subgroup(1).all_reduce(mine, "alone"),
+            communicator.subgroup(1).all_reduce(mine, "alone"),
         ]
 
     for graph in (False, True):
@@ -171,18 +174,19 @@ def test_errors_are_one_tree() -> None:
 ALONE = """
 import json, sys
 import syncbn
-ranks = syncbn.init(sys.argv[1])
-ranks.barrier()
-print(json.dumps([ranks.name, ranks.rank, ranks.size, ranks.local_rank, ranks.local_size]))
+communicator = syncbn.init(sys.argv[1])
+communicator.barrier()
+fields = ("name", "rank", "size", "local_rank", "local_size")
+print(json.dumps([getattr(communicator, field) for field in fields]))
 """
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("backend", ["mpi", "horovod", "tf", "auto"])
-def test_a_plain_process_is_a_world_of_one_on_every_engine(
+def test_a_plain_process_is_a_world_of_one_on_every_backend(
     backend: str, single_process: Launcher, script: Callable[[str], Path]
 ) -> None:
-    # Open MPI from a wheel ended a process that mpirun had not started.
+    # Open MPI from a wheel aborted a process that mpirun did not start.
     if backend == "horovod":
         require_horovod()
     (answer,) = single_process(1, script(ALONE), [backend]).json()
@@ -208,7 +212,7 @@ def test_sums_of_a_cluster_keep_their_keys_and_never_share_one(
 
     assert len(set(trace())) == 3
     assert trace() == trace()
-    # Even where their names have the same checksum.
+    # Even if their names have the same checksum.
     monkeypatch.setattr("zlib.crc32", lambda _: 7)
     cluster = ClusterCommunicator(tf.distribute.get_strategy(), ["a:1", "b:1"], 0)
     assert len(set(trace())) == 3
@@ -226,8 +230,8 @@ def test_blocks_are_made_anew_when_the_world_has_another_size() -> None:
         def _make_subgroup(self, size: int) -> Communicator:
             return Elastic()
 
-    ranks = Elastic()
-    before = ranks.subgroup(2)
-    assert ranks.subgroup(2) is before
-    ranks.world = 8
-    assert ranks.subgroup(2) is not before
+    communicator = Elastic()
+    before = communicator.subgroup(2)
+    assert communicator.subgroup(2) is before
+    communicator.world = 8
+    assert communicator.subgroup(2) is not before

@@ -1,4 +1,4 @@
-"""What the variables of a process say about the job that it was started in."""
+"""The job as described by the environment variables of a process."""
 
 import json
 import os
@@ -33,7 +33,9 @@ TF_CONFIG = json.dumps(
     ],
     ids=str,
 )
-def test_what_the_launcher_says(variables: dict[str, str], expected: tuple[str, int, int]) -> None:
+def test_variables_of_each_launcher(
+    variables: dict[str, str], expected: tuple[str, int, int]
+) -> None:
     around = cluster_environment(variables)
     assert (around.backend, around.rank, around.size) == expected
 
@@ -51,13 +53,13 @@ def test_broken_numbers_of_ranks() -> None:
 
 
 @pytest.mark.parametrize("mpi4py", [True, False])
-def test_horovod_over_mpi_sleeps_only_where_mpi_carries_the_sums(
+def test_the_cycle_time_is_long_only_if_mpi_reduces(
     mpi4py: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in {
         "OMPI_COMM_WORLD_SIZE": "2",
         "OMPI_COMM_WORLD_RANK": "0",
-        "HOROVOD_CYCLE_TIME": "of the test",  # so that it is put back
+        "HOROVOD_CYCLE_TIME": "of the test",  # to be restored
     }.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("HOROVOD_SIZE", raising=False)

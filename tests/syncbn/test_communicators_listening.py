@@ -1,4 +1,4 @@
-"""On which addresses TensorFlow's server of a rank listens."""
+"""The addresses on which TensorFlow's server of a rank listens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +29,11 @@ import json
 import socket
 import psutil, syncbn, tensorflow as tf
 
-ranks = syncbn.init("tf")
-total = float(ranks.all_reduce(tf.ones([]), "sum"))
-with socket.create_server(("", 0)):  # what the program opens itself stays as it asks
+communicator = syncbn.init("tf")
+total = float(communicator.all_reduce(tf.ones([]), "sum"))
+with socket.create_server(("", 0)):  # the program's own sockets are not affected
     listening = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == "LISTEN"]
-ranks.barrier()
+communicator.barrier()
 print(json.dumps([total, sorted(listening)]))
 """
 

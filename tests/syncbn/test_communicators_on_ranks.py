@@ -1,4 +1,4 @@
-"""Everything a communicator promises, on four real ranks of every engine."""
+"""The interface of communicators, on four real ranks of every backend."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(150)]
 def ranks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[dict[str, Any]]]:
-    """The answers of the four ranks of one engine."""
+    """The answers of the four ranks of one backend."""
     kind, options, backend = JOBS[request.param]
     if request.param.startswith("horovod"):
         require_horovod()
@@ -31,7 +31,7 @@ def ranks(
         yield launcher(SIZE, program, [backend], timeout=140, options=options).json()
 
 
-def test_places(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_and_sizes(ranks: list[dict[str, Any]]) -> None:
     names = {answer["place"][0] for answer in ranks}
     assert len(names) == 1
     places = [answer["place"][1:] for answer in ranks]
@@ -42,11 +42,11 @@ def test_init_gives_the_same_communicator_again(ranks: list[dict[str, Any]]) -> 
     assert all(answer["same"] == [True] * 5 for answer in ranks)
 
 
-def test_one_process_has_one_engine(ranks: list[dict[str, Any]]) -> None:
+def test_one_process_has_one_backend(ranks: list[dict[str, Any]]) -> None:
     for answer in ranks:
-        assert answer["second engine"].startswith("WorldError: this process already uses the")
-        assert answer["other engine"].startswith("WorldError: ")
-        assert "Use communicator='auto'" in answer["other engine"]
+        assert answer["second backend"].startswith("WorldError: this process already uses the")
+        assert answer["other backend"].startswith("WorldError: ")
+        assert "Use communicator='auto'" in answer["other backend"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,7 +64,7 @@ def test_many_at_once(ranks: list[dict[str, Any]]) -> None:
     assert all(answer["many"] == [expected, expected] for answer in ranks)
 
 
-def test_broadcasts_carry_every_bit(ranks: list[dict[str, Any]]) -> None:
+def test_broadcasts_are_bitwise_equal(ranks: list[dict[str, Any]]) -> None:
     assert all(answer["broadcasts"] == ranks[0]["broadcasts"] for answer in ranks)
     from_first, from_first_in_graph, from_last, from_last_in_graph = ranks[0]["broadcasts"]
     assert from_first == from_first_in_graph
@@ -75,13 +75,13 @@ def test_broadcasts_carry_every_bit(ranks: list[dict[str, Any]]) -> None:
     assert from_last[3:6] == ["0001", "03c8", np.array(3, "float16").tobytes().hex()]
 
 
-def test_nobody_passes_the_barrier_before_all_have_come(ranks: list[dict[str, Any]]) -> None:
+def test_the_barrier_waits_for_all_ranks(ranks: list[dict[str, Any]]) -> None:
     assert min(went for _, went in (r["barrier"] for r in ranks)) >= max(
         came for came, _ in (r["barrier"] for r in ranks)
     )
 
 
-def test_horovod_wakes_up_as_often_as_sums_need_it(
+def test_the_cycle_time_of_horovod(
     ranks: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
     world = request.node.callspec.params["ranks"]

@@ -1,4 +1,4 @@
-"""Ranks that send sums of unequal length over MPI are told so, in words."""
+"""Sums of unequal length over MPI are an error with an explanation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ from tests.processes import Launcher
 
 PROGRAM = """
 import syncbn, tensorflow as tf
-ranks = syncbn.init("mpi")
-ranks.all_reduce(tf.ones([3 + ranks.rank]), "a sum")
+communicator = syncbn.init("mpi")
+communicator.all_reduce(tf.ones([3 + communicator.rank]), "a sum")
 """
 
 

@@ -1,4 +1,4 @@
-"""The tf engine keeps no thread for a collective, and no rank waits for ever for a peer."""
+"""Collectives of the tf backend leave no threads behind, and no rank waits forever for a peer."""
 
 import json
 import signal
@@ -21,11 +21,11 @@ from syncbn.communicators.watchdog import Watchdog
 fault = sys.argv[1]
 if fault == "stays away":
     distribute._watchdog = Watchdog(seconds=2.0)
-ranks = syncbn.init("tf")
+communicator = syncbn.init("tf")
 small, large = tf.ones([8]), tf.ones([20000])  # gathered, and reduced in a ring
 
 def step():
-    return [ranks.all_reduce(small, "small"), ranks.all_reduce(large, "large")]
+    return [communicator.all_reduce(small, "small"), communicator.all_reduce(large, "large")]
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -41,7 +41,7 @@ if fault == "dies":
 after = threads()
 print(json.dumps({"before": before, "after": after}), flush=True)
 
-if ranks.rank == 1:
+if communicator.rank == 1:
     time.sleep(1.0)  # rank 0 may still be receiving its part of the last sum
     if fault == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -74,12 +74,12 @@ def test_no_thread_is_left_and_every_wait_ends(
         lines = [line for line in job.stdout()[0].splitlines() if line.startswith("{")]
         answers[fault] = [json.loads(line) for line in lines]
 
-    # 400 collectives: with a limit in each of them there were 800 threads more.
+    # 400 collectives: with TensorFlow's own limit there would be 800 more threads.
     counted, ended = answers["dies"]
     assert counted["after"] <= counted["before"] + 8
     assert ended["kind"] == "UnavailableError"
     assert ended["seconds"] < 10
-    # TensorFlow's own heartbeats: ten seconds.
+    # TensorFlow's heartbeats take ten seconds.
     assert answers["is stopped"][1]["kind"] == "UnavailableError"
     assert answers["is stopped"][1]["seconds"] < 40
     ended = answers["stays away"][1]

@@ -1,7 +1,7 @@
-"""Two ranks train one model, whatever the style of the program, or end with an error that helps.
+"""Two ranks train one model with every style of program, or end with a helpful error.
 
-Programs of every style run on both ranks of one job for each engine (equal_models/variants.py), and
-mistakes after them or in jobs of their own (equal_models/mistakes.py).
+Programs of every style run on both ranks of one job per backend (equal_models/variants.py),
+followed by mistakes, or mistakes in separate jobs (equal_models/mistakes.py).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from tests.syncbn.equal_models.variants import VARIANTS
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
 _PROGRAM = "tests.syncbn.equal_models.program"
-# What `make test` runs of them: broadcasts, the tf.cond of a step, exchanged fingerprints.
+# Those that `make test` runs: broadcasts, the tf.cond of a step, exchange of fingerprints.
 _SOME = (
     "unbuilt",
     "subclassed_eagerly",
@@ -28,7 +28,7 @@ _SOME = (
     "resumed_on_the_first_rank",
     "loop_by_tape",
 )
-ENGINES = {
+JOBS = {
     "mpi": ("mpirun", "mpi", ()),
     "horovod-mpi": ("horovodrun", "horovod", ("--mpi",)),
     "horovod-gloo": ("horovodrun", "horovod", ("--gloo",)),
@@ -40,8 +40,8 @@ Run = Callable[..., JobResult]
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Run:
-    def on(engine: str, module: str, *arguments: str) -> JobResult:
-        fixture, backend, options = ENGINES[engine]
+    def on(job: str, module: str, *arguments: str) -> JobResult:
+        fixture, backend, options = JOBS[job]
         launcher: Launcher = request.getfixturevalue(fixture)
         return launcher(2, module, [backend, *arguments], options=options, timeout=580)
 
@@ -49,9 +49,9 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_style_of_program_ends_with_one_model(engine: str, run: Run) -> None:
-    first, second = run(engine, _PROGRAM, *VARIANTS).json()
+@pytest.mark.parametrize("job", JOBS)
+def test_every_style_of_program_ends_with_one_model(job: str, run: Run) -> None:
+    first, second = run(job, _PROGRAM, *VARIANTS).json()
     _expect_one_model(first, second, VARIANTS)
     for mistake in CAUGHT:
         told = [answers[mistake.__name__].get("error", "") for answers in (first, second)]
@@ -60,9 +60,9 @@ def test_every_style_of_program_ends_with_one_model(engine: str, run: Run) -> No
         )
 
 
-@pytest.mark.parametrize("engine", ["mpi", "tf"])
-def test_the_commonest_styles_end_with_one_model(engine: str, run: Run) -> None:
-    first, second = run(engine, _PROGRAM, *_SOME).json()
+@pytest.mark.parametrize("job", ["mpi", "tf"])
+def test_the_commonest_styles_end_with_one_model(job: str, run: Run) -> None:
+    first, second = run(job, _PROGRAM, *_SOME).json()
     _expect_one_model(first, second, _SOME)
 
 
@@ -83,7 +83,7 @@ def test_without_the_kernels_the_ranks_train_one_model_too(mpirun: Launcher) -> 
 
 
 @pytest.mark.parametrize(
-    ("engine", "mistake"),
+    ("job", "mistake"),
     [
         ("mpi", "plain_optimizer_with_the_layer"),
         ("tf", "unequal_starts"),
@@ -103,8 +103,8 @@ def test_without_the_kernels_the_ranks_train_one_model_too(mpirun: Launcher) -> 
         ),
     ],
 )
-def test_ranks_that_train_different_models_end_the_job(engine: str, mistake: str, run: Run) -> None:
-    result = run(engine, "tests.syncbn.equal_models.mistakes", mistake)
+def test_ranks_that_train_different_models_end_the_job(job: str, mistake: str, run: Run) -> None:
+    result = run(job, "tests.syncbn.equal_models.mistakes", mistake)
     told = result.transcript()
     assert result.returncode != 0, told
     assert "DivergenceError: the ranks do not train one model: after step" in told, told

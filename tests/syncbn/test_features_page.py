@@ -1,4 +1,4 @@
-"""docs/features.md names a test for each of our cells: it is there, on the engines it claims."""
+"""docs/features.md names a test for each cell of syncbn, which exists and runs on its backends."""
 
 import ast
 import importlib
@@ -17,21 +17,21 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "features.md"
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
-ON_EVERY_ENGINE = (
+ON_EVERY_BACKEND = (
     *("test_matrix.py", "test_matrix_features.py", "test_matrix_collectives.py"),
     *("test_matrix_two_ranks.py", "test_communicators_on_ranks.py", "test_equal_models.py"),
 )
-# How the page calls the worlds of the tests.
-ENGINES = {
+# The names of the worlds on the page.
+BACKENDS = {
     "horovod-mpi": "Horovod over MPI",
     "horovod-gloo": "Horovod over Gloo",
     "mpi": "MPI",
     "multiworker": "a TensorFlow cluster",
 }
-# Tests that start their own ranks, and name no engine in their parameters.
+# Tests that start ranks themselves, without a backend in their parameters.
 BY_HAND = {
     "test_rule_8_a_graph_outlives_a_resize_of_the_world": {"horovod-gloo"},
-    "test_model_of_a_horovod_job_lives_on_without_horovod": {"horovod-mpi"},
+    "test_model_of_a_horovod_job_works_without_horovod": {"horovod-mpi"},
 }
 
 
@@ -45,23 +45,23 @@ CELLS = [(row[1], *named) for row in rows() for named in NAMED.findall(row[1])]
 
 
 def claimed(cell: str, file: str) -> set[str]:
-    """The engines on which the page says that a test runs."""
+    """The backends on which the page says that a test runs."""
     words = cell.partition(": `")[0]
     _, _, after = words.rpartition("on ")
-    named = {world for world, name in ENGINES.items() if re.search(rf"(?<!over ){name}\b", after)}
+    named = {world for world, name in BACKENDS.items() if re.search(rf"(?<!over ){name}\b", after)}
     if "on Horovod" in words:
         return named
-    return {*ENGINES} if file in ON_EVERY_ENGINE else set()
+    return {*BACKENDS} if file in ON_EVERY_BACKEND else set()
 
 
 def given(module: ModuleType, function: Callable[..., Any]) -> set[str]:
-    """The engines among the parameters of a test and of its fixtures."""
+    """The backends among the parameters of a test and of its fixtures."""
     marks = [*getattr(function, "pytestmark", [])]
     words = set(_words([mark.args for mark in marks if mark.name == "parametrize"]))
     for name in inspect.signature(function).parameters:
         fixture = vars(module).get(name)
         words |= set(_words(getattr(fixture, "_fixture_function_marker", None)))
-    return {"multiworker" if word == "tf" else word for word in words} & {*ENGINES}
+    return {"multiworker" if word == "tf" else word for word in words} & {*BACKENDS}
 
 
 def _words(values: Any) -> Iterator[str]:
@@ -75,16 +75,16 @@ def _words(values: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("cell", "file", "name"), CELLS, ids=lambda text: text[:60])
-def test_every_named_test_runs_on_the_engines_of_its_cell(cell: str, file: str, name: str) -> None:
+def test_every_named_test_runs_on_the_backends_of_its_cell(cell: str, file: str, name: str) -> None:
     module = importlib.import_module(f"tests.syncbn.{file.removesuffix('.py')}")
-    engines = BY_HAND.get(name) or given(module, getattr(module, name))
-    assert claimed(cell, file) == engines, cell
+    backends = BY_HAND.get(name) or given(module, getattr(module, name))
+    assert claimed(cell, file) == backends, cell
 
 
 def test_no_other_test_of_the_page_starts_ranks() -> None:
-    """So that what the page calls a test of one process is one."""
+    """The page says that the other tests run in one process."""
     for _, file, name in CELLS:
-        if file in ON_EVERY_ENGINE or name in BY_HAND:
+        if file in ON_EVERY_BACKEND or name in BY_HAND:
             continue
         tree = ast.parse((HERE / file).read_text())
         (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
@@ -94,7 +94,7 @@ def test_no_other_test_of_the_page_starts_ranks() -> None:
 
 def test_every_cell_of_ours_names_a_test() -> None:
     assert len(rows()) > 25
-    assert {*JOBS} == {*ENGINES}
+    assert {*JOBS} == {*BACKENDS}
     for feature, ours, *_ in rows():
         assert NAMED.findall(ours), f"no test named for: {feature}"
 

@@ -1,4 +1,4 @@
-"""Fingerprints of two optimizers that one step updates at the same time."""
+"""Fingerprints of two optimizers that one step updates concurrently."""
 
 import json
 import time
@@ -17,7 +17,7 @@ _OPTIMIZERS = 8
 
 
 class _SlowMailbox(Mailbox):
-    """The neighbour's part is always there, a moment after it was asked for."""
+    """The fingerprints of the neighbour arrive after a short delay."""
 
     def __init__(self, fingerprint: int) -> None:
         self._fingerprint = fingerprint

@@ -1,4 +1,4 @@
-"""Gradients added up over passes: their sums are handed over once, then start anew."""
+"""Accumulation of gradients over passes: the sums are applied once, then reset."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def _zeros(shape: Any, dtype: str, name: str) -> tf.Variable:
     return tf.Variable(tf.zeros(shape, dtype), trainable=False, name=name)
 
 
-def test_sums_are_handed_over_once_and_start_anew() -> None:
+def test_sums_are_applied_once_and_reset() -> None:
     sums = GradientAccumulator([tf.Variable([0.0, 0.0]), tf.Variable(0.0)], _zeros)
     seen: list[tuple[Any, ...]] = []
 

@@ -1,4 +1,4 @@
-"""What ranks send of their gradients, and what comes back, between ranks that are threads."""
+"""The messages and results of gradient reductions, with threads as ranks."""
 
 from typing import Any
 
@@ -26,13 +26,15 @@ WEIGHTS = (2.0, 6.0)
 def reduced(
     *, weights: tuple[float, ...] = WEIGHTS, factors: tuple[float, ...] = (1.0, 3.0), **options: Any
 ) -> tuple[list[Reduced], list[list[tuple[str, str, int]]]]:
-    """Rank r has its factor times `SUMS`; rank 0 lacks the second. Also what was sent."""
+    """Rank r has its factor times `SUMS`; rank 0 lacks the second. Also returns the messages."""
 
-    def work(ranks: ThreadCommunicator) -> tuple[Reduced, list[tuple[str, str, int]]]:
-        mine = [tf.constant(part * np.float32(factors[ranks.rank])) for part in SUMS]
-        presence = tf.constant([1.0, float(ranks.rank > 0)])
-        weight = tf.constant(weights[ranks.rank])
-        return reduce_gradients(mine, presence, weight, ranks, "g", **options), ranks.sent
+    def work(communicator: ThreadCommunicator) -> tuple[Reduced, list[tuple[str, str, int]]]:
+        mine = [tf.constant(part * np.float32(factors[communicator.rank])) for part in SUMS]
+        presence = tf.constant([1.0, float(communicator.rank > 0)])
+        weight = tf.constant(weights[communicator.rank])
+        return reduce_gradients(
+            mine, presence, weight, communicator, "g", **options
+        ), communicator.sent
 
     answers = on_ranks(2, work)
     for first, second in zip(answers[0][0].gradients, answers[1][0].gradients, strict=True):
@@ -59,14 +61,14 @@ def test_sums_are_divided_by_the_rows_of_all_ranks(
         assert sent == [[("g_weights", "float32", 1 + 2), (f"g/{kind}", kind, 5)]] * 2
 
 
-def test_an_average_of_what_half_precision_cannot_hold() -> None:
+def test_sums_beyond_half_precision_do_not_overflow() -> None:
     answers, _ = reduced(factors=(30000.0, 30000.0), weights=(4e4, 4e4), wire=tf.float16)
     for got, part in zip(answers[0].gradients, SUMS, strict=True):
         np.testing.assert_allclose(got, part * np.float32(0.75), rtol=2e-3)
 
 
 @pytest.mark.parametrize("wire", [None, tf.float16])
-def test_of_no_rows_comes_nothing_whatever_the_gradients_hold(wire: tf.DType | None) -> None:
+def test_a_rank_without_rows_contributes_zero(wire: tf.DType | None) -> None:
     answers, _ = reduced(weights=(2.0, 0.0), factors=(1.0, np.nan), wire=wire)
     for got, part in zip(answers[0].gradients, SUMS, strict=True):
         np.testing.assert_array_equal(got, part / 2.0)
@@ -75,17 +77,19 @@ def test_of_no_rows_comes_nothing_whatever_the_gradients_hold(wire: tf.DType | N
         np.testing.assert_array_equal(got, np.zeros(got.shape))
 
 
-def test_a_row_that_counts_less_than_one_counts() -> None:
+def test_fractional_weights_count() -> None:
     answers, _ = reduced(weights=(0.125, 0.125), factors=(1.0, 1.0))
     for got, part in zip(answers[0].gradients, SUMS, strict=True):
         np.testing.assert_array_equal(got, part * 8.0)
 
 
-def test_dtypes_travel_apart() -> None:
-    def work(ranks: ThreadCommunicator) -> tuple[list[tf.Tensor], list[tuple[str, str, int]]]:
+def test_each_dtype_has_its_own_message() -> None:
+    def work(
+        communicator: ThreadCommunicator,
+    ) -> tuple[list[tf.Tensor], list[tuple[str, str, int]]]:
         mine = [tf.constant([1.0], tf.float64), tf.constant([1.0]), tf.constant([3.0], tf.float64)]
-        answer = reduce_gradients(mine, tf.ones(3), tf.constant(2.0), ranks, "g")
-        return answer.gradients, ranks.sent
+        answer = reduce_gradients(mine, tf.ones(3), tf.constant(2.0), communicator, "g")
+        return answer.gradients, communicator.sent
 
     gradients, sent = on_ranks(3, work)[0]
     assert [g.dtype for g in gradients] == [tf.float64, tf.float32, tf.float64]

@@ -1,4 +1,4 @@
-"""Files, configurations and exported graphs between Keras' layer and ours."""
+"""Files, configurations and exported graphs of Keras' layer and the synchronized one."""
 
 from pathlib import Path
 
@@ -67,8 +67,8 @@ def test_weight_files_fit_a_model_with_both_layers(tmp_path: Path) -> None:
         assert bits(mixed) == bits(stock)
 
 
-def test_our_layer_calls_itself_by_its_own_name() -> None:
-    # Its class goes by the name of Keras' own, or the weights files above would not fit.
+def test_the_representation_of_the_layer() -> None:
+    # Its class has the name of Keras' layer, so that the weights files above fit.
     assert repr(SyncBatchNormalization(name="b")) == "<SyncBatchNormalization name=b, built=False>"
     assert "SyncBatchNormalization" in repr(SyncBatchNormalization)
 
@@ -94,19 +94,19 @@ def test_exports_predict_the_same_and_hold_no_communication(
             np.testing.assert_allclose(ours_now, before, 1e-5, 1e-6)
 
 
-def test_keras_own_configuration_makes_our_layer() -> None:
+def test_a_configuration_of_keras_creates_the_layer() -> None:
     layer = L.BatchNormalization(axis=1, momentum=0.7, gamma_regularizer="l1", name="mine")
     ours = SyncBatchNormalization.from_config(layer.get_config())
     assert (ours.axis, ours.momentum, ours.name) == (1, 0.7, "mine")
     assert isinstance(ours.gamma_regularizer, keras.regularizers.L1)
-    assert not ours.synchronized  # as it says; convert_sync_batchnorm is what synchronizes
+    assert not ours.synchronized  # as configured; use convert_sync_batchnorm to synchronize
     back = L.BatchNormalization.from_config(
         {key: value for key, value in ours.get_config().items() if key in layer.get_config()}
     )
     assert back.get_config() == layer.get_config()
 
 
-def test_our_configuration_is_read_back_whole() -> None:
+def test_the_configuration_round_trip() -> None:
     layer = SyncBatchNormalization(
         group_size=2, zero_debias_moving_mean=True, bessel_correction=True, activation="relu"
     )

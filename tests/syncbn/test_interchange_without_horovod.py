@@ -1,4 +1,4 @@
-"""Files from a Horovod job on a machine that has no Horovod."""
+"""Files of a Horovod job on a machine without Horovod."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.syncbn.graph_operations import communicating, operations_of_call
 from tests.syncbn.model_comparison import bits
 
 directory = Path(sys.argv[1])
-ranks = syncbn.init("horovod")
+communicator = syncbn.init("horovod")
 keras.utils.set_random_seed(4)
 model = keras.Sequential([
     keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3, use_bias=False),
@@ -26,10 +26,10 @@ model = keras.Sequential([
     keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2),
 ])
 model.compile(syncbn.DistributedOptimizer(keras.optimizers.Adam(0.01)), "mse")
-images = np.random.default_rng(ranks.rank).normal(size=(12, 6, 6, 3)).astype("float32")
+images = np.random.default_rng(communicator.rank).normal(size=(12, 6, 6, 3)).astype("float32")
 model.fit(images, images.mean((1, 2))[:, :2], batch_size=4, verbose=0)
-if ranks.rank == 0:
-    time.sleep(2)  # the other rank has left the job by now, which must not disturb this one
+if communicator.rank == 0:
+    time.sleep(2)  # the other rank has exited by now, which must not affect this one
     model.save(directory / "model.keras")
     model.save_weights(directory / "model.weights.h5")
     model.export(directory / "exported", verbose=False)
@@ -54,7 +54,7 @@ try:
 except ImportError as error:
     report["horovod"] = str(error)
 inputs = np.load(directory / "inputs.npy")
-# First with nothing but TensorFlow.
+# First with TensorFlow only.
 exported = tf.saved_model.load(str(directory / "exported"))
 report["served"] = exported.serve(inputs).numpy().tolist()
 assert "syncbn" not in sys.modules
@@ -68,7 +68,7 @@ report["bits"] = bits(model)
 report["outputs"] = model.predict(inputs, verbose=0).tolist()
 report["communicator"] = model.layers[1].communicator
 before = model.layers[1].moving_mean.numpy()
-model.fit(inputs, inputs.mean((1, 2))[:, :2], verbose=0)  # alone, it trains on
+model.fit(inputs, inputs.mean((1, 2))[:, :2], verbose=0)  # training continues in one process
 report["trains"] = bool(np.any(before != model.layers[1].moving_mean.numpy()))
 model.load_weights(directory / "model.weights.h5")
 report["weights"] = bits(model)
@@ -84,7 +84,7 @@ print(json.dumps(report))
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(200)
-def test_model_of_a_horovod_job_lives_on_without_horovod(
+def test_model_of_a_horovod_job_works_without_horovod(
     mpirun: Launcher,
     single_process: Launcher,
     script: Callable[[str], Path],
@@ -96,7 +96,7 @@ def test_model_of_a_horovod_job_lives_on_without_horovod(
     np.save(tmp_path / "inputs.npy", inputs)
     first, second = mpirun(2, script(TRAIN), [str(tmp_path)], timeout=100).json()
     assert first["bits"] == second["bits"]
-    assert first["training"]  # the look at the graph does find communication
+    assert first["training"]  # the graph is searched correctly
     assert first["inference"] == []
 
     shadow = tmp_path / "shadow"
@@ -116,4 +116,6 @@ def test_model_of_a_horovod_job_lives_on_without_horovod(
     assert alone["communicator"] == "horovod"
     assert alone["trains"]
     assert alone["exported"] == alone["again"] == []
-    assert alone["reverted"] == first["bits"][:5] + first["bits"][7:]  # but for the debiasing's two
+    assert (
+        alone["reverted"] == first["bits"][:5] + first["bits"][7:]
+    )  # without the two weights of debiasing

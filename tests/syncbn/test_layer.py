@@ -1,4 +1,4 @@
-"""The layer in one process, beside `keras.layers.BatchNormalization`: same names, same numbers."""
+"""The layer in one process, compared with `keras.layers.BatchNormalization`."""
 
 import inspect
 
@@ -154,7 +154,7 @@ def test_adjustment_acts_in_training_only(adjusted: bool) -> None:
 
 
 def test_second_derivatives_are_refused_not_wrong() -> None:
-    # A gradient penalty would need the derivative of the backward collective.
+    # A gradient penalty needs the derivative of the backward collective.
     layer = SyncBatchNormalization()
     x = tf.constant(np.random.default_rng(11).normal(size=(5, 3)), tf.float32)
     with tf.GradientTape() as outer:
@@ -168,8 +168,8 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
         outer.gradient(penalty, x)
 
 
-def test_an_outlier_in_the_first_row_spoils_no_sum() -> None:
-    """The pivot of the sums lies near the data, not on their first value."""
+def test_an_outlier_in_the_first_row_affects_no_sum() -> None:
+    """The pivot of the sums is near the data, not the first value."""
     generator = np.random.default_rng(12)
     x = generator.normal(size=(50_000, 4)).astype("float32") + 3.0
     x[0] = 1e6
@@ -180,20 +180,20 @@ def test_an_outlier_in_the_first_row_spoils_no_sum() -> None:
     assert relative_error(layer.moving_variance.numpy(), exact.variance) < 2e-7
 
 
-def test_an_unbiased_variance_of_one_row_is_no_infinity() -> None:
+def test_an_unbiased_variance_of_one_row_is_finite() -> None:
     layer = SyncBatchNormalization(momentum=0.5, bessel_correction=True, renorm=True)
     layer(np.ones((1, 3), "float32"), training=True)
     assert all(np.isfinite(weight.numpy()).all() for weight in layer.weights)
 
 
 @pytest.mark.parametrize("debias", [False, True])
-def test_channels_that_nobody_counted_keep_their_statistics(debias: bool) -> None:
+def test_channels_without_samples_keep_their_statistics(debias: bool) -> None:
     layer = SyncBatchNormalization(
         momentum=0.5, zero_debias_moving_mean=debias, moving_mean_initializer="ones"
     )
     x = np.full((2, 3, 4), 5.0, "float32")
     layer.build(x.shape)
-    for _ in range(2):  # before the first batch that counts, and after it
+    for _ in range(2):  # before and after the first batch with samples
         before = [weight.numpy() for weight in layer.weights]
         layer(x + 1.0, training=True, mask=np.zeros((2, 3), bool))
         for weight, value in zip(layer.weights, before, strict=True):
@@ -201,10 +201,10 @@ def test_channels_that_nobody_counted_keep_their_statistics(debias: bool) -> Non
         layer(x, training=True)
 
 
-def test_renorm_takes_a_deviation_that_is_still_zero_for_epsilons() -> None:
+def test_renorm_bounds_the_deviation_by_epsilon() -> None:
     layer = SyncBatchNormalization(renorm=True, renorm_momentum=0.0, epsilon=1e-3)
     layer.build((None, 3))
     layer.renorm_stddev.assign(np.zeros(3))
     x = np.random.default_rng(13).normal(size=(64, 3)).astype("float32")
-    # r = σ/√ε and d = μ/√ε undo the normalization by σ: what is left is x/√ε.
+    # r = σ/√ε and d = μ/√ε undo the normalization by σ: the result is x/√ε.
     assert relative_error(layer(x, training=True), x / np.sqrt(1e-3)) < 1e-5

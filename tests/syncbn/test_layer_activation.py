@@ -1,4 +1,4 @@
-"""An activation inside the layer, against the same one behind it."""
+"""An activation in the layer, compared with the same activation after it."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def step(
     activation: str, behind: str, dtype: str, option: str
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Outputs and gradients of one step; `activation` is the layer's own, `behind` follows it."""
+    """Outputs and gradients of one step; `activation` is in the layer, `behind` after it."""
     generator = np.random.default_rng(3)
     shape = (6, 5, 4, 3)
     x = tf.constant(generator.normal(2.0, 3.0, size=shape), dtype)
@@ -56,7 +56,7 @@ def test_it_is_the_activation_behind_the_layer(activation: str, dtype: str, opti
     inside, gradients = step(activation, "linear", dtype, option)
     behind, expected = step("linear", activation, dtype, option)
     assert (inside < 1e-9).any(), "nothing is rectified"
-    # The slope of TensorFlow's leaky ReLU is a float32 whatever its inputs are.
+    # The slope of TensorFlow's leaky ReLU is float32 for all dtypes.
     rounded = activation == "leaky_relu" and dtype == "float64"
     np.testing.assert_allclose(inside, behind, rtol=2e-8 if rounded else 0)
     tolerance = 2e-6 if dtype == "float32" else 2e-8 if rounded else 1e-12
@@ -73,7 +73,7 @@ def test_half_precision_is_rounded_once(dtype: str) -> None:
         assert np.abs(inside - exact).max() <= 2 * unit * np.abs(exact).max()
 
 
-def test_not_a_number_stays_one() -> None:
+def test_nan_stays_nan() -> None:
     x = tf.constant([[1.0], [2.0], [float("nan")]])
     for activation in RECTIFIERS:
         assert np.isnan(SyncBatchNormalization(activation=activation)(x, training=True)).all()

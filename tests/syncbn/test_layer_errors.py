@@ -1,4 +1,4 @@
-"""Bad input: each error names the argument, what was expected and what came."""
+"""Invalid input: each error names the argument, the expected and the received value."""
 
 import re
 from typing import Any
@@ -145,8 +145,8 @@ def test_renorm_clipping_without_renorm_is_kept_as_keras_does() -> None:
     }
 
 
-def test_named_engine_without_its_job() -> None:
-    # A single process is complete without Horovod, which may not be installed.
+def test_named_backend_without_its_job() -> None:
+    # A single process does not need Horovod, which may not be installed.
     layer = SyncBatchNormalization(communicator="horovod")
     np.testing.assert_array_equal(
         layer(X, training=True), SyncBatchNormalization()(X, training=True)

@@ -1,4 +1,4 @@
-"""Half-precision layers and inputs: dtypes, no overflow, and weights that keep their precision."""
+"""Half-precision layers and inputs: dtypes, no overflow, full precision of weights."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_half_precision_policies(dtype: str, mixed: bool, arguments: dict[str, A
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_large_half_precision_values_do_not_overflow(masked: bool) -> None:
-    # Their sum exceeds 65504 at the second row, their squares at once.
+    # The sum exceeds 65504 at the second row, the squares at the first.
     generator = np.random.default_rng(6)
     x = (generator.uniform(0.5, 1.0, size=(64, 4, 3)) * 60000).astype("float16")
     layer = SyncBatchNormalization(dtype="mixed_float16", momentum=0.0)

@@ -1,4 +1,4 @@
-"""The layer inside Keras models of every form, under fit, accumulation and XLA."""
+"""The layer in Keras models of every form, with fit, accumulation and XLA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def norm(stock: bool) -> Any:
 
 
 def hidden() -> Any:
-    # Without a bias, whose gradient in front of a normalization is nothing but rounding.
+    # Without a bias, whose gradient before a normalization is a rounding error only.
     return keras.layers.Dense(4, use_bias=False)
 
 
@@ -93,7 +93,7 @@ def test_xla_may_compile_it_where_nothing_is_sent(synchronized: bool) -> None:
     assert relative_error(compiled(x), SyncBatchNormalization()(x, training=True)) < 1e-6
 
 
-def test_the_native_operations_serve_a_process_alone_but_not_xla() -> None:
+def test_native_operations_run_in_one_process_but_not_under_xla() -> None:
     layer = SyncBatchNormalization()
 
     def kinds(jit_compile: bool) -> set[str]:
@@ -133,7 +133,7 @@ def test_freezing_a_model_freezes_its_statistics() -> None:
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_fit_under_a_mirrored_strategy(replicas: int) -> None:
-    # The learning rate is zero: the moving statistics are those of the joined batches alone.
+    # The learning rate is zero, so the moving statistics depend on the global batches only.
     x, y = data()
     with mirrored(replicas).scope():
         model = keras.Sequential(
@@ -158,7 +158,7 @@ def test_layers_of_equal_names_in_one_graph() -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_saved_model_comes_back(tmp_path: Any) -> None:
+def test_a_saved_model_is_restored(tmp_path: Any) -> None:
     x, y = data()
     model = nested(stock=False)
     model.compile("sgd", "mse")

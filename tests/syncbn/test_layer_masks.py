@@ -1,4 +1,4 @@
-"""Masks and frequency weights of the layer in one process, from its call or from earlier layers."""
+"""Masks and frequency weights of the layer in one process, from arguments or earlier layers."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Drawn shapes, axes, shards and masks against the oracle, and finite differences in float64."""
+"""Random shapes, axes, shards and masks against the oracle; finite differences in float64."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +20,7 @@ EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Drawn:
-    """A joined batch and how it is cut: `rows` has one entry per replica, zeros allowed."""
+    """A global batch and its division: `rows` has one entry per replica, possibly zero."""
 
     shape: tuple[int, ...]
     axis: int
@@ -86,8 +86,8 @@ def _run(world: StrategyWorld | None, case: Drawn) -> None:
             layer = make()
         results = world.compile(step, graph=False)([[p[s] for p in parts] for s in shards])
     axes = tuple(i for i in range(x.ndim) if i != case.axis % x.ndim)
-    # Of two samples that nearly agree, or of one, little or nothing is left: what it is left of
-    # sets the scale.
+    # The result is small for two nearly equal samples, or a single one: errors are relative to the
+    # terms that cancel.
     plain = 0.1 * np.linalg.norm(dy)
     inverse = oracle.spread(1.0 / np.sqrt(exact.moments.variance + EPSILON), x, case.axis)
     whole_dx = 0.1 * np.linalg.norm(dy * oracle.spread(gamma, x, case.axis) * inverse)
@@ -105,7 +105,7 @@ def _run(world: StrategyWorld | None, case: Drawn) -> None:
     assert relative_error(layer.moving_mean.numpy(), expected) < 1e-12
     expected = np.where(counted, exact.moments.variance, 1.0)
     difference = np.linalg.norm(layer.moving_variance.numpy() - expected)
-    # Of equal values nothing may be left but the last bits of the square of their pivot's rest.
+    # For equal values only the last bits of the square of the pivot's rest may remain.
     assert difference <= 1e-11 * np.linalg.norm(expected) + 1e-20 * (1.0 + case.mean**2)
 
 
@@ -123,7 +123,7 @@ def replicas(request: pytest.FixtureRequest) -> StrategyWorld:
 @settings(
     max_examples=25,
     deadline=None,
-    # The replicas are the same for all examples and keep nothing between them.
+    # All examples use the same stateless replicas.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

@@ -1,4 +1,4 @@
-"""What the two TensorFlow 1 signatures refuse: the message says what was expected and received."""
+"""Invalid arguments of the two TensorFlow 1 functions, and their messages."""
 
 from collections.abc import Callable
 

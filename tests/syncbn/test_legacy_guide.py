@@ -1,6 +1,6 @@
-"""docs/tensorflow1.md: its first three blocks do what the page says, to the last digit.
+"""docs/tensorflow1.md: the results of its first three blocks are exact.
 
-That all of them run is tested with those of the other pages, in tests/documentation.
+tests/documentation runs all blocks of all pages.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Synchronized moments, the raw form: values, gradient, shapes, and what is refused."""
+"""Synchronized moments: values, gradient, shapes, and invalid arguments."""
 
 from collections.abc import Callable
 

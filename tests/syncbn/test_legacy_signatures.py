@@ -1,4 +1,4 @@
-"""The two TensorFlow 1 signatures: the same parameters, and every one of them has its effect."""
+"""The two TensorFlow 1 functions: the original parameters, and the effect of each."""
 
 import inspect
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("fresh_layers")
 
 v1 = tf.compat.v1
 
-# As written in TensorFlow 1.15's own files.
+# From the source files of TensorFlow 1.15.
 CONTRIB = {
     "inputs": inspect.Parameter.empty,
     "decay": 0.999,

@@ -1,4 +1,4 @@
-"""Which layer a call of a function finds: scopes, counted names, stores and models."""
+"""The layer that a call uses: scopes, numbered names, stores and models."""
 
 import logging
 from pathlib import Path

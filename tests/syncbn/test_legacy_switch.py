@@ -1,6 +1,6 @@
-"""Training and inference by the old formulas, by a switch that may be a tensor.
+"""Training and inference with TensorFlow 1's formulas, and a training argument that is a tensor.
 
-On ranks it stands in test_matrix_two_ranks.py.
+test_matrix_two_ranks.py tests it on ranks.
 """
 
 import traceback
@@ -87,7 +87,7 @@ def test_outputs_have_the_dtype_of_the_inputs(function: Callable[..., Any], dtyp
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_untrainable_statistics_still_move(function: Callable[..., Any]) -> None:
+def test_untrainable_layers_update_their_statistics(function: Callable[..., Any]) -> None:
     named(function, images(), True, trainable=False)
     layer = default_store()["bn"]
     assert layer.trainable_variables == []
@@ -98,7 +98,7 @@ def test_untrainable_statistics_still_move(function: Callable[..., Any]) -> None
     "function", [*FUNCTIONS.values(), legacy.moments], ids=lambda f: f.__name__
 )
 def test_autograph_leaves_the_functions_as_they_are(function: Callable[..., Any]) -> None:
-    """Converting them, and all they call down to the logging module, takes two seconds."""
+    """Converting them and all functions that they call takes two seconds."""
     callers: set[str] = set()
 
     class Rows:

@@ -1,6 +1,6 @@
-"""The oracle matrix: every kind of shard, mode and dtype on every engine, against the joined batch.
+"""The oracle matrix: all kinds of shards, modes and dtypes on all backends, against the oracle.
 
-Each job runs all its cases once (`runs.py`); each case is a test of its own that reads the report.
+Each job runs all its cases once (`runs.py`); each case is a separate test that reads the report.
 """
 
 import math
@@ -23,7 +23,7 @@ def tolerance(dtype: str, condition: str, quantity: str) -> float:
             return UNIT_ROUNDOFF[dtype]
         return 2 * UNIT_ROUNDOFF[dtype] if quantity == "upstream" else 2e-6
     if dtype == "float64":
-        # The dense layer multiplies the rounding of one dx by the outlier, 1e4.
+        # The dense layer multiplies the rounding error of one dx by the outlier, 1e4.
         return 1e-11 if (condition, quantity) == ("outlier", "upstream") else 1e-12
     if condition == "outlier":
         return 1e-3 if quantity == "upstream" else 1e-4
@@ -45,7 +45,7 @@ def test_matrix(world: str, size: int, case: str, runs: Runs) -> None:
 
 
 def check_case(case: str, ranks: list[dict[str, Any]]) -> None:
-    """What the ranks reported of a case, against the oracle and against each other."""
+    """Compares the reports of the ranks with the oracle and with each other."""
     _, _, dtype, condition = case.split("-")
     for quantity in matrix.QUANTITIES:
         ours = math.sqrt(sum(rank["shares"][quantity][0] for rank in ranks))

@@ -1,14 +1,14 @@
-"""One collective forward, one backward, none in inference: counted in graphs, bytes included."""
+"""One collective forward, one backward, none in inference: counts and bytes in graphs."""
 
 import pytest
 
 from tests.syncbn.counting import CHANNELS
 from tests.syncbn.runs import LOCAL, WORLDS, Runs
 
-# float64: two parts of the count and four sums a channel; then two sums a channel.
+# float64: two parts of the count and four sums per channel; then two sums per channel.
 FORWARD, BACKWARD = 8 * (2 + 4 * CHANNELS), 8 * 2 * CHANNELS
 
-# The worlds whose statistics go by MPI.
+# The worlds whose statistics MPI reduces.
 BY_MPI = ("mpi", "horovod-mpi")
 
 
@@ -18,7 +18,7 @@ def test_one_collective_each_way(world: str, size: int, runs: Runs) -> None:
         if world in LOCAL:
             assert found == []
         elif (world, size) == ("mirrored", 3):
-            assert found == []  # Three replicas sum by AddN, which is no collective operation.
+            assert found == []  # Three replicas sum with AddN, which is not a collective.
         elif world in BY_MPI:
             assert {kind for kind, _ in found} == {"SyncbnMpiAllReduce"}
             assert [size for _, size in found] == [FORWARD, BACKWARD]

@@ -1,4 +1,4 @@
-"""Every feature of the layer on every engine, against the oracle (features/ runs them)."""
+"""Every feature of the layer on every backend, against the oracle (features/ runs them)."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_fit_with_automatic_jit(world: str, size: int, runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("world", "size"), [param for param in MULTI_PROCESS if param.values[0] in JOBS]
 )
-def test_forgotten_init_is_an_error_that_mends_itself(world: str, size: int, runs: Runs) -> None:
+def test_forgotten_init_is_an_error_with_the_remedy(world: str, size: int, runs: Runs) -> None:
     for rank, told in enumerate(runs.reports(world, size)["before init"]["told"]):
         assert f"rank {rank} of {size}" in told
         assert "call syncbn.init()" in told

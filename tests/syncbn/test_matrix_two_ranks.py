@@ -1,6 +1,6 @@
-"""Trainings and their tools on two ranks of every engine, against one process that has all rows.
+"""Trainings and tools on two ranks of every backend, compared with one process with all rows.
 
-two_ranks/ has what the ranks do, one module a test.
+two_ranks/ has the programs of the ranks, one module per test.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.usefixtures("fresh_layers"),
 ]
 
-# Horovod over MPI sends statistics as the engine `mpi` does.
+# Horovod over MPI reduces statistics like the backend `mpi`.
 on_all_engines = pytest.mark.parametrize(("world", "size"), [(world, 2) for world in JOBS])
 on_each_road = pytest.mark.parametrize(
     ("world", "size"), [(world, 2) for world in JOBS if world != "horovod-mpi"]
@@ -36,7 +36,7 @@ def _answers(runs: Runs, world: str, size: int, part: str) -> list[dict[str, Any
 @on_all_engines
 def test_averaged_gradients_train_as_one_process(world: str, size: int, runs: Runs) -> None:
     first, second = _answers(runs, world, size, "training")
-    assert first == second, "the ranks ended with different weights"
+    assert first == second, "the weights of the ranks differ"
     np.testing.assert_array_equal(first["broadcast"], flat_weights(dense_model(1)))
     sgd = train_alone(keras.optimizers.SGD(0.1), 3)
     for name in ("train_on_batch", "eager", "loss_scale", "tape_of_rows"):
@@ -84,7 +84,7 @@ def test_a_fit_with_all_callbacks_is_one_fit(world: str, size: int, runs: Runs) 
     follow = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
     part = {"batch_size": len(x), "epochs": callbacks.EPOCHS, "shuffle": False, "verbose": 0}
     history = alone.fit(x, y, validation_data=(x, y), callbacks=[follow], **part).history
-    # Keras computes in float32 what the synchronized layer computes in float64.
+    # Keras uses float32 where the synchronized layer uses float64.
     for epoch, logs in enumerate(first["epochs"]):
         for name, value in logs.items():
             np.testing.assert_allclose(value, history[name][epoch], atol=2e-5, err_msg=name)
@@ -110,7 +110,7 @@ def test_a_nan_on_one_rank_reaches_no_weight(world: str, size: int, runs: Runs) 
         assert answer["skip"] == ""
         assert answer["skipped"] == 1
         assert np.isfinite(answer["loss"])
-        assert answer["as without"], "a step that is left out has left a trace"
+        assert answer["as without"], "a skipped step had an effect"
         assert "step 2 is not finite: the output of layer out" in answer["rate"]
         assert "on ranks 0, 1; that update was not made" in answer["rate"]
         assert answer["scaled"] == ""
@@ -133,7 +133,7 @@ def test_recomputed_statistics_are_those_of_one_process(world: str, size: int, r
 
 
 @on_each_road
-def test_behind_the_switch_of_tensorflow_1(world: str, size: int, runs: Runs) -> None:
+def test_the_training_switch_of_tensorflow_1(world: str, size: int, runs: Runs) -> None:
     ranks = _answers(runs, world, size, "switch")
     alone = switch.behind_the_switch(switch.data())
     for key in ("first", "gradient", "second"):

@@ -1,4 +1,4 @@
-"""The pure mathematics against the oracle: sums, merge, centering, the input gradient."""
+"""The pure functions against the oracle: sums, merge, centering, the input gradient."""
 
 import math
 from typing import Any
@@ -104,7 +104,7 @@ def test_more_rows_than_sixteen_bits_count() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e5 + 1 / 3, -123456.789, 1e-30, 1e15])
 def test_constant_inputs_have_no_variance(value: float) -> None:
     ours = joined_moments([np.full((n, 3), value, "float32") for n in (5, 1, 70)])
-    # An equal rest on every row cancels but for the last bits of its own square.
+    # An equal rest in every row cancels, except for the last bits of its square.
     assert np.all(ours.variance.numpy() <= 1e-15 * value**2)
     assert relative_error(ours.mean, np.full(3, np.float32(value))) < 1e-15
 
@@ -155,7 +155,7 @@ def test_no_rows_anywhere_gives_zeros() -> None:
         np.testing.assert_array_equal(part, np.zeros_like(part))
 
 
-def test_nan_of_no_weight_is_not_read() -> None:
+def test_nan_of_weight_zero_is_ignored() -> None:
     x = np.array([[1.0, 2.0], [np.nan, np.inf], [3.0, 6.0]], "float32")
     ours = joined_moments([x], weights=[np.array([[1.0], [0.0], [1.0]], "float32")])
     np.testing.assert_allclose(ours.mean, [2.0, 4.0])
@@ -223,7 +223,7 @@ def test_input_gradient(ratio: float) -> None:
 
 
 def test_merge_is_the_same_compiled_by_xla() -> None:
-    # The exact steps of `merge` must survive a compiler that may rewrite arithmetic.
+    # The exact steps of `merge` must stay exact with a compiler that rewrites arithmetic.
     shards = shards_at(1e5, 8, "float32")
     wire = tf.add_n([moments.local(tf.constant(x), COLUMNS) for x in shards])
     compiled = tf.function(
@@ -240,7 +240,7 @@ def test_merge_is_the_same_compiled_by_xla() -> None:
 def test_sixteen_bits_are_the_nearest(value: float, digits: int) -> None:
     fraction, exponent = math.frexp(value)
     rounded = float(moments._sixteen_bits(tf.constant(value, tf.float64)))
-    # Halves go away from zero.
+    # Halves are rounded away from zero.
     kept = math.copysign(math.floor(abs(fraction) * 2**16 + 0.5), fraction)
     assert rounded == math.ldexp(kept, exponent - 16)
     unit = float(moments._last_bit(tf.constant(value, tf.float64), digits))

@@ -1,4 +1,4 @@
-"""Which library of kernels is taken, and what is said where none can be: one line each."""
+"""The choice of the library of kernels, and one-line messages if there is none."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ NAME = compiler.file_name(platform.machine())
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """A process that has not asked for the kernels yet."""
+    """A process that has not loaded the kernels."""
     native._kernels.cache_clear()
     yield
     native._kernels.cache_clear()
@@ -31,7 +31,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def nowhere(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No library anywhere and no compiler; returns the place where one could lie."""
+    """No library and no compiler; returns the directory for libraries."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -42,7 +42,7 @@ def nowhere(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 
 @pytest.fixture(scope="module")
 def built() -> bytes:
-    """The library of this machine, taken before a test hides it."""
+    """The library for this machine, read before a test hides it."""
     kernels = native.kernels()
     if kernels is None:
         pytest.skip(f"the kernels are not to be had here: {native.status().reason}")
@@ -50,7 +50,7 @@ def built() -> bytes:
 
 
 def reason(caplog: pytest.LogCaptureFixture) -> str:
-    """Why the layers do without the kernels: in the status and, once, in the log, on one line."""
+    """Why layers do not use the kernels: one line in the status, and once in the log."""
     status = native.status()
     assert native.operations() is None
     assert (status.path, status.library, status.instruction_set) == ("tensorflow", None, None)
@@ -83,7 +83,7 @@ def test_the_least_instructions_can_be_asked_for(monkeypatch: pytest.MonkeyPatch
 def test_all_instructions_of_this_processor_give_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other processors, emulated: tests/machines/test_arithmetic.py."""
+    """tests/machines/test_arithmetic.py tests other processors by emulation."""
     random = np.random.default_rng(11)
     kinds = ("float16", "bfloat16", "float32", "float64")
     data = [
@@ -103,7 +103,7 @@ def test_all_instructions_of_this_processor_give_the_same_bits(
 
 
 def _step(x: tf.Tensor, axis: int) -> list[bytes]:
-    """Outputs, moments and gradients, from a graph of its own, which asks for the kernels anew."""
+    """Outputs, moments and gradients, from a new graph, which loads the kernels again."""
     channels = x.shape[axis]
     dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
 
@@ -201,7 +201,7 @@ def test_a_library_for_another_architecture_is_not_loaded(
 
 
 def test_a_library_in_the_package_is_taken_first(nowhere: Path, built: bytes) -> None:
-    """As in a wheel or an image: no compiler, and the user may not write there."""
+    """As in a wheel or an image: no compiler, and a read-only directory."""
     nowhere.parent.mkdir()
     nowhere.write_bytes(built)
     assert library.library() == nowhere
@@ -210,7 +210,7 @@ def test_a_library_in_the_package_is_taken_first(nowhere: Path, built: bytes) ->
 _BUILD = """
 import sys
 from pathlib import Path
-sys.prefix = sys.base_prefix  # what this environment holds is not looked at
+sys.prefix = sys.base_prefix  # ignores the library of this environment
 from syncbn.native import compiler, library
 compiler.PACKAGED = Path("none")
 from syncbn.native.build import main
@@ -243,7 +243,7 @@ def test_of_two_that_build_at_once_one_compiles_and_a_damaged_library_is_replace
 
 
 def test_the_compiler_needs_no_package(tmp_path: Path) -> None:
-    """As where a wheel is made: a Python, these sources, and a compiler that says what is wrong."""
+    """As when building a wheel: a Python, these sources, and the errors of a compiler."""
     program = Path(str(compiler.__file__))
     environment = {**os.environ, "CXX": "/nowhere/c++"}
     done = subprocess.run(

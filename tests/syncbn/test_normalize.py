@@ -1,4 +1,4 @@
-"""Forward and backward in one piece, on both paths, in one process, against the oracle."""
+"""Forward and backward pass with both implementations, in one process, against the oracle."""
 
 from typing import Any
 from unittest import mock
@@ -64,7 +64,7 @@ def check(
     assert y.dtype == wide or (half and y.dtype == x.dtype)
     assert dx.dtype == sources[0].dtype
     axes = tuple(i for i in range(x.ndim) if i != axis)
-    # A rounding to half precision is worth 5e-4 of a value; a gradient of that kind 1e-3 of a sum.
+    # Rounding to half precision changes a value by 5e-4, the sum of such gradients by 1e-3.
     of_outputs = 2e-3 if y.dtype.size == 2 else tolerance
     for got, expected, limit in (
         (y, exact.outputs, of_outputs),
@@ -96,8 +96,8 @@ def test_mean_far_from_zero(path: Any, shape: tuple[int, ...]) -> None:
 
 
 @PATHS
-def test_gradients_that_add_up_about_a_mean_that_float32_rounds(path: Any) -> None:
-    """What the rounding takes from the mean is multiplied by Σdy: left out, dx is 8 % off."""
+def test_gradient_sums_correct_the_rounded_mean(path: Any) -> None:
+    """The rounding error of the mean is multiplied by Σdy: ignoring it gives an error of 8 %."""
     x = np.random.default_rng(10).normal(size=(24, 5)) + 1e5
     check(path, x.astype("float32"), 1, 5e-5, mean_gradient=30.0)
 
@@ -170,7 +170,7 @@ def test_moments_carry_no_gradient(path: Any) -> None:
 
 @PATHS
 def test_inputs_that_are_views(path: Any) -> None:
-    # A transposed or sliced tensor must not be read as if it lay in one piece.
+    # A transposed or sliced tensor must not be read as if it were contiguous.
     whole = np.random.default_rng(9).normal(size=(8, 5, 6)).astype("float32")
     x = tf.transpose(tf.constant(whole), [2, 0, 1])[1:, ::2]
     expected = oracle.normalize(x.numpy(), 0 * x.numpy(), np.ones(5), np.zeros(5), 2, EPSILON)
@@ -201,7 +201,7 @@ def test_a_graph_may_know_its_channels_or_not() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
-def test_what_is_not_finite_stays_visible_at_any_weight_but_none(weight: float) -> None:
+def test_non_finite_values_propagate_unless_their_weight_is_zero(weight: float) -> None:
     x = tf.constant([[np.nan, 1.0], [2.0, np.inf], [3.0, 4.0], [5.0, 7.0]])
     weights = tf.constant([[weight], [weight], [0.0], [1.0]])
     counted = Moments(tf.ones(1, tf.float64), tf.zeros(2, tf.float64), tf.ones(2, tf.float64))
@@ -213,6 +213,6 @@ def test_what_is_not_finite_stays_visible_at_any_weight_but_none(weight: float) 
     assert np.isnan(y[0, 0])
     assert np.isinf(y[1, 1])
     np.testing.assert_array_equal(y[2:], x[2:])
-    # The column of the NaN has it in its sums; what was not finite is not made up for.
+    # The sums of a column with NaN are NaN; non-finite values are not replaced.
     assert not np.isfinite(dx[0, 0])
     assert not np.isfinite(dx[1, 1])

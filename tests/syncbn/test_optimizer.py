@@ -1,4 +1,4 @@
-"""The distributed optimizer in a process that is alone, and what it refuses."""
+"""The distributed optimizer in a single process, and invalid arguments."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_optimizers_of_one_kind_are_of_one_class() -> None:
 
 
 def test_a_saved_model_keeps_the_distribution(tmp_path: Path) -> None:
-    """Also where `init` was never called, and with options, schedules and loss scaling inside."""
+    """Also without `init`, and with options, schedules and loss scaling."""
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
     inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule, momentum=0.9))
     optimizer = DistributedOptimizer(
@@ -89,7 +89,7 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         DistributedOptimizer(keras.optimizers.SGD(), **arguments)
 
 
-def test_what_cannot_be_distributed_is_refused() -> None:
+def test_invalid_optimizers_are_rejected() -> None:
     with pytest.raises(TypeError, match="Keras 3 optimizer"):
         DistributedOptimizer(0.1)
     with pytest.raises(ValueError, match="adamant"):
@@ -111,12 +111,12 @@ class TwoRanks:
     size = 2
 
 
-def test_broadcast_refuses_a_model_without_variables_yet() -> None:
+def test_broadcast_rejects_an_unbuilt_model() -> None:
     model = keras.Sequential([keras.layers.Dense(1, name="first")], name="later")
     with pytest.raises(ValueError, match=r"'later' is not built.*BroadcastVariables\(\)"):
         broadcast_variables(model, communicator=TwoRanks())
 
 
-def test_broadcast_refuses_what_holds_no_variables() -> None:
+def test_broadcast_rejects_objects_without_variables() -> None:
     with pytest.raises(TypeError, match="variables must be"):
         broadcast_variables([3.0], communicator=TwoRanks())

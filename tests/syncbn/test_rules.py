@@ -1,4 +1,4 @@
-"""The rules of the mathematics, one test each; the oracle matrix holds them on every engine."""
+"""The rules of the mathematics, one test each; the oracle matrix tests them on every backend."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ def test_rule_1_statistics_of_all_samples_weighted_by_count_also_without_rows() 
     results = run(world, layer, [[x[:7]], [x[7:7]], [x[7:]]])
     assert relative_error(layer.moving_mean.numpy(), x.mean(axis=0)) < 1e-6
     assert relative_error(layer.moving_variance.numpy(), x.var(axis=0)) < 1e-6
-    # The empty rank took part in both collectives, or the step would not have ended.
+    # The empty rank joined both collectives, otherwise the step would not have ended.
     assert results[1]["dx"].shape == (0, CHANNELS)
     np.testing.assert_array_equal(results[1]["dgamma"], np.zeros(CHANNELS))
 
@@ -82,11 +82,11 @@ def test_rule_3_moving_statistics_come_from_reduced_values_only() -> None:
         for variable in layer.non_trainable_variables:
             bits = {value.tobytes() for value in world.values(variable)}
             assert len(bits) == 1, variable.name
-    # Nobody counted: nothing moves.
+    # No samples: statistics do not change.
     before = [world.values(v) for v in layer.non_trainable_variables]
     run(world, layer, [[x[0][:0]] for x in shards])
     np.testing.assert_array_equal(before, [world.values(v) for v in layer.non_trainable_variables])
-    # The population variance, unless n/(n − 1) is asked for, with n of all ranks.
+    # The population variance, or n/(n − 1) on request, with n over all ranks.
     joined = np.concatenate([x[0] for x in shards])
     for bessel in (False, True):
         layer = make(world, bessel_correction=bessel)
@@ -100,7 +100,7 @@ def test_rule_4_masked_values_are_not_touched_and_the_mask_is_synchronized() -> 
     generator = np.random.default_rng(4)
     x = generator.normal(size=(6, 4, CHANNELS)).astype("float32")
     mask = generator.uniform(size=(6, 4)) > 0.5
-    mask[4:] = False  # Most of the second rank counts for nothing.
+    mask[4:] = False  # Masks most of the second rank.
     x[~mask] = np.nan
     with world.scope():
         layer = SyncBatchNormalization(momentum=0.0)
@@ -111,13 +111,13 @@ def test_rule_4_masked_values_are_not_touched_and_the_mask_is_synchronized() -> 
     assert relative_error(layer.moving_variance.numpy(), x[mask].var(axis=0)) < 1e-6
 
 
-def test_rule_5_too_few_values_are_judged_over_all_ranks() -> None:
+def test_rule_5_few_values_are_counted_over_all_ranks() -> None:
     world = mirrored(3)
     x = np.random.default_rng(5).normal(size=(3, CHANNELS)).astype("float32")
     layer = make(world, bessel_correction=True)
-    run(world, layer, [[x[:1]], [x[1:2]], [x[2:]]])  # One value each is no error,
+    run(world, layer, [[x[:1]], [x[1:2]], [x[2:]]])  # One value per rank is valid,
     assert relative_error(layer.moving_variance.numpy(), x.var(axis=0, ddof=1)) < 1e-6
-    results = run(world, layer, [[x[:1]], [x[:0]], [x[:0]]])  # nor is one in the world:
+    results = run(world, layer, [[x[:1]], [x[:0]], [x[:0]]])  # and so is one in the world:
     np.testing.assert_array_equal(results[0]["y"], np.zeros((1, CHANNELS)))  # β, no NaN.
     np.testing.assert_array_equal(layer.moving_variance.numpy(), np.zeros(CHANNELS))
 
@@ -131,7 +131,7 @@ def test_rule_6_corrections_and_updates_carry_no_gradient() -> None:
         tape.watch(x)
         y = layer(x, training=True)
         moved = [tf.convert_to_tensor(v) for v in layer.non_trainable_variables]
-    # The oracle holds r and d fixed; their own derivatives would change dx.
+    # The oracle treats r and d as constants; their derivatives would change dx.
     batch = oracle.moments(x.numpy())
     r, d = oracle.renorm_correction(batch, np.zeros(3), np.ones(3), 1e-3, {})
     exact = oracle.normalize(x.numpy(), dy, np.ones(3), np.zeros(3), r=r, d=d)
@@ -140,7 +140,7 @@ def test_rule_6_corrections_and_updates_carry_no_gradient() -> None:
 
 
 class Recorder(LocalCommunicator):
-    """A world of one that remembers the names of its sums."""
+    """A world of one that records the names of its sums."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,10 +153,10 @@ class Recorder(LocalCommunicator):
 
 def test_rule_7_every_call_has_its_own_name_and_place_on_all_ranks() -> None:
     def trace() -> list[str]:
-        """What one rank would send in a step of branches, with a layer used twice."""
-        ranks = Recorder()
+        """The collectives of one rank in a step with branches and a layer used twice."""
+        communicator = Recorder()
         left, right, last = (
-            SyncBatchNormalization(communicator=ranks, name=name)
+            SyncBatchNormalization(communicator=communicator, name=name)
             for name in ("left", "right", "last")
         )
         for layer in (left, right, last):
@@ -171,7 +171,7 @@ def test_rule_7_every_call_has_its_own_name_and_place_on_all_ranks() -> None:
             return tape.gradient(y, x)
 
         step.get_concrete_function(tf.TensorSpec([4, CHANNELS]))
-        return ranks.names
+        return communicator.names
 
     names = trace()
     assert len(names) == 8, "four calls, one collective forward and one backward each"
@@ -182,7 +182,7 @@ def test_rule_7_every_call_has_its_own_name_and_place_on_all_ranks() -> None:
 
 @pytest.fixture
 def rendezvous() -> Iterator[int]:
-    """Horovod's rendezvous for two ranks of this machine: its port."""
+    """The port of Horovod's rendezvous server for two ranks of this machine."""
     hosts = pytest.importorskip("horovod.runner.common.util.hosts")
     server = pytest.importorskip("horovod.runner.http.http_server").RendezvousServer(0)
     port = server.start()
@@ -231,7 +231,7 @@ def test_rule_9_several_processes_without_init_are_an_error(
     shutdown()
     x = np.random.default_rng(9).normal(size=(4, CHANNELS)).astype("float32")
     layer = SyncBatchNormalization()
-    alone = layer(x, training=True)  # A single process is served silently, and rightly:
+    alone = layer(x, training=True)  # A single process needs no `init`:
     assert relative_error(alone, keras.layers.BatchNormalization()(x, training=True)) < 1e-6
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
@@ -239,5 +239,5 @@ def test_rule_9_several_processes_without_init_are_an_error(
         layer(x, training=True)
     with pytest.raises(NotInitializedError, match=r"call syncbn\.init\(\)"):
         syncbn.communicator()
-    layer(x, training=False)  # Inference needs nobody,
+    layer(x, training=False)  # Inference does not communicate,
     SyncBatchNormalization(synchronized=False)(x, training=True)  # nor do local statistics.

@@ -1,4 +1,4 @@
-"""Whole models to the synchronized layer and back: nothing lost, nothing shared by accident."""
+"""Conversion of models to the synchronized layer and back."""
 
 import logging
 from collections.abc import Callable
@@ -134,7 +134,7 @@ def test_unbuilt_models_are_converted_before_they_know_their_shapes() -> None:
     assert [w.shape for w in converted.weights] == [(5, 3), (3,), (3,), (3,), (3,), (3,)]
     subclassed = convert_sync_batchnorm(Subclassed())
     subclassed(np.ones((2, 4), "float32"), training=True)
-    # A block makes its last one when it is built, which had not happened.
+    # A block creates its last layer when it is built.
     assert kinds(subclassed).count(L.BatchNormalization) == 1
     assert set(kinds(convert_sync_batchnorm(subclassed))) == {SyncBatchNormalization}
 
@@ -156,7 +156,7 @@ def test_custom_layers_inside_a_functional_model_are_copied() -> None:
 
 
 class StepCounting(keras.Model):
-    """A functional subclass that only adds a step: its graph is all there is to copy."""
+    """A functional subclass that only adds a step: its graph defines the whole copy."""
 
     def train_step(self, data: object) -> dict[str, object]:
         return super().train_step(data)
@@ -174,7 +174,7 @@ class Special(keras.layers.BatchNormalization):
     pass
 
 
-def test_subclasses_of_users_are_left_alone_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_subclasses_of_users_are_not_replaced_and_named(caplog: pytest.LogCaptureFixture) -> None:
     model = keras.Sequential([keras.Input((3,)), Special(name="mine"), L.BatchNormalization()])
     assert kinds(convert_sync_batchnorm(model)) == [Special, SyncBatchNormalization]
     assert "not replaced, since they are subclasses: mine" in caplog.text

@@ -1,4 +1,4 @@
-"""Arguments that the converted layers get, and those that are refused."""
+"""Arguments of converted layers, and invalid ones."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A converted model comes back compiled, with its loss, its metrics and its optimizer's state."""
+"""A converted model is compiled, with loss, metrics and the state of the optimizer."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Models that cannot be copied are changed in place: subclassed ones, and some functional ones."""
+"""Models that cannot be copied are changed in place: subclassed and some functional ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_subclassed_model_trains_on_with_the_state_of_its_optimizer(tmp_path: Pa
     model.fit(*data, verbose=0)
     convert_sync_batchnorm(model)
     moving = model.listed[1].moving_variance.numpy()
-    model.fit(*data, verbose=0)  # traced anew, with the layers that are there now
+    model.fit(*data, verbose=0)  # traced again, with the new layers
     assert int(model.optimizer.iterations) == 2
     assert not np.array_equal(model.listed[1].moving_variance.numpy(), moving)
     saved = values(model)
@@ -105,7 +105,7 @@ def test_functional_subclass_with_its_own_constructor_is_changed_in_place() -> N
     assert isinstance(model.normalization, SyncBatchNormalization)
     assert model.get_layer("normalization") is model.normalization
     np.testing.assert_allclose(model(inputs), expected, 1e-5)
-    config = model.get_config()  # the graph knows its calls by the new layer
+    config = model.get_config()  # the graph identifies its nodes by the new layer
     assert config is not None
     model.compile("sgd", "mse")
     model.fit(inputs, np.ones((6, 1)), verbose=0)

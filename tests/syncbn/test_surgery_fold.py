@@ -1,4 +1,4 @@
-"""Folding for inference: the same predictions from fewer layers."""
+"""Folding for inference: the same predictions with fewer layers."""
 
 import logging
 from collections.abc import Callable
@@ -122,8 +122,8 @@ def test_sequential_nested_and_unfoldable_parts() -> None:
     assert relative_error(folded, stack, (2, 6, 6, 3)) < 1e-6
     model = shake(branched())
     folded = fold_batchnorm(model)
-    # Folded are "shared", behind two convolutions of their own, and "deep" in the innermost model;
-    # "inside" has a whole model before it, "frozen" an addition.
+    # Folded: "shared", after two separate convolutions, and "deep" in the innermost model. Not
+    # folded: "inside", which follows a whole model, and "frozen", which follows an addition.
     left = [la.name for la in folded._flatten_layers() if isinstance(la, L.BatchNormalization)]
     assert sorted(left) == ["frozen", "inside"]
     assert sorted(folded.output) == ["map", "pooled"]
@@ -153,6 +153,6 @@ def test_folded_model_saves_loads_exports_and_evaluates(tmp_path: Path) -> None:
     loaded = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_array_equal(loaded(inputs), folded(inputs))
     folded.export(tmp_path / "exported", verbose=False)
-    # The loss lacks the penalty on a gamma that is gone.
+    # The loss lacks the penalty of the folded gamma.
     ours, theirs = (m.evaluate(inputs, np.ones((4, 2)), verbose=0)[1] for m in (folded, model))
     assert ours == pytest.approx(theirs, rel=1e-5)

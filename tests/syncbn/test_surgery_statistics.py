@@ -1,4 +1,4 @@
-"""Statistics recomputed over a data set, against float64 sums over all of it at once."""
+"""Statistics recomputed over a data set, compared with float64 sums over the whole data set."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ def test_renorm_debiasing_and_bessel_follow() -> None:
     for tracked in (layer.moving_stddev, layer.renorm_stddev):
         np.testing.assert_allclose(tracked, stddev, 5e-6)
     np.testing.assert_allclose(layer.renorm_mean, mean, 2e-6, 2e-6)
-    # Going on training starts from here, not from zero.
+    # Further training starts from these values, not from zero.
     layer(np.tile(mean, (4, 1)).astype("float32"), training=True)
     np.testing.assert_allclose(layer.moving_mean, mean, 1e-5, 1e-5)
 
@@ -78,7 +78,7 @@ def test_frequency_weights_in_the_models_own_call_count() -> None:
 
 
 class Compiled(keras.Model):
-    """Its graph is traced before, and one of its layers insists on training."""
+    """Its graph is traced before, and one of its layers is called with training=True."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The data that statistics are recomputed over: in any form, or failing halfway.
+"""Data sets for recomputed statistics: all forms, and failures during a pass.
 
-On ranks they stand in test_matrix_two_ranks.py.
+test_matrix_two_ranks.py tests them on ranks.
 """
 
 from collections.abc import Callable, Iterator

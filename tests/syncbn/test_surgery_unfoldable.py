@@ -1,4 +1,4 @@
-"""What must not be folded stays as it is, and what cannot be folded is refused."""
+"""Layers that must not be folded, and models that cannot be folded."""
 
 from collections.abc import Callable
 
@@ -72,7 +72,7 @@ def subclass_of_a_user(x: keras.KerasTensor) -> list[keras.KerasTensor]:
 
 
 def low_rank(x: keras.KerasTensor) -> list[keras.KerasTensor]:
-    """A dense layer whose kernel is not all of its weights (LoRA)."""
+    """A dense layer with additional weights (LoRA)."""
     dense = L.Dense(3)
     outputs = [L.BatchNormalization()(dense(x))]
     dense.enable_lora(2)
@@ -104,7 +104,7 @@ def quantized(x: keras.KerasTensor) -> list[keras.KerasTensor]:
     ids=lambda function: function.__name__,
 )
 @pytest.mark.filterwarnings("error")
-def test_what_must_not_be_folded_is_not(
+def test_layers_that_must_not_be_folded(
     outputs: Callable[[keras.KerasTensor], list[keras.KerasTensor]],
 ) -> None:
     inputs = keras.Input((3,))

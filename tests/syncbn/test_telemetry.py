@@ -1,4 +1,4 @@
-"""The measurements of collectives; on ranks they stand in test_matrix_two_ranks.py."""
+"""Measurements of collectives; test_matrix_two_ranks.py tests them on ranks."""
 
 import keras
 import numpy as np

@@ -1,6 +1,6 @@
-"""The distributed optimizer on ranks that are threads, against one process that has all rows.
+"""The distributed optimizer with threads as ranks, compared with one process with all rows.
 
-On real ranks of every engine the same stands in test_matrix_two_ranks.py.
+test_matrix_two_ranks.py tests the same on real ranks of every backend.
 """
 
 from contextlib import suppress
@@ -19,8 +19,8 @@ from tests.syncbn.worlds import mirrored
 SGD = keras.optimizers.SGD
 
 
-def distributed(ranks: ThreadCommunicator, optimizer: Any, **options: Any) -> Any:
-    return DistributedOptimizer(optimizer, communicator=ranks, **options)
+def distributed(communicator: ThreadCommunicator, optimizer: Any, **options: Any) -> Any:
+    return DistributedOptimizer(optimizer, communicator=communicator, **options)
 
 
 def shard(rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,9 +40,9 @@ def test_uneven_ranks_train_as_one_process(
     models = [dense_model(1), dense_model(1)]
     steps = 3
 
-    def work(ranks: ThreadCommunicator) -> int:
-        model, (x, y) = models[ranks.rank], shard(ranks.rank)
-        optimizer = distributed(ranks, SGD(plain), **options)
+    def work(communicator: ThreadCommunicator) -> int:
+        model, (x, y) = models[communicator.rank], shard(communicator.rank)
+        optimizer = distributed(communicator, SGD(plain), **options)
 
         def step(x: tf.Tensor, y: tf.Tensor) -> None:
             with tf.GradientTape() as tape:
@@ -67,17 +67,17 @@ def test_uneven_ranks_train_as_one_process(
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("graph", [False, True])
-def test_a_variable_moves_where_some_rank_reaches_it(passes: int, graph: bool) -> None:
-    """Weight decay moves it too, and leaves alone what no rank reaches."""
+def test_a_variable_is_updated_if_any_rank_has_its_gradient(passes: int, graph: bool) -> None:
+    """Weight decay applies to it, but not to variables without gradient on all ranks."""
 
-    def work(ranks: ThreadCommunicator) -> list[float]:
+    def work(communicator: ThreadCommunicator) -> list[float]:
         one_sided, nobodys, shared = (keras.Variable(1.0) for _ in range(3))
         decayed = SGD(1.0, weight_decay=0.5)
-        optimizer = distributed(ranks, decayed, backward_passes_per_step=passes)
+        optimizer = distributed(communicator, decayed, backward_passes_per_step=passes)
         optimizer.build([one_sided, nobodys, shared])
 
         def step() -> None:
-            mine = tf.constant(4.0) if ranks.rank == 0 else None
+            mine = tf.constant(4.0) if communicator.rank == 0 else None
             optimizer.apply([mine, None, tf.constant(2.0)])
 
         run = tf.function(step) if graph else step
@@ -85,28 +85,28 @@ def test_a_variable_moves_where_some_rank_reaches_it(passes: int, graph: bool) -
             run()
         return [float(v) for v in (one_sided, nobodys, shared)]
 
-    # Half is left by the decay; then the mean over ranks and passes.
+    # The decay halves it; then the mean over ranks and passes.
     assert on_ranks(2, work) == [[0.5 - 2.0, 1.0, 0.5 - 2.0]] * 2
 
 
 def test_variables_that_the_optimizer_is_built_with_need_no_naming() -> None:
-    def work(ranks: ThreadCommunicator) -> list[float]:
+    def work(communicator: ThreadCommunicator) -> list[float]:
         first, second = keras.Variable(0.0), keras.Variable(0.0)
-        optimizer = distributed(ranks, SGD(1.0))
+        optimizer = distributed(communicator, SGD(1.0))
         returned = optimizer.apply_gradients([(tf.constant(2.0), first), (None, second)])
         assert returned is optimizer.iterations
-        optimizer.apply([tf.constant(4.0 * ranks.rank), tf.constant(1.0)])
+        optimizer.apply([tf.constant(4.0 * communicator.rank), tf.constant(1.0)])
         return [float(first), float(second), float(optimizer.iterations)]
 
     assert on_ranks(2, work) == [[-4.0, -1.0, 2.0]] * 2
 
 
 def test_sums_of_passes_are_those_of_the_variables_given() -> None:
-    """Also where a step has them in another order, or not all of them."""
+    """Also if a step has them in another order, or only some of them."""
 
-    def work(ranks: ThreadCommunicator) -> list[float]:
+    def work(communicator: ThreadCommunicator) -> list[float]:
         first, second = keras.Variable(0.0), keras.Variable(0.0)
-        optimizer = distributed(ranks, SGD(1.0), backward_passes_per_step=2)
+        optimizer = distributed(communicator, SGD(1.0), backward_passes_per_step=2)
         optimizer.build([first, second])
         for _ in range(2):
             optimizer.apply_gradients([(tf.constant(3.0), second), (tf.constant(1.0), first)])
@@ -115,11 +115,11 @@ def test_sums_of_passes_are_those_of_the_variables_given() -> None:
     assert on_ranks(2, work) == [[-1.0, -3.0]] * 2
 
 
-def test_the_loss_is_weighted_within_and_only_there() -> None:
-    def work(ranks: ThreadCommunicator) -> float:
+def test_the_loss_is_weighted_inside_the_context_only() -> None:
+    def work(communicator: ThreadCommunicator) -> float:
         weight = keras.Variable(0.0)
-        optimizer = distributed(ranks, SGD(1.0))
-        rows = 3 * ranks.rank + 1
+        optimizer = distributed(communicator, SGD(1.0))
+        rows = 3 * communicator.rank + 1
         with optimizer.weighted(rows):
             loss = optimizer.scale_loss(tf.constant(2.0, tf.float64))
             assert (loss.dtype, float(loss)) == (tf.float64, 2.0 * rows)
@@ -127,7 +127,7 @@ def test_the_loss_is_weighted_within_and_only_there() -> None:
         with suppress(KeyError), optimizer.weighted(rows):
             raise KeyError
         assert float(optimizer.scale_loss(tf.constant(2.0))) == 2.0
-        # Now each rank counts alike.
+        # Now all ranks have the same weight.
         optimizer.apply([tf.constant(float(rows))], [weight])
         return float(weight)
 
@@ -136,15 +136,15 @@ def test_the_loss_is_weighted_within_and_only_there() -> None:
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1.0])
 def test_a_step_is_finite_on_all_ranks_or_on_none(bad: float) -> None:
-    """A loss scale outside, as `compile` puts it: the ranks must agree on leaving a step out."""
+    """Loss scaling as the outer optimizer, as in `compile`: ranks must agree to skip a step."""
 
-    def work(ranks: ThreadCommunicator) -> tuple[float, float]:
-        inner = distributed(ranks, SGD(1.0))
+    def work(communicator: ThreadCommunicator) -> tuple[float, float]:
+        inner = distributed(communicator, SGD(1.0))
         outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
         weight, table = keras.Variable(0.0), keras.Variable(np.zeros((2, 1), "float32"))
         unreached = keras.Variable(1.0)
         outer.build([weight, table, unreached])
-        value = tf.constant([[bad if ranks.rank == 1 else 1.0]])
+        value = tf.constant([[bad if communicator.rank == 1 else 1.0]])
         slices = tf.IndexedSlices(value, tf.constant([0]), tf.constant([2, 1]))
         outer.apply([tf.constant(8.0), slices, None], [weight, table, unreached])
         return float(weight), float(outer.dynamic_scale)
@@ -153,7 +153,7 @@ def test_a_step_is_finite_on_all_ranks_or_on_none(bad: float) -> None:
     assert on_ranks(2, work) == [expected] * 2
 
 
-def test_inside_a_strategy_only_the_rows_are_ours() -> None:
+def test_inside_a_strategy_only_rows_have_an_effect() -> None:
     world = mirrored(2)
     with world.scope():
         weight, unreached = keras.Variable(0.0), keras.Variable(1.0)
@@ -169,15 +169,15 @@ def test_inside_a_strategy_only_the_rows_are_ours() -> None:
     losses = run([[np.float32(6.0), np.int32(1)], [np.float32(2.0), np.int32(3)]])
     assert world.values(weight) == [-2.0, -2.0], "the sum over replicas, divided by all rows"
     assert world.values(unreached) == [1.0, 1.0]
-    assert [float(loss) for loss in losses] == [3.0, 3.0], "Keras weighs it"
+    assert [float(loss) for loss in losses] == [3.0, 3.0], "Keras weights it"
 
 
-def test_in_a_graph_compiled_by_xla_it_says_what_to_do() -> None:
+def test_a_graph_compiled_by_xla_is_an_error_with_the_remedy() -> None:
     weight = keras.Variable(0.0)
     optimizer = DistributedOptimizer(SGD(1.0))
     optimizer.build([weight])
     tf.function(lambda: optimizer.apply([tf.constant(1.0)]), jit_compile=True)()
-    assert float(weight) == -1.0, "alone there is nothing to average"
+    assert float(weight) == -1.0, "a single process does not average"
     step = tf.function(lambda: optimizer.apply([tf.constant(1.0)], rows=2), jit_compile=True)
     with pytest.raises(ValueError, match=r"compile\(\.\.\., jit_compile=False\)"):
         step()

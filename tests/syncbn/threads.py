@@ -1,7 +1,7 @@
-"""Ranks that are threads of the test's own process: collectives in milliseconds.
+"""Threads of the test process as ranks: collectives take milliseconds.
 
-They add up as real ranks do, in the order of ranks, so that tests of what is sent and what becomes
-of it need no job. What engines do is for real ranks (test_matrix_two_ranks.py).
+They sum like real ranks, in the order of ranks, so tests of messages and their results need no job.
+test_matrix_two_ranks.py tests backends on real ranks.
 """
 
 import re
@@ -64,7 +64,7 @@ class ThreadCommunicator(Communicator):
 
         def meet(value: np.ndarray) -> np.ndarray:
             self.sent.append((name, tensor.dtype.name, value.size))
-            # Each optimizer of a process has a number of its own: here that is one for each rank.
+            # Optimizers of a process are numbered; here each rank has its own optimizer.
             message = (re.sub(r"\d+", "", name), value.shape, value.dtype, value)
             heads, values = zip(
                 *((m[:3], m[3]) for m in self._meeting.exchange(self._rank, message)), strict=True
@@ -84,7 +84,7 @@ class ThreadCommunicator(Communicator):
 
 
 def on_ranks(size: int, work: Callable[[ThreadCommunicator], Answer]) -> list[Answer]:
-    """What `work` returns on each rank. Raises what a rank raised, not what its peers say of it."""
+    """The results of `work` on all ranks. Raises the error of a rank, not the resulting ones."""
     meeting = _Meeting(size)
 
     def run(rank: int) -> Answer:

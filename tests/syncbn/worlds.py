@@ -1,7 +1,7 @@
-"""One way to run a step on every replica of a world, whatever the world is made of.
+"""Runs a step on every replica of any kind of world.
 
 A world holds some of the ranks: a process of a job holds its own, a MirroredStrategy in one process
-holds all. A check gives arguments for every rank and gets results from the ranks held here.
+holds all. A check passes arguments for every rank and gets results from the ranks held here.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class World(ABC):
 
     @abstractmethod
     def scope(self) -> AbstractContextManager[Any]:
-        """Where models are made."""
+        """The context in which to create models."""
 
     @abstractmethod
     def compile(self, step: Step, graph: bool) -> Runner:
@@ -110,9 +110,9 @@ class StrategyWorld(World):
 def mirrored(size: int) -> StrategyWorld:
     """`size` replicas on the logical CPUs of this process.
 
-    Two replicas sum by the strategy's own collectives. TensorFlow numbers these anew for each
-    strategy and takes equal numbers for one operation, so that a process can have one such
-    strategy, of one size: other sizes sum on one device.
+    Two replicas sum with the collectives of the strategy. TensorFlow numbers these per strategy and
+    identifies operations by number, so a process can have only one such strategy, of one size:
+    other sizes sum on one device.
     """
     devices = [f"CPU:{i}" for i in range(size)]
     operations = None if size == 2 else tf.distribute.ReductionToOneDevice()

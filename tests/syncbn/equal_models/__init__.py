@@ -1,4 +1,4 @@
-"""Trainings of two ranks that must end with one model: what `test_equal_models.py` runs.
+"""Trainings of two ranks that must end with one model, for `test_equal_models.py`.
 
-Every variant starts unequal (each rank has its own seed) and sees other rows on each rank.
+Every variant starts with different seeds and different rows on each rank.
 """

@@ -1,7 +1,7 @@
-"""Programs that train a model of its own on each rank: the job must end with an error.
+"""Programs that train different models on each rank: the job must end with an error.
 
-`CAUGHT` send nothing between the ranks while they train, so that one job can try them all. Each of
-`ENDING` takes its job with it: `python -m tests.syncbn.equal_models.mistakes BACKEND NAME`.
+`CAUGHT` do not communicate while they train, so one job can run them all. Each of `ENDING` ends its
+job: `python -m tests.syncbn.equal_models.mistakes BACKEND NAME`.
 """
 
 import sys
@@ -81,7 +81,7 @@ def learning_rate_of_one_rank(rank: int) -> None:
 
 
 def compiled_by_xla(rank: int) -> None:
-    """Nothing can be compared in the step: the program runs to its end, and fails there."""
+    """The step cannot compare anything, so the program fails at exit."""
     model = compiled(models.without_norm(), sgd(), jit_compile=True)
     x, y = rows(rank)
     model.fit(x, y, batch_size=ROWS, verbose=0)
@@ -89,7 +89,7 @@ def compiled_by_xla(rank: int) -> None:
 
 
 def weights_assigned_by_hand(rank: int) -> None:
-    """No optimizer of Keras, nothing averaged: the layers tell at the end."""
+    """No Keras optimizer and no averaging: the layers are compared at exit."""
     model = models.built()
     syncbn.broadcast_variables(model)
     x, y = map(tf.constant, rows(rank))

@@ -1,4 +1,4 @@
-"""The styles in which people write Keras models, and the rows of each rank."""
+"""Common styles of Keras models, and the rows of each rank."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ class Subclassed(keras.Model):
 
 
 class Numbers(Subclassed):
-    """Its step needs numbers, and so cannot be traced."""
+    """Its step reads values, so it cannot be traced."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         assert np.isfinite(inputs.numpy()).all()
@@ -93,7 +93,7 @@ class Embedded(keras.Model):
 
 
 class Pair(keras.Model):
-    """Two networks and two optimizers in a step of its own, as adversarial models have them."""
+    """Two networks and two optimizers in a custom step, as in adversarial models."""
 
     def __init__(self) -> None:
         super().__init__()

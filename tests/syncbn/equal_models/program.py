@@ -1,6 +1,6 @@
-"""What each rank runs: `python -m tests.syncbn.equal_models.program BACKEND [VARIANT ...]`.
+"""The program of each rank: `python -m tests.syncbn.equal_models.program BACKEND [VARIANT ...]`.
 
-Prints one JSON line: for each variant a fingerprint of all it has trained, or its error.
+Prints one JSON line: for each variant a fingerprint of all trained variables, or its error.
 """
 
 import hashlib
@@ -38,20 +38,20 @@ def _nothing_trained(mistake: Mistake, rank: int) -> list[Any]:
 
 
 def main(backend: str, names: list[str]) -> dict[str, Any]:
-    ranks = syncbn.init(backend)
+    communicator = syncbn.init(backend)
     answers = {}
     for name in names or VARIANTS:
         print(name, file=sys.stderr, flush=True)
-        answers[name] = outcome(VARIANTS[name], ranks.rank)
-        ranks.barrier()
+        answers[name] = outcome(VARIANTS[name], communicator.rank)
+        communicator.barrier()
     for mistake in CAUGHT:
         print(mistake.__name__, file=sys.stderr, flush=True)
-        consistency.disable()  # a rank that has not noticed yet must not notice in the next one
-        mailbox = ranks.open_mailbox()
+        consistency.disable()  # a rank must not report this variant's error in the next one
+        mailbox = communicator.open_mailbox()
         assert mailbox is not None
-        consistency.enable(ranks, mailbox)
-        answers[mistake.__name__] = outcome(partial(_nothing_trained, mistake), ranks.rank)
-        ranks.barrier()
+        consistency.enable(communicator, mailbox)
+        answers[mistake.__name__] = outcome(partial(_nothing_trained, mistake), communicator.rank)
+        communicator.barrier()
     consistency.disable()
     return answers
 

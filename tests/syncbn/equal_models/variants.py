@@ -1,4 +1,4 @@
-"""Programs that must train one model, each a function of the rank that returns all it trained."""
+"""Programs that must train one model: functions of the rank that return all trained variables."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ def _policy(name: str) -> Iterator[None]:
 
 @variant
 def mixed_float16(rank: int) -> list[Any]:
-    """Keras puts the loss scaling around our optimizer; rank 1 overflows now and then."""
+    """Keras wraps the optimizer in loss scaling; rank 1 overflows occasionally."""
     with _policy("mixed_float16"):
         model = compiled(models.unbuilt())
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -205,7 +205,7 @@ def _file(rank: int, name: str) -> str:
 
 @variant
 def saved_and_loaded(rank: int) -> list[Any]:
-    """Each rank saves and loads a file of its own; the distribution and its options stay."""
+    """Each rank saves and loads its own file; the distribution and its options are kept."""
     optimizer = DistributedOptimizer(
         keras.optimizers.Adam(0.01), backward_passes_per_step=2, compression="float16"
     )
@@ -298,7 +298,7 @@ def compiled_anew(rank: int) -> list[Any]:
 
 @variant
 def recompiled_under_mixed_float16(rank: int) -> list[Any]:
-    """One optimizer, used without loss scaling first and built already when Keras wraps it."""
+    """An optimizer used without loss scaling first, and already built when Keras wraps it."""
     model = fit(compiled(models.without_norm()), rank)
     optimizer = model.optimizer
     with _policy("mixed_float16"):
@@ -320,7 +320,7 @@ def by_batches(rank: int) -> list[Any]:
 
 @variant
 def trained_alone_for_a_while(rank: int) -> list[Any]:
-    """Rank 1 has a model of its own, which nobody waits for, beside the one of all."""
+    """Rank 1 trains an additional model alone."""
     if rank == 1:
         alone = compiled(models.without_norm(), sgd())
         x, y = rows(rank)
@@ -340,7 +340,7 @@ def _loop(rank: int, graph: bool, by_tape: bool, by_hand: bool = False) -> list[
     model = models.built()
     broadcast_variables(model)
     optimizer = sgd() if by_tape or by_hand else DistributedOptimizer(sgd())
-    ranks = syncbn.communicator()
+    communicator = syncbn.communicator()
 
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
         weights = model.trainable_variables
@@ -348,7 +348,7 @@ def _loop(rank: int, graph: bool, by_tape: bool, by_hand: bool = False) -> list[
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
         gradients = tape.gradient(loss, weights)
         if by_hand:
-            gradients = ranks.all_reduce_many(gradients, "by_hand")
+            gradients = communicator.all_reduce_many(gradients, "by_hand")
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
     run = tf.function(step) if graph else step

@@ -1,8 +1,8 @@
-"""What the layer can do beyond a plain step, on any world, in float64 against the oracle.
+"""Checks of the layer's features on any world, in float64 against the oracle.
 
-Each check runs on every rank of a world and returns, for each rank held here, its errors beside the
-oracle of the joined batch (relative to the norm of the joined answer) and the bits that must be
-equal on all ranks. `CHECKS` lists them; the tests and the rank programs run them all.
+Each check runs on every rank of a world and returns, for each rank held here, its errors compared
+with the oracle of the global batch (relative to the norm of the global result) and the bits that
+must be equal on all ranks. `CHECKS` lists them; the tests and the rank programs run them all.
 """
 
 import numpy as np
@@ -52,7 +52,7 @@ CHECKS: dict[str, Check] = {
     "count of one": small_batches.count_of_one,
     "one row each": small_batches.one_row_each,
 }
-# Those whose ranks may end with different moving statistics.
+# Checks after which moving statistics may differ between ranks.
 SEPARATE = {"group of one", "two groups", "not synchronized"}
 
 

@@ -1,4 +1,4 @@
-"""Inputs of every rank, the channels on every axis, and shapes unknown while tracing."""
+"""Inputs with any number of axes, channels on every axis, and shapes unknown while tracing."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""More than one use: a layer called twice, branches side by side, accumulated gradients."""
+"""Several uses: a layer called twice, parallel branches, accumulated gradients."""
 
 import numpy as np
 import tensorflow as tf
@@ -55,7 +55,7 @@ def used_twice(world: World) -> list[Report]:
 
 
 def two_branches(world: World) -> list[Report]:
-    """Two layers side by side that do not wait for each other, and a third behind both."""
+    """Two parallel layers, followed by a third."""
     batch = make_batch(world)
     left = make_layer(world, (None, CHANNELS), name="left")
     right = make_layer(world, (None, CHANNELS), name="right")
@@ -91,7 +91,7 @@ def two_branches(world: World) -> list[Report]:
 
 
 def accumulated_gradients(world: World) -> list[Report]:
-    """Two micro-batches before the gradients are used: each has its own statistics."""
+    """Two micro-batches before the update: each has its own statistics."""
     batches = [make_batch(world, seed=4), make_batch(world, seed=5)]
     layer = make_layer(world, (None, CHANNELS))
     ledger = Ledger(world)

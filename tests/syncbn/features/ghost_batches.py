@@ -23,7 +23,7 @@ def ghost(weighted: bool) -> Check:
         generator = np.random.default_rng(3)
         weights = generator.choice([0.5, 1.0, 2.0], size=len(batch.x)) if weighted else None
         if weights is not None:
-            weights[:2] = 0.0  # A block that counts nothing has no share in the average.
+            weights[:2] = 0.0  # An empty block does not affect the average.
         blocks = [
             oracle.normalize(
                 batch.x[i : i + 2],

@@ -1,4 +1,4 @@
-"""Statistics of groups of ranks, `group_size`, and of each rank alone."""
+"""Statistics of groups of ranks, `group_size`, and of single ranks."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from tests.syncbn.worlds import World
 
 def _groups(size_of_group: Callable[[int], int]) -> Check:
     def check(world: World) -> list[Report]:
-        """Each block of ranks has statistics of its own."""
+        """Each block of ranks has separate statistics."""
         k = size_of_group(world.size)
         batch = make_batch(world)
         layer = make_layer(world, batch.x.shape, group_size=k)
@@ -64,7 +64,7 @@ def two_groups(world: World) -> list[Report]:
 
 
 def not_synchronized(world: World) -> list[Report]:
-    """`synchronized=False` is the statistics of each rank alone."""
+    """`synchronized=False` uses the statistics of each rank."""
     batch = make_batch(world)
     layer = make_layer(world, batch.x.shape, synchronized=False)
     ledger = Ledger(world)

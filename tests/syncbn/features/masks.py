@@ -1,4 +1,4 @@
-"""Some positions masked, or all, with numbers, NaN or infinity in them."""
+"""Some or all positions masked, with numbers, NaN or infinity in them."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from tests.syncbn.worlds import World
 
 def masked(mask_of: Callable[[np.ndarray], np.ndarray], poison: float | None) -> Check:
     def check(world: World) -> list[Report]:
-        """Masked positions have no share; whatever stands in them harms nobody."""
+        """Masked positions do not affect results, whatever their values."""
         batch = make_batch(world, (4, CHANNELS))
         mask = mask_of(np.random.default_rng(6).uniform(size=batch.x.shape[:2]))
         if poison is not None:
@@ -39,7 +39,7 @@ def masked(mask_of: Callable[[np.ndarray], np.ndarray], poison: float | None) ->
                 expected = np.where(seen, batch.shard(rank, joined), 0.0)
                 ledger.compare(name, place, np.where(seen, ours[name], 0.0), expected)
             if poison is not None:
-                # Unseen rows still carry the upstream gradient of β, and none of γ's.
+                # Masked rows still contribute to the gradient of β, but not to that of γ.
                 unseen = np.where(seen, 0.0, ours["dx"])
                 if np.isfinite(poison):
                     unseen = np.where(np.isfinite(unseen), 0.0, 1.0)

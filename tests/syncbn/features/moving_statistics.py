@@ -1,4 +1,4 @@
-"""What moves otherwise than in a plain layer: renorm, Bessel's correction, zero debiasing."""
+"""Options of the moving statistics: renorm, Bessel's correction, zero debiasing."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tests.syncbn.worlds import World
 
 
 def renorm(world: World) -> list[Report]:
-    """Three steps; r and d hit their limits in the first and move freely later."""
+    """Three steps; r and d are clipped in the first only."""
     clipping = {"rmax": 1.5, "rmin": 0.6, "dmax": 1.0}
     layer = make_layer(
         world, (None, CHANNELS), renorm=True, renorm_clipping=clipping, renorm_momentum=0.5
@@ -48,7 +48,7 @@ def renorm(world: World) -> list[Report]:
 
 
 def bessel_correction(world: World) -> list[Report]:
-    """The moving variance takes n/(n − 1) of the count over all ranks."""
+    """The moving variance uses n/(n − 1) with the count over all ranks."""
     batch = make_batch(world)
     layer = make_layer(world, batch.x.shape, bessel_correction=True)
     exact = exact_results(layer, batch)
@@ -58,7 +58,7 @@ def bessel_correction(world: World) -> list[Report]:
 
 
 def zero_debias(world: World) -> list[Report]:
-    """The moving mean is the weighted average of the batches seen, with no zero in it."""
+    """The moving mean is the weighted average of the batches, without the initial zero."""
     layer = make_layer(world, (None, CHANNELS), zero_debias_moving_mean=True, momentum=0.99)
     ledger = Ledger(world)
     runner = world.compile(train_step(layer), graph=False)

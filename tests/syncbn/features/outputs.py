@@ -1,4 +1,4 @@
-"""What the layer does to its normalized values: adjustment and activation."""
+"""Options applied to the normalized values: adjustment and activation."""
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ from tests.syncbn.worlds import World
 
 
 def _adjust(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """One scale and one bias a sample, from its place in the shard."""
+    """One scale and one bias per sample, depending on its index in the shard."""
     place = tf.cast(tf.range(shape[0]), tf.float64)[:, None]
     return 1.0 + 0.1 * place, 0.05 * place
 

@@ -1,4 +1,4 @@
-"""What every check is made of: a joined batch, a layer, its step, and a ledger of its errors."""
+"""The parts of every check: a global batch, a layer, its step, and a record of errors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ CHANNELS = 3
 
 @dataclass(frozen=True)
 class Batch:
-    """The joined batch: each rank has its own rows, more for higher ranks."""
+    """The global batch: each rank has its own rows, higher ranks have more."""
 
     x: np.ndarray
     dy: np.ndarray
@@ -50,7 +50,7 @@ def make_batch(
 
 
 def make_layer(world: World, shape: Sequence[int | None], **arguments: Any) -> Any:
-    """A built float64 layer with γ, β and moving statistics that are not the initial ones."""
+    """A built float64 layer with non-initial γ, β and moving statistics."""
     settings = {"momentum": 0.75, "epsilon": EPSILON, "dtype": "float64", **arguments}
     with world.scope():
         layer = SyncBatchNormalization(**settings)
@@ -63,7 +63,7 @@ def make_layer(world: World, shape: Sequence[int | None], **arguments: Any) -> A
 
 
 def train_step(layer: Any, *names: str) -> Callable[..., dict[str, tf.Tensor]]:
-    """A step of one layer; further per-sample arguments are passed under `names`, in order."""
+    """A step of one layer; additional per-sample arguments are passed as `names`, in order."""
 
     def step(x: tf.Tensor, dy: tf.Tensor, *extra: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -89,14 +89,14 @@ class Ledger:
     def compare(
         self, name: str, place: int, ours: np.ndarray, exact: Any, norm: Any = None
     ) -> None:
-        """Notes ‖ours − exact‖ / ‖norm‖, `norm` being `exact` unless given."""
+        """Records ‖ours − exact‖ / ‖norm‖; `norm` defaults to `exact`."""
         exact = np.asarray(exact, np.float64)
         if ours.shape != exact.shape:
             raise AssertionError(f"{name}: shape {ours.shape}, expected {exact.shape}")
         scale = float(np.linalg.norm(exact if norm is None else norm)) or 1.0
         error = float(np.linalg.norm(ours - exact)) / scale
         errors = self.reports[place]["errors"]
-        # NaN must not hide behind a comparison.
+        # A comparison with NaN must not pass.
         errors[name] = max(errors.get(name, 0.0), error) if np.isfinite(error) else 1e300
 
     def step(
@@ -115,7 +115,7 @@ class Ledger:
                 self.compare(name, place, ours[name], local, joined.sum(axis=axes))
 
     def variables(self, **pairs: tuple[Any, Any]) -> None:
-        """Compares variables with exact values, and notes their bits."""
+        """Compares variables with exact values, and records their bits."""
         for name, (variable, exact) in pairs.items():
             for place, value in enumerate(self.world.values(variable)):
                 self.compare(name, place, value, exact)
@@ -131,7 +131,7 @@ def one_step(
     moving: tuple[Any, Any] | None = None,
     per_sample: dict[str, np.ndarray] | None = None,
 ) -> list[Report]:
-    """Runs one step and compares everything; `moving` holds the exact batch mean and variance."""
+    """Runs one step and compares all results; `moving` is the exact batch mean and variance."""
     ledger = Ledger(world)
     per_sample = per_sample or {}
     runner = world.compile(train_step(layer, *per_sample), graph)

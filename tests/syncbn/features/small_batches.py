@@ -1,4 +1,4 @@
-"""Batches of hardly any rows: one in the whole world, or one on each rank."""
+"""Very small batches: one row in the world, or one per rank."""
 
 from tests.syncbn.features.setting import (
     CHANNELS,
@@ -12,7 +12,7 @@ from tests.syncbn.worlds import World
 
 
 def count_of_one(world: World) -> list[Report]:
-    """A single sample in the whole world: variance 0, outputs β, gradients 0, no error."""
+    """A single sample in the world: variance 0, outputs β, gradients 0, no error."""
     batch = make_batch(world, rows=lambda rank: int(rank == 0))
     layer = make_layer(world, (None, CHANNELS), bessel_correction=True)
     exact = exact_results(layer, batch)
@@ -20,7 +20,7 @@ def count_of_one(world: World) -> list[Report]:
 
 
 def one_row_each(world: World) -> list[Report]:
-    """Too few values on every rank, enough in the world."""
+    """A single value on every rank, enough in the world."""
     batch = make_batch(world, rows=lambda rank: 1)
     layer = make_layer(world, (None, CHANNELS))
     return one_step(world, batch, layer, exact_results(layer, batch), graph=True)

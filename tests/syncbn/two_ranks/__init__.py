@@ -1,7 +1,7 @@
-"""What two ranks of every engine are asked for beside the matrix: whole trainings, and their tools.
+"""Checks on two ranks of every backend in addition to the matrix: whole trainings, and tools.
 
 Each part runs on both ranks of a matrix job, and test_matrix_two_ranks.py compares its answers with
-those of one process that has all rows.
+those of one process with all rows.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ PARTS: dict[str, Callable[[Communicator], dict[str, Any]]] = {
 
 
 def run(communicator: Communicator) -> dict[str, list[dict[str, Any]]]:
-    """The answers of this rank, as the matrix keeps them.
+    """The answers of this rank, in the form of the matrix.
 
-    Horovod over MPI sums gradients itself and statistics by MPI, as the engine `mpi` does: there
-    only the trainings are run.
+    Horovod over MPI sums only gradients itself, and statistics like the backend `mpi`, so only the
+    trainings run there.
     """
     over_mpi = communicator.transport != communicator.name
     names = ["training"] if over_mpi else PARTS

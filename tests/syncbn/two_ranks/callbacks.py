@@ -1,4 +1,4 @@
-"""A `fit` with all callbacks, one that is stopped by the alarm, and one with uneven batches."""
+"""A `fit` with all callbacks, one that the alarm stops, and one with uneven batches."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ EPOCHS, WARM_UP_EPOCHS, RATE = 3, 2, 0.1
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
-    """Ten rows: seven of the first rank, three of the second."""
+    """Ten rows: seven for the first rank, three for the second."""
     x = np.random.default_rng(3).normal(size=(10, 4)).astype("float32")
     return x, (x.sum(axis=1, keepdims=True) > 0).astype("float32")
 
@@ -45,7 +45,7 @@ class _Watch(keras.callbacks.Callback):
 
 
 class _Disturb(keras.callbacks.Callback):
-    """Moves a statistic of one rank a little, after its fourth step."""
+    """Changes a statistic of one rank slightly, after its fourth step."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def run(communicator: Communicator) -> dict[str, Any]:
         report["alarm"] = str(error)
         report["stopped at"] = int(model.optimizer.iterations)
 
-    rows = slice(0, 8 - 4 * rank)  # two batches here, one there
+    rows = slice(0, 8 - 4 * rank)  # two batches on rank 0, one on rank 1
     x, y = (part[rows] for part in data())
     try:
         once = [syncbn.callbacks.BroadcastVariables()]

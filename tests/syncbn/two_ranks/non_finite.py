@@ -1,4 +1,4 @@
-"""Fits with a NaN in the data of one rank, with a rate beyond all numbers, with loss scaling."""
+"""Fits with a NaN in the data of one rank, with a huge learning rate, with loss scaling."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ROWS, STEPS, BAD_STEP = 4, 5, 3
 
 
 def data(rank: int, bad: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Five batches of a rank; the third of rank 1 has a NaN, or is left out on both."""
+    """Five batches of a rank; the third of rank 1 has a NaN, or is omitted on both."""
     x = np.random.default_rng([11, rank]).normal(size=(ROWS * STEPS, 4)).astype("float32")
     y = x.sum(axis=1, keepdims=True)
     place = ROWS * (BAD_STEP - 1)
@@ -39,7 +39,7 @@ def network(rate: float = 0.05, scale: float | None = None) -> keras.Model:
 
 
 def fit(model: keras.Model, rows: tuple[np.ndarray, np.ndarray], *guard: Any) -> str:
-    """The error that ended it, or an empty text."""
+    """The message of its error, or an empty string."""
     options = {"batch_size": ROWS, "shuffle": False, "verbose": 0, "epochs": 1}
     try:
         model.fit(*rows, callbacks=list(guard), **options)
@@ -49,7 +49,7 @@ def fit(model: keras.Model, rows: tuple[np.ndarray, np.ndarray], *guard: Any) ->
 
 
 def state(model: keras.Model) -> list[str]:
-    """Of the weights, moving statistics and the optimizer, every bit."""
+    """All bits of the weights, moving statistics and the optimizer."""
     return [np.ascontiguousarray(v).tobytes().hex() for v in _variables(model)]
 
 

@@ -1,4 +1,4 @@
-"""Statistics recomputed over the data of both ranks, and over data that fail on one."""
+"""Statistics recomputed over the data of both ranks, and a data set that fails on one rank."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The TensorFlow 1 signatures in one graph, trained and served by a switch that is a tensor."""
+"""The TensorFlow 1 functions in one graph, with a training argument that is a tensor."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def run(communicator: Communicator) -> dict[str, Any]:
 
 
 def behind_the_switch(rows: np.ndarray) -> dict[str, Any]:
-    """Two steps of training around one of inference, in one graph; the losses are local sums."""
+    """Training, inference and training in one graph; the losses are local sums."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, 5, 5, 3]), tf.TensorSpec([], tf.bool)])
     def step(x: tf.Tensor, phase: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

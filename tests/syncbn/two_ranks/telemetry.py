@@ -41,7 +41,7 @@ def _watched(communicator: Communicator) -> dict[str, Any]:
     telemetry.collect()
     begun = time.time()
     if communicator.rank == 1:
-        time.sleep(LATE_SECONDS)  # rank 0 has to wait for us in its first collective
+        time.sleep(LATE_SECONDS)  # rank 0 waits for this rank in its first collective
     step(x)
     spans, numbers = telemetry.collect()
     again, _ = telemetry.collect()

@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks, in every way a program may take, on uneven rows."""
+"""All ways to average gradients over ranks, on uneven rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def run(communicator: Communicator) -> dict[str, Any]:
         part[:ROWS_OF_THE_FIRST] if rank == 0 else part[ROWS_OF_THE_FIRST:]
         for part in regression_data()
     )
-    # Different seeds: the broadcast makes the starts equal.
+    # Different seeds: the broadcast makes the ranks start equal.
     model = dense_model(rank)
     broadcast_variables(model, root_rank=1)
     report = {"broadcast": flat_weights(model)}
@@ -59,7 +59,7 @@ def _by_loops(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _loop(optimizer: Any, steps: int, x: np.ndarray, y: np.ndarray, graph: bool = True) -> Any:
-    """The weights after `steps` steps of a loop of one's own."""
+    """The weights after `steps` steps of a custom loop."""
     model = dense_model(1)
 
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
@@ -84,7 +84,7 @@ def _overflow(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, Any]:
 
 
 def _in_two_passes(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndarray]:
-    """Two passes a step: the first rank gives rows 0-1 then 2-4, the second row 5 then 6."""
+    """Two passes per step: rows 0-1, then 2-4 on the first rank, row 5, then 6 on the second."""
     model = dense_model(1)
     optimizer = DistributedOptimizer(keras.optimizers.Adam(0.05), backward_passes_per_step=2)
 
@@ -105,8 +105,10 @@ def _in_two_passes(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndar
 
 
 def _sparse(rank: int) -> dict[str, Any]:
-    """Sparse gradients, a variable only the first rank reaches, and one nobody reaches, which
-    weight decay must not move."""
+    """Sparse gradients, a variable with a gradient on one rank only, and one without any.
+
+    Weight decay must not change the last one.
+    """
     table = keras.Variable(np.arange(12, dtype="float32").reshape(6, 2))
     one_sided = keras.Variable([1.0, 1.0])
     untouched = keras.Variable([5.0])
@@ -129,7 +131,7 @@ def _sparse(rank: int) -> dict[str, Any]:
 
 
 def _by_tape(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Three steps of the mean over all rows, each rank's loss being a sum over its own."""
+    """Three steps with the mean over all rows; the loss of each rank is a sum over its rows."""
     model, optimizer = dense_model(1), keras.optimizers.SGD(0.1)
     for _ in range(3):
         with DistributedGradientTape() as tape:
@@ -140,20 +142,20 @@ def _by_tape(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _at_the_edges(rank: int) -> dict[str, Any]:
-    """What one rank, one pass or one dtype could spoil."""
+    """Special cases of one rank, one pass or one dtype."""
 
     def sgd(**options: Any) -> Any:
         return DistributedOptimizer(keras.optimizers.SGD(1.0, weight_decay=0.5), **options)
 
     of_no_rows = keras.Variable(0.0)
-    gradient = tf.constant(6.0 if rank == 0 else np.nan)  # the mean over no rows is NaN
+    gradient = tf.constant(6.0 if rank == 0 else np.nan)  # the mean of an empty batch is NaN
     sgd().apply_gradients([(gradient, of_no_rows)], rows=2 * (1 - rank))
 
-    # The sum of both ranks is more than float16 holds, their average is not.
+    # The sum of both ranks exceeds the range of float16, their average does not.
     in_half = keras.Variable(0.0)
     sgd(compression="float16").apply_gradients([(tf.constant(40000.0), in_half)], rows=1000)
 
-    # Reached in the first of two passes only; weight decay moves it all the same.
+    # Has a gradient in the first of two passes only; weight decay still applies.
     early = keras.Variable(1.0)
     late = keras.Variable(1.0)
     optimizer = sgd(backward_passes_per_step=2)
@@ -178,7 +180,7 @@ def _at_the_edges(rank: int) -> dict[str, Any]:
 
 
 def _of_one_variable(rank: int) -> dict[str, Any]:
-    """The tape; and two ranks that broadcast different lists are told so."""
+    """The tape; and the error of two ranks that broadcast different lists."""
     variable = keras.Variable(2.0)
     with DistributedGradientTape() as tape:
         loss = variable * (rank + 1.0)
