@@ -22,7 +22,9 @@ CONTENDERS = {"syncbn": "ours", "Keras local": "keras", "TensorFlow fused local"
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__).parse_args(argv)
     report = measure(options.toy)
-    table = Table("contender", "held beside the inputs", "peak", title="in sizes of the inputs")
+    table = Table(
+        "contender", "held in addition to the inputs", "peak", title="in sizes of the inputs"
+    )
     for contender, figures in report.details["memory"].items():
         table.add_row(contender, f"{figures['held']:.4f}", f"{figures['peak']:.2f}")
     Console().print(table)
@@ -48,7 +50,7 @@ def measure(toy: bool) -> Report:
         ours, keras = figures["syncbn"], figures["Keras local"]
         report.bars = [
             Bar(
-                "held from forward to backward, beside the input",
+                "held from forward to backward, besides the input",
                 ours["held"],
                 0.001,
                 True,

@@ -54,12 +54,12 @@ def find_origin(
     statistics = [v for v in model.non_trainable_variables if _is_floating(v)]
     before = [v.numpy() for v in statistics]
 
-    def look(layer: Any, output: Any) -> None:
+    def check(layer: Any, output: Any) -> None:
         names.append(layer.path)
         outputs.append(bool(all_finite([t for t in tf.nest.flatten(output) if t is not None])))
 
     try:
-        with _observed(model, look):
+        with _observed(model, check):
             model(inputs, training=training)
     finally:
         for variable, value in zip(statistics, before, strict=True):
@@ -96,8 +96,8 @@ def _is_floating(variable: Any) -> bool:
 
 
 @contextmanager
-def _observed(model: keras.Model, look: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Context in which `look(layer, output)` is called for each layer without sublayers."""
+def _observed(model: keras.Model, check: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Context in which `check(layer, output)` is called for each layer without sublayers."""
     leaves = [
         layer
         for layer in model._flatten_layers(include_self=False)
@@ -109,7 +109,7 @@ def _observed(model: keras.Model, look: Callable[[Any, Any], None]) -> Iterator[
 
         def watched(*arguments: Any, **options: Any) -> Any:
             output = call(*arguments, **options)
-            look(layer, output)
+            check(layer, output)
             return output
 
         # Bypasses Keras' __setattr__, which tracks state.

@@ -56,14 +56,14 @@ def moments(
             f"axes must be different integers in [{-rank}, {rank}). Received: axes={axes!r}, "
             f"inputs of shape {inputs.shape}"
         )
-    kept = [axis for axis in range(rank) if axis not in reduced]
-    sizes = [inputs.shape[axis] for axis in kept]
+    channel_axes = [axis for axis in range(rank) if axis not in reduced]
+    sizes = [inputs.shape[axis] for axis in channel_axes]
     if None in sizes:
         raise ValueError(
             "the axes that are not reduced must have static sizes. Received: "
             f"axes={axes!r}, inputs of shape {inputs.shape}"
         )
-    rows = tf.transpose(inputs, [*reduced, *kept])
+    rows = tf.transpose(inputs, [*reduced, *channel_axes])
     channels = 1
     for size in sizes:
         channels *= size
