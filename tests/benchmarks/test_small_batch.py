@@ -95,7 +95,7 @@ def test_a_study_continues_from_its_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another plan; remove it or choose another --output"):
         load(tmp_path / "study.json", replace(plan, seeds=3))
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(UsageError, match="no study to go on with"):
+    with pytest.raises(UsageError, match="is not a valid study"):
         load(tmp_path / "study.json", plan)
 
 
