@@ -22,5 +22,5 @@ def test_sums_of_unequal_length_say_what_this_rank_sent(
     result = mpirun(2, script(PROGRAM))
     assert result.returncode != 0
     told = "".join(result.stderr)
-    assert "for 3 numbers of this rank: every rank must send as many" in told
+    assert "for 3 values of this rank: every rank must send the same number" in told
     assert "a_sum" in told
