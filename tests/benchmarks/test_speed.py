@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, latency, layer, memory, page, scaling, training
+from benchmarks import figures, latency, layer, memory, options, page, scaling, training
 from benchmarks.harness.conductor import BenchmarkError, Conductor, Plan
 from benchmarks.harness.results import Bar, Report, Timing, with_unit
 
 _PARTS = {
     "layer": layer,
+    "options": options,
     "training": training,
     "latency": latency,
     "memory": memory,
