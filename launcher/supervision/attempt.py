@@ -135,8 +135,8 @@ class Attempt:
             return
         state = self.states[rank]
         if "up" in report:
-            state.pid, state.started = report["up"], report["started"]
-            self._event("rank_up", rank, pid=state.pid, started=state.started, host=state.host)
+            up = {"pid": report["up"], "started": report["started"]}
+            self._event("rank_up", rank, **up, host=state.host)
         elif "beat" in report:
             before, state.beat = state.beat, Beat(*report["beat"])
             beat = {"phase": state.beat.phase, "step": state.step, **state.beat.numbers}

@@ -33,7 +33,9 @@ _VARIABLES_OF_ANOTHER_JOB = (
 
 @dataclass
 class RankState:
-    """The state of one rank in one attempt, from its agent's reports.
+    """What the supervisor judges a rank by, in one attempt: its agent's reports.
+
+    The state that users see is `RankStatus`, from the events that these reports cause.
 
     `program_exit` is the exit of its program, where known; `exit` that of its process, which may
     be much later: MPI_Finalize waits for the peers.
@@ -41,8 +43,6 @@ class RankState:
 
     rank: int
     host: str
-    pid: int | None = None
-    started: float | None = None
     beat: Beat | None = None
     program_exit: Exit | None = None
     exit: Exit | None = None

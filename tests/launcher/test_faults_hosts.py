@@ -115,7 +115,7 @@ def test_kill_9_of_the_launcher_ends_ranks_on_other_hosts(
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("backend", ["local", "mpi"])
-def test_host_cut_off_in_mid_job(
+def test_host_disconnected_during_a_job(
     launch: Launch, network: networks.Network, options: list[str], backend: str
 ) -> None:
     # Rank 0, which writes the checkpoints, sits on the host that is lost.
@@ -161,7 +161,7 @@ for _ in range(1000 if attempt == "0" else 30):
 
 
 @pytest.mark.timeout(120)
-def test_no_attempt_writes_before_the_last_one_has_ended_on_a_host_that_was_cut_off(
+def test_no_attempt_writes_before_the_previous_one_has_ended_on_a_disconnected_host(
     launch: Launch, network: networks.Network, options: list[str]
 ) -> None:
     """The host is back at once, and free for the next attempt, while its rank still has grace."""
@@ -185,7 +185,7 @@ def test_no_attempt_writes_before_the_last_one_has_ended_on_a_host_that_was_cut_
 
 
 @pytest.mark.timeout(60)
-def test_ssh_that_is_no_program(launch: Launch, network: networks.Network) -> None:
+def test_invalid_ssh_command(launch: Launch, network: networks.Network) -> None:
     hosts = ["--hosts", f"{network.hosts[0]}:1", "--ssh", "/no/such/ssh", "--backend", "local"]
     launch.start(hosts, launch.program())
     result = launch.finish()

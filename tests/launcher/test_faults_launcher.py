@@ -125,7 +125,7 @@ def test_kill_9_of_the_launcher_ends_ranks_that_ignore_sigterm(
 
 
 @pytest.mark.timeout(60)
-def test_ranks_know_nothing_of_a_job_around_the_launcher(launch: Launch) -> None:
+def test_ranks_do_not_inherit_variables_of_a_surrounding_job(launch: Launch) -> None:
     around = (
         *("TF_CONFIG", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_x", "OMPI_MCA_ess", "PMI_RANK"),
         *("PMIX_RANK", "LAUNCHER_ATTEMPT", "LAUNCHER_METRICS_PORT", "HOROVOD_RANK", "HOROVOD_SIZE"),
@@ -143,7 +143,7 @@ def test_ranks_know_nothing_of_a_job_around_the_launcher(launch: Launch) -> None
 
 
 @pytest.mark.timeout(60)
-def test_a_launcher_that_is_slow_or_paused_hears_how_a_rank_has_ended(launch: Launch) -> None:
+def test_a_slow_or_stopped_launcher_receives_the_exit_of_a_rank(launch: Launch) -> None:
     source = (
         "import time; print('up', flush=True); time.sleep(1)\n"
         "for number in range(30000): print('line', number)"

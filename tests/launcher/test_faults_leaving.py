@@ -42,7 +42,9 @@ def leave(launch: Launch, backend: str, program: str, how: str, *options: str) -
         ("mpi", "horovod", "(, which showed no activity for 3 s|; rank 0 was killed by SIGSEGV)"),
     ],
 )
-def test_the_rank_that_left_is_named(launch: Launch, backend: str, program: str, then: str) -> None:
+def test_the_rank_that_exited_early_is_the_cause(
+    launch: Launch, backend: str, program: str, then: str
+) -> None:
     line = leave(launch, backend, program, "exit", "--exit-timeout", "3")
     cause = launch.cause()
     assert re.match(rf"{LEFT}{then}", cause["summary"]), cause
@@ -61,13 +63,15 @@ def test_the_rank_that_left_is_named(launch: Launch, backend: str, program: str,
     ("how", "said"),
     [("three", "exit code 3"), ("raise", "exit code 1: ValueError: the cause itself")],
 )
-def test_a_failure_is_seen_behind_mpi_finalize(launch: Launch, how: str, said: str) -> None:
+def test_a_failure_is_detected_before_mpi_finalize_returns(
+    launch: Launch, how: str, said: str
+) -> None:
     line = leave(launch, "mpi", "plain mpi", how)
     assert line == f"launcher: error: rank 1 on localhost failed with {said}"
 
 
 @pytest.mark.timeout(60)
-def test_rank_0_may_work_on_alone_as_long_as_it_speaks(launch: Launch) -> None:
+def test_rank_0_may_continue_alone_while_it_prints(launch: Launch) -> None:
     # A third of the limit without a word is worth a warning, which a busy machine must not cause.
     assert leave(launch, "mpi", "plain mpi", "export", "--exit-timeout", "5").startswith(
         "launcher: succeeded"
@@ -75,7 +79,7 @@ def test_rank_0_may_work_on_alone_as_long_as_it_speaks(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_program_is_over_when_its_threads_are(launch: Launch) -> None:
+def test_a_program_exits_after_its_threads(launch: Launch) -> None:
     source = (
         "import os, threading, time\n"
         "rank = os.environ['LAUNCHER_RANK']\n"

@@ -43,7 +43,7 @@ def test_rank_raises(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_rank_that_sleeps_for_ever_is_a_hang_with_stacks(launch: Launch) -> None:
+def test_rank_that_sleeps_forever_is_a_hang_with_stacks(launch: Launch) -> None:
     fault = "def oversleep():\n    time.sleep(1000)\noversleep()"
     line = fail(launch, "a rank sleeping for ever (--hang-timeout 2)", fault, "--hang-timeout", "2")
     assert line.startswith("launcher: hang: no rank has finished a step for 2 s")
@@ -54,7 +54,7 @@ def test_rank_that_sleeps_for_ever_is_a_hang_with_stacks(launch: Launch) -> None
 
 
 @pytest.mark.timeout(60)
-def test_a_hang_is_worth_a_restart_whatever_the_exit_codes(launch: Launch) -> None:
+def test_a_hang_restarts_regardless_of_the_exit_codes(launch: Launch) -> None:
     options = [*AGAIN, "--hang-timeout", "1", "--restart-codes", "9"]
     launch.start(options, launch.program("--fault", "time.sleep(1000)"))
     assert launch.finish().returncode == 0
@@ -72,7 +72,7 @@ def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_rank_told_to_stop_from_outside_is_preempted(launch: Launch) -> None:
+def test_sigterm_to_a_rank_from_outside_is_preemption(launch: Launch) -> None:
     fault = "signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15)"
     line = fail(launch, "SIGTERM to one rank, not from us", fault)
     assert line.startswith(
@@ -98,7 +98,7 @@ def test_peer_that_ignores_sigterm_is_killed_after_the_grace(launch: Launch) -> 
 
 
 @pytest.mark.timeout(60)
-def test_job_goes_on_from_the_checkpoint(launch: Launch) -> None:
+def test_job_resumes_from_the_checkpoint(launch: Launch) -> None:
     launch.start(AGAIN, launch.program("--fault", "os.kill(os.getpid(), 9)", "--at", "6"))
     result = launch.finish()
     assert result.returncode == 0, result.transcript()
@@ -122,7 +122,7 @@ def test_restarts_are_counted_and_end(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_only_the_exit_codes_worth_it_are_restarted(launch: Launch) -> None:
+def test_only_the_given_exit_codes_restart(launch: Launch) -> None:
     launch.start([*AGAIN, "--restart-codes", "8,137"], launch.program("--fault", "sys.exit(7)"))
     result = launch.finish()
     assert result.returncode == 1
@@ -153,7 +153,7 @@ def test_command_not_found(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_noise_of_the_peers_comes_after_the_cause_and_is_marked(launch: Launch) -> None:
+def test_lines_of_peers_follow_the_cause_and_are_marked(launch: Launch) -> None:
     fault = "print('the cause itself', file=sys.stderr); sys.exit(3)"
     source = (
         "import os, sys, time\n"

@@ -126,9 +126,7 @@ def test_disk_full_while_saving(launch: Launch, small_disk: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_run_that_fills_the_disk_it_is_recorded_on_is_not_lost(
-    launch: Launch, small_disk: Path
-) -> None:
+def test_a_run_that_fills_its_own_disk_is_not_lost(launch: Launch, small_disk: Path) -> None:
     # The first write takes all there is, the second fails.
     fill = f"fill = open({str(small_disk)!r} + '/fill', 'ab', buffering=0)"
     fault = f"{fill}; fill.write(bytes(1 << 20)); fill.write(bytes(1 << 20))"
@@ -141,7 +139,7 @@ def test_a_run_that_fills_the_disk_it_is_recorded_on_is_not_lost(
 
 
 @pytest.mark.timeout(60)
-def test_rendezvous_port_taken(launch: Launch) -> None:
+def test_rendezvous_port_in_use(launch: Launch) -> None:
     require_horovod()
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -158,7 +156,7 @@ def test_rendezvous_port_taken(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_port_of_a_rank_taken(launch: Launch) -> None:
+def test_port_of_a_rank_in_use(launch: Launch) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -179,7 +177,7 @@ def test_output_directory_that_cannot_be_written(launch: Launch) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_two_hundred_restarts_leak_nothing(launch: Launch) -> None:
+def test_two_hundred_restarts_do_not_leak(launch: Launch) -> None:
     options = ["-np", "1", "--backend", "horovod", "--max-restarts", "200", "--backoff", "0"]
     began = time.time()
     launch.start([*options, "--quiet"], ["sh", "-c", "exit 9"])

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.multiprocess
 
 
 @pytest.mark.timeout(170)
-def test_the_launcher_calls_it_diverged_and_does_not_try_again(
+def test_the_launcher_classifies_divergence_and_does_not_restart(
     launch: Launch,
 ) -> None:
     program = [
@@ -45,7 +45,7 @@ def test_the_launcher_calls_it_diverged_and_does_not_try_again(
 
 
 @pytest.mark.timeout(240)
-def test_a_restart_does_not_meet_the_lock_of_the_attempt_before(launch: Launch) -> None:
+def test_a_restart_gets_the_lock_of_the_previous_attempt(launch: Launch) -> None:
     training = ["--model", "dnn", "--batch-size", "4", "--epochs", "1", "--checkpoint-steps", "20"]
     program = ["python", "-m", "launcher.train", *training, "--resume"]
     launch.start(["-np", "2", "--backend", "mpi", "--backoff", "0"], program)
@@ -60,7 +60,7 @@ def test_a_restart_does_not_meet_the_lock_of_the_attempt_before(launch: Launch) 
 
 
 @pytest.mark.timeout(170)
-def test_the_rank_that_was_told_to_stop_is_named(launch: Launch) -> None:
+def test_the_rank_that_received_sigterm_is_named(launch: Launch) -> None:
     training = ["--model", "dnn", "--batch-size", "4", "--epochs", "50", "--checkpoint-steps", "20"]
     program = ["python", "-m", "launcher.train", *training]
     launch.start(["-np", "2", "--backend", "horovod", "--max-restarts", "0"], program)
@@ -109,7 +109,7 @@ def test_a_disk_full_while_training_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_partial_files_of_a_dead_attempt_are_removed(
+def test_partial_files_of_a_killed_attempt_are_removed(
     single_process: Launcher, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").mkdir()

@@ -33,7 +33,7 @@ def test_beats_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert read(path) != beat, "a change of phase always"
 
 
-def test_a_save_that_has_ended_is_remembered(tmp_path: Path) -> None:
+def test_a_completed_save_is_reported(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path / "beat")
     seen = []
     phases: tuple[Phase, ...] = ("training", "saving", "training", "evaluating", "saving", "done")
@@ -45,7 +45,7 @@ def test_a_save_that_has_ended_is_remembered(tmp_path: Path) -> None:
     assert seen == [None, None, 4, 4, 4, 7], "only a save that has ended counts"
 
 
-def test_a_place_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path) -> None:
+def test_an_unwritable_path_does_not_stop_training(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path / "none" / "beat")
     heartbeat.beat("training", 1)
     (tmp_path / "none").mkdir()
@@ -55,7 +55,7 @@ def test_a_place_that_cannot_be_written_does_not_stop_the_training(tmp_path: Pat
     assert beat.phase == "saving"
 
 
-def test_numbers_that_do_not_fit_are_left_out() -> None:
+def test_numbers_that_do_not_fit_are_omitted() -> None:
     beat = Beat("training", 1, None, 0.0, {f"number_{i:03}": 1.0 for i in range(100)})
     record = encode(beat)
     assert len(record) == 512
@@ -64,7 +64,7 @@ def test_numbers_that_do_not_fit_are_left_out() -> None:
     assert 5 < len(kept.numbers) < 100
 
 
-def test_a_torn_record_is_no_beat() -> None:
+def test_a_partial_record_is_no_beat() -> None:
     first = encode(Beat("training", 1, None, 1.0))
     second = encode(Beat("evaluating", 22, None, 2.0))
     for cut in range(1, 511):

@@ -44,7 +44,7 @@ def parsed(model: type[BaseModel], *words: str) -> dict[str, Any]:
     return found
 
 
-def test_only_what_was_given_is_set_table_in_table() -> None:
+def test_only_given_options_are_set_as_nested_tables() -> None:
     assert parsed(Model) == {}
     assert parsed(Model, "--rate", "2", "--size", "3") == {"rate": 2.0, "inner": {"size": 3}}
     assert parsed(Model, "--name", "a", "--name", "b", "--no-loud") == {
@@ -53,21 +53,21 @@ def test_only_what_was_given_is_set_table_in_table() -> None:
     }
 
 
-def test_what_is_no_number_is_left_for_the_model_to_refuse() -> None:
+def test_invalid_numbers_are_rejected_by_the_model() -> None:
     assert parsed(Model, "--size", "large") == {"inner": {"size": "large"}}
     with pytest.raises(SpecError, match="ranks: expected a whole number"):
         build_spec({"command": ["a"], **parsed(JobSpec, "-np", "two")})
 
 
 @pytest.mark.parametrize("model", [JobSpec, TrainConfig])
-def test_no_option_is_there_twice_and_each_says_what_it_is_for(model: type[BaseModel]) -> None:
+def test_options_are_unique_and_have_help(model: type[BaseModel]) -> None:
     found: Any = typer.main.get_command(app_of(model, {})).params
     names = Counter(name for one in found for name in (*one.opts, *one.secondary_opts))
     assert set(names.values()) == {1}
     assert all(one.help for one in found)
 
 
-def test_a_variable_of_the_environment_stands_in_and_the_flag_wins(
+def test_a_flag_overrides_its_environment_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LAUNCHER_OUTPUT", "/elsewhere")

@@ -21,7 +21,9 @@ LINES = st.lists(
 
 
 @given(LINES, st.integers(1, 50))
-def test_lines_survive_pieces_of_any_size(lines: list[tuple[int, bytes]], size: int) -> None:
+def test_lines_are_decoded_from_chunks_of_any_size(
+    lines: list[tuple[int, bytes]], size: int
+) -> None:
     data = b"".join(encode_line(rank, "o", line) for rank, line in lines)
     decoder = Decoder()
     frames = [
@@ -34,7 +36,7 @@ def test_lines_survive_pieces_of_any_size(lines: list[tuple[int, bytes]], size: 
     assert [frame.text for frame in frames] == [line.decode(errors="replace") for line in clean]
 
 
-def test_lines_cut_and_tagged_by_mpirun_are_joined_per_rank() -> None:
+def test_lines_split_and_tagged_by_mpirun_are_joined_per_rank() -> None:
     whole = {rank: encode_line(rank, "o", f"line of rank {rank}".encode()) for rank in (0, 1)}
     pieces = [(0, whole[0][:9]), (1, whole[1][:4]), (0, whole[0][9:-1]), (1, whole[1][4:-1])]
     data = b"".join(b"[1,%d]<stdout>:%s\n" % piece for piece in pieces)
@@ -47,7 +49,7 @@ def test_lines_cut_and_tagged_by_mpirun_are_joined_per_rank() -> None:
     assert [frame.rank for frame in frames] == [0, 1, None]
 
 
-def test_a_very_long_line_comes_in_several() -> None:
+def test_a_very_long_line_is_split() -> None:
     frames = list(Decoder().feed(encode_line(0, "e", b"x" * 40_000)))
     assert "".join(frame.text for frame in frames) == "x" * 40_000
     assert len(frames) == 3
@@ -94,7 +96,7 @@ def test_descendants(family: "subprocess.Popen[bytes]") -> None:
         ("signal.pthread_sigmask(signal.SIG_BLOCK, {15})", True),
     ],
 )
-def test_who_deals_with_sigterm(source: str, deals: bool) -> None:
+def test_which_processes_handle_sigterm(source: str, deals: bool) -> None:
     program = f"import signal, time; {source}; print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     try:

@@ -14,19 +14,19 @@ CLI = Path(launcher.cli.__file__).parent
 
 
 @pytest.mark.parametrize("file", sorted(CLI.glob("*.py")), ids=lambda path: path.stem)
-def test_no_verb_names_a_target_or_asks_for_its_kind(file: Path) -> None:
+def test_no_verb_names_a_target_or_checks_its_type(file: Path) -> None:
     text = file.read_text()
     # `--hosts` and "local" are words of a job too.
     assert [name for name in {*TARGETS} - {"local", "hosts"} if name in text] == []
     assert "isinstance(target" not in text
 
 
-def test_every_verb_can_be_loaded_and_says_what_it_does() -> None:
+def test_every_verb_can_be_loaded_and_has_help() -> None:
     for verb in VERBS:
         assert load(verb).help
 
 
-def test_help_shows_panels_hides_what_containers_call_and_loads_no_verb() -> None:
+def test_help_has_panels_hides_container_verbs_and_imports_no_verb() -> None:
     program = (
         "import sys\n"
         "sys.argv = ['launcher', '--help']\n"

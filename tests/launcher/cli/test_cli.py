@@ -38,7 +38,7 @@ def launcher(
     )
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_imports_no_heavy_modules() -> None:
     source = (
         "import sys; sys.argv = ['launcher', '--help']\n"
         "from launcher.__main__ import main\n"
@@ -55,7 +55,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("module", ["launcher", "launcher.train"])
-def test_the_version_is_told_without_tensorflow(module: str) -> None:
+def test_the_version_is_printed_without_importing_tensorflow(module: str) -> None:
     source = (
         f"import sys, runpy; sys.argv = ['{module}', '--version']\n"
         f"try:\n    runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
@@ -134,7 +134,7 @@ def test_the_help_of_a_job_shows_the_defaults_of_its_fields() -> None:
         (["frobnicate"], "frobnicate"),
     ],
 )
-def test_wrong_usage_is_one_clear_line_and_code_2(arguments: list[str], said: str) -> None:
+def test_wrong_usage_is_a_one_line_error_with_code_2(arguments: list[str], said: str) -> None:
     done = launcher(*arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -154,14 +154,14 @@ def test_render_runs_nothing(tmp_path: Path) -> None:
     assert "API_TOKEN='(not shown)'" in done.stdout
 
 
-def test_render_for_mpi_is_a_command_to_type() -> None:
+def test_render_for_mpi_is_a_shell_command() -> None:
     done = launcher(
         "render", "-np", "4", "--hosts", "h1:4,h2:4", "--backend", "mpi", "--", "a", "b c"
     )
     assert re.search(r"mpirun -np 4 .*--host h1:4 .* a 'b c'$", done.stdout.strip())
 
 
-def test_a_toml_file_with_flags_over_it(tmp_path: Path) -> None:
+def test_flags_override_a_toml_file(tmp_path: Path) -> None:
     config = tmp_path / "job.toml"
     config.write_text(
         'command = ["python", "x.py"]\nranks = 3\nbackend = "local"\n[restart]\nmax_restarts = 9\n'
@@ -189,7 +189,7 @@ def test_events_as_json(launch: Launch) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(60)
-def test_quiet_prints_the_failure_and_the_end_only(launch: Launch) -> None:
+def test_quiet_prints_the_failure_and_the_result_only(launch: Launch) -> None:
     options = ["-np", "2", *JOB, "--quiet", "--max-restarts", "0"]
     launch.start(options, launch.program("--fault", "sys.exit(3)"))
     launch.finish()
@@ -263,7 +263,7 @@ def test_submit_status_logs_list_cancel(tmp_path: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(60)
-def test_submit_waits_and_ends_as_the_job_and_watching_prints_a_line_a_change(
+def test_submit_waits_for_the_job_and_watching_prints_a_line_per_change(
     tmp_path: Path,
 ) -> None:
     words = ["submit", "--wait", *JOB, "--max-restarts", "0", "--", "python", "-c"]
@@ -281,7 +281,7 @@ def test_submit_waits_and_ends_as_the_job_and_watching_prints_a_line_a_change(
 
 
 @pytest.mark.timeout(60)
-def test_cancel_now_of_a_job_that_is_ending_anyway(tmp_path: Path) -> None:
+def test_cancel_now_of_a_job_that_is_ending(tmp_path: Path) -> None:
     """The launcher is gone before the second signal, which is to end it at once."""
     record = RunWriter.create(build_spec({"command": ["a"], "output": tmp_path / "runs"}))
     record.close()
@@ -300,7 +300,7 @@ def test_cancel_now_of_a_job_that_is_ending_anyway(tmp_path: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(60)
-def test_more_ranks_than_eight_a_core_are_started_when_asked_for(tmp_path: Path) -> None:
+def test_oversubscribe_permits_more_than_eight_ranks_per_core(tmp_path: Path) -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # as on a machine of one core, where 16 may be
     try:

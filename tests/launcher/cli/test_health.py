@@ -16,7 +16,7 @@ from tests.processes import REPOSITORY
     ("phase", "age", "code"),
     [("training", 0, 0), ("training", 120, 1), ("evaluating", 120, 0), ("starting", 120, 0)],
 )
-def test_only_a_rank_that_trains_and_stands_still_is_ill(
+def test_only_a_rank_without_training_progress_is_unhealthy(
     tmp_path: Path,
     phase: str,
     age: float,

@@ -36,7 +36,7 @@ def only(findings: Iterator[Finding]) -> Finding:
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(180)
-def test_this_machine_is_fit_and_two_ranks_can_add() -> None:
+def test_this_machine_passes_and_two_ranks_all_reduce() -> None:
     done = doctor("--json")
     findings = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 0, done.stdout
@@ -51,7 +51,7 @@ def test_this_machine_is_fit_and_two_ranks_can_add() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_something_broken_is_exit_code_1_and_says_how_to_fix_it() -> None:
+def test_a_broken_requirement_is_exit_code_1_with_a_fix() -> None:
     done = doctor("--no-self-test", "--output", "/proc/runs", KERAS_BACKEND="numpy")
     assert done.returncode == 1
     assert "broken" in done.stdout
@@ -73,7 +73,7 @@ def test_something_broken_is_exit_code_1_and_says_how_to_fix_it() -> None:
         ("tensorflow", "SYNCBN_MARCH must be one of x86-64-v2, ...", "unset SYNCBN_MARCH"),
     ],
 )
-def test_layers_without_kernels_are_slow_unless_meant(
+def test_missing_kernels_are_a_warning_unless_intended(
     path: Literal["native", "tensorflow"], reason: str | None, fix: str
 ) -> None:
     status = native.Status(path, None, None, "2.21.0", reason)
@@ -88,7 +88,7 @@ def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.state, finding.fix) == ("warning", "unset OMP_NUM_THREADS")
 
 
-def test_what_is_advised_for_open_files_cures() -> None:
+def test_the_fix_for_open_files_works() -> None:
     """As in a shell: the advice is typed, then the doctor looks again."""
     look = f"{sys.executable} -c '{LOOK}'"
     script = f'ulimit -Sn 256; fix=$({look}); echo "$fix"; eval "$fix"; {look}; ulimit -n'
@@ -116,7 +116,7 @@ LOOK = (
         (256, 1024, False, "echo '* - nofile 65536' >> /etc/security/limits.conf as root"),
     ],
 )
-def test_a_hard_limit_is_not_passed_by_advice(
+def test_the_fix_does_not_exceed_the_hard_limit(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, capable: bool, fix: str
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
@@ -126,13 +126,13 @@ def test_a_hard_limit_is_not_passed_by_advice(
     assert finding.fix.startswith(fix)
 
 
-def test_a_disk_that_is_nowhere_yet(tmp_path: Path) -> None:
+def test_an_output_directory_that_does_not_exist_yet(tmp_path: Path) -> None:
     finding = only(machine.check_disk(tmp_path / "a" / "b"))
     assert finding.state in {"ok", "warning"}
     assert str(tmp_path) in finding.text
 
 
-def test_nothing_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_programs_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert only(services.check_docker()).fix == "apt-get install docker.io"
     assert only(services.check_kubernetes()).state == "warning"

@@ -87,7 +87,7 @@ def assert_refuses(
         pytest.param("mpi", "no MPI", "syncbn[mpi]", id="mpi"),
     ],
 )
-def test_missing_tool_is_one_line_with_the_mending_command(
+def test_missing_tool_is_one_line_with_the_fix(
     tmp_path: Path, without: str, what: str, mend: str
 ) -> None:
     left_out = ("mpirun", "mpicxx") if without == "mpi" else (without,)
@@ -118,14 +118,14 @@ def test_cache_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
     assert_refuses(result, 2, str(file), "--cache-dir")
 
 
-def test_working_horovod_is_left_alone() -> None:
+def test_working_horovod_is_not_rebuilt() -> None:
     require_horovod()
     result = install_horovod()
     assert result.returncode == 0, result.stderr
     assert "is installed and works" in result.stdout
 
 
-def test_kept_wheel_serves_another_environment(tmp_path: Path) -> None:
+def test_cached_wheel_works_in_another_environment(tmp_path: Path) -> None:
     if cached_wheel(find_recipe(gpu=False), default_cache()) is None:
         pytest.skip("no wheel of this recipe in the cache")
     environment = Environment(tmp_path / "venv", ("horovod", "c++"))
@@ -191,7 +191,7 @@ def test_gloo_needs_no_resolvable_host_name() -> None:
     assert "is installed and works" in result.stdout
 
 
-def test_failed_build_is_told_whole_and_with_once_in_two_lines_until_something_changes(
+def test_failed_build_is_reported_and_with_once_not_repeated_until_something_changes(
     tmp_path: Path,
 ) -> None:
     cache = tmp_path / "cache"
@@ -258,9 +258,7 @@ def test_edit_refuses_a_source_it_was_not_made_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_every_edit_fits_the_source_and_takes_one_thing_away_or_adds_it(
-    gpu: bool, tmp_path: Path
-) -> None:
+def test_every_edit_applies_to_the_source_exactly_once(gpu: bool, tmp_path: Path) -> None:
     archive = default_cache() / ARCHIVE
     if not archive.exists():
         pytest.skip("the source of Horovod is not in the cache: launcher install-horovod")

@@ -37,7 +37,7 @@ def _values(page: JobPage) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def test_ranks_are_joined_as_each_metric_says(tmp_path: Path) -> None:
+def test_ranks_are_aggregated_as_each_metric_defines(tmp_path: Path) -> None:
     _rank(tmp_path, 0, 0, steps=10, loss=0.5)
     _rank(tmp_path, 0, 1, steps=9, loss=0.6)
     values = _values(JobPage(2, tmp_path))
@@ -56,7 +56,7 @@ def test_ranks_are_joined_as_each_metric_says(tmp_path: Path) -> None:
     assert 'page="job"' in infos[0]
 
 
-def test_counters_go_on_through_restarts(tmp_path: Path) -> None:
+def test_counters_continue_across_restarts(tmp_path: Path) -> None:
     page = JobPage(2, tmp_path)
     counters = {
         metric.name + suffix
@@ -89,14 +89,14 @@ def test_counters_go_on_through_restarts(tmp_path: Path) -> None:
     assert seen[0]["training_steps_total"] == 0, "zero before anybody has trained"
 
 
-def test_gauges_are_those_of_the_newest_attempt_with_news(tmp_path: Path) -> None:
+def test_gauges_are_those_of_the_newest_attempt_with_snapshots(tmp_path: Path) -> None:
     _rank(tmp_path, 0, 0, steps=5, loss=0.9)
     _rank(tmp_path, 1, 0, steps=1, loss=0.7)
     snapshot_path(tmp_path, 2, 0).parent.mkdir()
     assert _values(JobPage(1, tmp_path))["training_loss"] == 0.7
 
 
-def test_rank_labels_keep_the_ranks_apart(tmp_path: Path) -> None:
+def test_rank_labels_give_one_series_per_rank(tmp_path: Path) -> None:
     for rank in range(2):
         _rank(tmp_path, 0, rank, steps=10 + rank, loss=0.5)
         _rank(tmp_path, 1, rank, steps=1, loss=0.4)
@@ -150,7 +150,7 @@ def test_every_cause_of_a_failure_is_a_reason_for_a_restart() -> None:
     assert {kind.replace(" ", "_") for kind in get_args(CauseClass)} == set(m.RESTART_REASONS)
 
 
-def test_an_event_it_does_not_understand_does_no_harm(tmp_path: Path) -> None:
+def test_unknown_events_are_ignored(tmp_path: Path) -> None:
     page = JobPage(1, tmp_path)
     _tell(page, "started")
     _tell(page, "failed", 0)

@@ -16,7 +16,7 @@ UNITS = ("seconds", "bytes", "ratio", "total", "info")
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
-def test_a_name_tells_the_kind_and_the_base_unit(metric: Metric) -> None:
+def test_names_end_in_the_kind_and_the_base_unit(metric: Metric) -> None:
     assert re.fullmatch(r"(training|launcher)_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind is Counter)
     for wrong in ("millisecond", "minute", "percent", "kilobyte", "_ms", "_mb"):
@@ -34,7 +34,7 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("metrics", [RANK_METRICS, JOB_METRICS], ids=["rank", "job"])
-def test_every_series_is_there_from_the_start_and_zero(metrics: tuple[Metric, ...]) -> None:
+def test_every_series_exists_from_the_start_with_value_zero(metrics: tuple[Metric, ...]) -> None:
     families = {
         family.name: family
         for family in text_string_to_metric_families(Page(metrics).text().decode())
@@ -78,7 +78,7 @@ def test_step_buckets_reach_from_a_millisecond_to_a_hundred_seconds() -> None:
     assert max(ratios) < 1.7
 
 
-def test_labels_of_one_metric_do_not_reach_another() -> None:
+def test_labels_of_one_metric_do_not_affect_another() -> None:
     page = Page([m.RESTARTS, m.LOSS])
     page[m.RESTARTS].labels("hang").inc()
     page[m.LOSS].set(float("nan"))

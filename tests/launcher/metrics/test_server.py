@@ -44,7 +44,7 @@ def test_metrics_are_in_prometheus_text_format(server: MetricsServer) -> None:
     assert any(f.name == "training_steps" for f in text_string_to_metric_families(text))
 
 
-def test_alive_at_once_ready_only_when_told(
+def test_healthy_from_the_start_ready_once_set(
     server: MetricsServer, waiting: list[str | None]
 ) -> None:
     assert _get(server, "/healthz")[::2] == (200, "alive\n")
@@ -59,24 +59,24 @@ def test_other_paths_are_not_found_and_head_has_no_body(server: MetricsServer) -
     assert _get(server, "/metrics", "POST")[0] == 501
 
 
-def test_it_listens_on_loopback_alone(server: MetricsServer) -> None:
+def test_it_listens_on_loopback_only(server: MetricsServer) -> None:
     assert server.host == "127.0.0.1"
     with socket.socket() as other:
         # Another address of this host has the port free, so nothing listens there.
         other.bind(("127.0.0.2", server.port))
 
 
-def test_a_taken_port_is_an_error(server: MetricsServer) -> None:
+def test_a_port_in_use_is_an_error(server: MetricsServer) -> None:
     with pytest.raises(OSError, match="in use"):
         MetricsServer(bytes, "127.0.0.1", server.port)
 
 
-def test_a_silent_client_keeps_nobody_waiting(server: MetricsServer) -> None:
+def test_a_silent_client_does_not_block_others(server: MetricsServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port)):
         assert _get(server, "/healthz")[0] == 200
 
 
-def test_a_page_that_fails_is_an_error_for_its_reader_only() -> None:
+def test_a_failing_page_is_an_error_for_that_request_only() -> None:
     def fail() -> bytes:
         raise RuntimeError("no page today")
 

@@ -59,7 +59,7 @@ def test_ranks_of_this_machine(launch: Launch, program: list[str], backend: str)
     assert found == [[backend, rank, 2, 2, [2.0, 1.0]] for rank in range(2)]
 
 
-def test_ports_of_a_cluster_on_this_machine_stay_ours() -> None:
+def test_ports_of_a_cluster_on_this_machine_stay_reserved() -> None:
     with held_ports(3) as ports:
         assert len(set(ports)) == 3
         for port in ports:
@@ -102,7 +102,7 @@ def test_ranks_on_two_hosts(
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(180)
-def test_a_training_killed_in_the_middle_goes_on(launch: Launch) -> None:
+def test_a_killed_training_resumes(launch: Launch) -> None:
     needs("horovod")
     train = ["python", "-m", "launcher.train", "--epochs", "4", "--model", "dnn"]
     train += ["--output", str(launch.directory / "training"), "--checkpoint-steps", "10"]

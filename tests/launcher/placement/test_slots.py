@@ -15,7 +15,7 @@ def job(**fields: Any) -> JobSpec:
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
-def test_places_are_what_horovod_expects(slots: list[int], data: st.DataObject) -> None:
+def test_slots_are_those_that_horovod_expects(slots: list[int], data: st.DataObject) -> None:
     hosts = [Host(name=f"h{index}", slots=count) for index, count in enumerate(slots)]
     ranks = data.draw(st.integers(1, sum(slots)))
     assigned = assign_slots(ranks, hosts)
@@ -29,7 +29,7 @@ def test_places_are_what_horovod_expects(slots: list[int], data: st.DataObject) 
         assert (one.cross_rank, one.cross_size) == (across.index(one), len(across))
 
 
-def test_threads_share_the_cores_and_the_user_wins() -> None:
+def test_threads_divide_the_cores_and_user_settings_win() -> None:
     environment = compute_environment(job(), 4, 0, {"OMP_NUM_THREADS": "7"})
     assert environment["TF_NUM_INTRAOP_THREADS"] == "4"
     assert "OMP_NUM_THREADS" not in environment, "inherited as it is"

@@ -29,7 +29,7 @@ def test_two_members_run_one_job_and_end_together(group: Group) -> None:
     assert not group.members[0].alive()
 
 
-def test_each_member_carries_its_slots_and_an_index_decides_its_place(
+def test_each_member_runs_its_slots_and_an_index_determines_its_ranks(
     group: Group,
 ) -> None:
     show = ("--steps", "1")
@@ -56,7 +56,7 @@ def test_a_rank_that_fails_restarts_the_ranks_of_all_members(group: Group) -> No
     assert group.steps() == 20
 
 
-def test_of_two_that_refuse_their_input_the_one_that_has_bad_input_is_named(
+def test_of_two_usage_errors_the_one_with_bad_input_is_named(
     group: Group,
 ) -> None:
     """The other learns of it in a collective, leaves with the same code, and may be the faster."""
@@ -69,7 +69,7 @@ def test_of_two_that_refuse_their_input_the_one_that_has_bad_input_is_named(
     assert group.end(1) == 2
 
 
-def test_a_member_that_is_killed_and_comes_back_is_taken_in(group: Group) -> None:
+def test_a_killed_member_can_rejoin(group: Group) -> None:
     group.join("--workers", "1", program=("--steps", "60"))
     group.join(program=("--steps", "60"))
     group.says(0, "[1] step 6")
@@ -98,7 +98,7 @@ def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_anothe
     assert saved < group.steps() == 60
 
 
-def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> None:
+def test_a_member_that_never_joins_is_named_in_bounded_time(group: Group) -> None:
     group.join("--workers", "2", container={"join_timeout": 3})
     group.join("--index", "2", container={"join_timeout": 3})
     assert group.end(0, 20) == 1
@@ -107,7 +107,7 @@ def test_a_member_that_never_comes_is_named_in_bounded_time(group: Group) -> Non
     assert "launcher: lost host: 127.0.0.1:" in group.log(1)
 
 
-def test_told_to_stop_all_save_and_the_exit_code_is_143(group: Group) -> None:
+def test_after_sigterm_all_save_and_the_exit_code_is_143(group: Group) -> None:
     group.join("--workers", "1", program=("--steps", "500"))
     group.join(program=("--steps", "500"), container={"join_timeout": 3})
     group.says(0, "[1] step 6")
@@ -127,7 +127,7 @@ def test_a_first_member_that_still_waits_can_be_stopped(group: Group) -> None:
     assert group.end(0, 5) == 143
 
 
-def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(
+def test_sigterm_to_a_member_is_preemption_and_its_rank_saves(
     group: Group,
 ) -> None:
     group.join("--workers", "1", program=("--steps", "500"), restart={"max_restarts": 0})
@@ -140,7 +140,7 @@ def test_a_member_told_to_stop_ends_as_preempted_and_its_rank_has_saved(
     assert "launcher: preempted: rank 1 on worker-1@" in group.log(0)
 
 
-def test_wrong_flags_are_refused_at_once(group: Group) -> None:
+def test_wrong_flags_are_an_immediate_error(group: Group) -> None:
     group.join("--workers", "1", backend="mpi")
     assert group.end(0) == 2
     said = "launcher: backend: expected horovod or tf between containers. Received: mpi"
@@ -165,7 +165,7 @@ def test_wrong_flags_are_refused_at_once(group: Group) -> None:
         ('{"container": {"slots": "two"}}', "container.slots: expected a whole number"),
     ],
 )
-def test_a_wrong_job_is_refused_by_the_name_of_its_field(job: str, said: str) -> None:
+def test_the_error_for_a_wrong_job_names_its_field(job: str, said: str) -> None:
     words = ["join", "--job", job, "--", "true"]
     done = subprocess.run(
         [sys.executable, "-m", "launcher", *words],
@@ -178,7 +178,7 @@ def test_a_wrong_job_is_refused_by_the_name_of_its_field(job: str, said: str) ->
     assert done.stderr.startswith(f"launcher: {said}")
 
 
-def test_a_worker_runs_nothing_but_its_own_command(group: Group, tmp_path: Path) -> None:
+def test_a_worker_runs_only_its_own_command(group: Group, tmp_path: Path) -> None:
     """Whoever poses as the leader may only start, with few variables, what the worker was given."""
     with Registry("job", 1, 1, group.port) as registry:
         group.members.append(Job([], tmp_path, group.token, 0))  # we are the first

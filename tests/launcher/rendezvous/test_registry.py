@@ -18,7 +18,7 @@ from launcher.rendezvous.wire import JoinRequest, WireError, ask, receive
 from tests.launcher.rendezvous.members import free_port
 
 
-def test_the_registry_gives_places_and_says_why_not() -> None:
+def test_the_registry_assigns_indices_and_explains_refusals() -> None:
     with Registry("digits", 2, 1, port := free_port()) as registry:
         here = ("127.0.0.1", port)
 
@@ -38,7 +38,7 @@ def test_the_registry_gives_places_and_says_why_not() -> None:
         assert [worker.id for worker in registry.wait(1)] == ["a", "c"]
 
 
-def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
+def test_the_index_of_a_silent_worker_is_reassigned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.4)
@@ -57,7 +57,7 @@ def test_the_place_of_one_that_has_gone_silent_is_given_to_another(
         assert join("a") is None
 
 
-def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_workers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.3)
     with Registry("digits", 2, 1, free_port()) as registry:
         registry.register(JoinRequest("digits", "a", 1, 1, None), "10.0.0.1")
@@ -79,7 +79,7 @@ def test_who_has_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("result", [0, 3])
-def test_the_end_waits_until_everybody_here_knows_of_it(
+def test_finish_waits_until_all_present_workers_are_informed(
     monkeypatch: pytest.MonkeyPatch, result: int
 ) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_RESULT_SECONDS", 60.0)
@@ -108,7 +108,7 @@ def test_the_end_waits_until_everybody_here_knows_of_it(
         waiting.join()
 
 
-def test_at_the_end_nobody_waits_for_those_that_are_silent(
+def test_finish_does_not_wait_for_silent_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launcher.rendezvous.registry, "_FRESH_SECONDS", 0.1)
@@ -123,7 +123,7 @@ def test_at_the_end_nobody_waits_for_those_that_are_silent(
         registry.finish(0)  # nor for ever for one that does not ask
 
 
-def test_a_port_can_be_listened_on_again_at_once() -> None:
+def test_a_port_can_be_reused_immediately() -> None:
     port = free_port()
     for _ in range(2):
         with Registry("digits", 1, 1, port):
@@ -135,7 +135,7 @@ CONTAINERS = {"a": None, "b": None, "c": None, "d": 1, "e": 2}
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(CONTAINERS)), st.floats(0.1, 3.0)), max_size=30))
-def test_in_any_order_of_comings_and_losses_one_place_has_one_worker(
+def test_in_any_order_of_joins_and_losses_an_index_has_one_worker(
     comings: list[tuple[str, float]],
 ) -> None:
     now, held = 0.0, dict[int, tuple[str, float]]()
@@ -163,7 +163,7 @@ def test_in_any_order_of_comings_and_losses_one_place_has_one_worker(
             assert len({holder for holder, _ in held.values()}) == len(held)
 
 
-def test_what_is_not_of_the_protocol_is_let_go() -> None:
+def test_connections_of_other_protocols_are_closed() -> None:
     with Registry("job", 1, 1, port := free_port()) as registry:
         for noise in (b"\x00" * 10 + b"\n", b"[]\n", b'{"job": 1}\n', b"x" * 200_000):
             with socket.create_connection(("127.0.0.1", port), 5) as connection:
@@ -179,7 +179,7 @@ def test_what_is_not_of_the_protocol_is_let_go() -> None:
 
 
 @pytest.mark.parametrize("line", [b"\n", b"{\n", b"3\n", b""])
-def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
+def test_a_line_that_is_no_object_is_an_error(line: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(line)
@@ -192,5 +192,5 @@ def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
     ("head", "address"),
     [(None, ""), ("localhost", "127.0.0.1"), ("10.1.2.3", "10.1.2.3"), ("job-0.job", "")],
 )
-def test_the_first_container_listens_where_it_was_told(head: str | None, address: str) -> None:
+def test_the_first_container_listens_on_the_given_address(head: str | None, address: str) -> None:
     assert address_to_listen_on(head) == address

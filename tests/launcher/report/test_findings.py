@@ -16,7 +16,7 @@ def _of(directory: Path, story: Story) -> dict[str, Finding]:
     return {one.headline: one for one in findings(read_run(write_run(directory, story)))}
 
 
-def test_a_healthy_run_is_called_one(tmp_path: Path) -> None:
+def test_a_healthy_run_has_only_good_findings(tmp_path: Path) -> None:
     found = _of(tmp_path, Story())
     assert {one.severity for one in found.values()} == {"good"}
     assert "Held-out accuracy 95.00%" in found["No sign of overfitting"].text
@@ -33,7 +33,7 @@ def test_a_slow_rank_is_named_with_its_numbers(tmp_path: Path) -> None:
     assert found[headline].severity == "bad"
 
 
-def test_the_share_of_all_reduces_is_told(tmp_path: Path) -> None:
+def test_the_share_of_all_reduces_is_reported(tmp_path: Path) -> None:
     found = _of(tmp_path, Story(ranks=2))
     syncbn = found["SyncBN all-reduces take 14% of a step"]
     assert "3 per step" in syncbn.text
@@ -41,11 +41,11 @@ def test_the_share_of_all_reduces_is_told(tmp_path: Path) -> None:
     assert "The gradient all-reduce takes 25% of a step" in found
 
 
-def test_a_single_rank_has_no_word_on_communication(tmp_path: Path) -> None:
+def test_a_single_rank_has_no_finding_on_communication(tmp_path: Path) -> None:
     assert not any("all-reduce" in one for one in _of(tmp_path, Story(ranks=1)))
 
 
-def test_a_loss_that_breaks_is_bad_news_and_comes_first(tmp_path: Path) -> None:
+def test_a_non_finite_loss_is_the_first_finding(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, Story(nan_from=100)))
     first = findings(run)[0]
     assert (first.severity, first.headline) == ("bad", "The loss is not finite")
@@ -58,7 +58,7 @@ def test_waiting_for_input_and_overfitting_are_noted(tmp_path: Path) -> None:
     assert "Held-out loss rose before the end" in found
 
 
-def test_restarts_and_the_end_are_told_in_the_launchers_words(tmp_path: Path) -> None:
+def test_restarts_and_failures_quote_the_launcher(tmp_path: Path) -> None:
     run = write_run(tmp_path, Story())
     began = read_run(run).began
     cause = {"class": "killed", "summary": "rank 1 on a was killed by SIGKILL after step 7"}
@@ -76,7 +76,7 @@ def test_restarts_and_the_end_are_told_in_the_launchers_words(tmp_path: Path) ->
     assert found["The job failed"].severity == "bad"
 
 
-def test_a_torn_last_line_and_foreign_lines_are_left_out(tmp_path: Path) -> None:
+def test_a_truncated_last_line_and_unknown_lines_are_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path, Story(epochs=1))
     lines = len(read_run(run).lines)
     with (run / "metrics.jsonl").open("a") as file:

@@ -15,7 +15,7 @@ from tests.launcher.report.runs import Story, write_run
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
-def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_the_page_is_complete_and_needs_no_network(tmp_path: Path) -> None:
     page = write_report([write_run(tmp_path / "run", Story())]).read_text()
     titles = re.findall(r"<h2>([^<]*)</h2>", page)
     assert titles == [
@@ -45,7 +45,7 @@ def test_many_ranks_and_layers_become_heat_maps(tmp_path: Path) -> None:
     assert "block0_bn" in page
 
 
-def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", Story())
     second = write_run(tmp_path / "second", Story(step_seconds=0.05))
     path = write_report([first, second])
@@ -71,7 +71,7 @@ def test_a_run_without_steps_still_has_a_page(tmp_path: Path) -> None:
     assert "unfinished" in page
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Story(epochs=1))
     with pytest.raises(LauncherError, match="the report cannot be written to"):
         write_report([run], tmp_path / "nowhere" / "report.html")
@@ -94,7 +94,7 @@ def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], words: 
     assert words in done.stderr
 
 
-def test_the_command_prints_where_the_page_is(tmp_path: Path) -> None:
+def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Story(epochs=2))
     done = _launcher("report", str(run), "--file", str(tmp_path / "page.html"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -35,7 +35,7 @@ def begin(record: RunWriter, spec: JobSpec) -> None:
     record(Event("started", details={"hosts": ["localhost"] * spec.ranks}))
 
 
-def test_a_run_is_read_back_from_its_journal(spec: JobSpec) -> None:
+def test_a_run_is_read_from_its_journal(spec: JobSpec) -> None:
     record = RunWriter.create(spec)
     begin(record, spec)
     record(Event("rank_up", rank=0, details={"pid": 1, "started": 2.0, "host": "localhost"}))
@@ -54,7 +54,7 @@ def test_a_run_is_read_back_from_its_journal(spec: JobSpec) -> None:
     assert json.loads((record.directory / "result.json").read_text())["result"] == "succeeded"
 
 
-def test_a_journal_that_cannot_be_written_is_complained_of_once(spec: JobSpec) -> None:
+def test_an_unwritable_journal_is_one_warning(spec: JobSpec) -> None:
     record = RunWriter.create(spec)
     record.close()
     (record.directory / "journal.jsonl").unlink()
@@ -84,12 +84,12 @@ def test_secrets_are_not_recorded(spec: JobSpec) -> None:
         *("HF_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_PRIVATE_KEY"),
     ],
 )
-def test_what_sounds_secret(name: str) -> None:
+def test_names_that_suggest_a_secret(name: str) -> None:
     assert is_secret(name)
     assert not is_secret("DATA")
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     contents = [{"kept": [number] * 20_000} for number in range(2)]
     replace_json(path, contents[0])
@@ -114,7 +114,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_the_end_of_a_run_is_on_the_disk_before_anybody_is_told(
+def test_the_result_is_synced_to_disk_before_other_observers_run(
     spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, synced = RunWriter.create(spec), []
@@ -135,7 +135,7 @@ def test_the_end_of_a_run_is_on_the_disk_before_anybody_is_told(
     ]
 
 
-def test_a_line_cut_by_a_crash_is_left_out(spec: JobSpec) -> None:
+def test_a_line_truncated_by_a_crash_is_skipped(spec: JobSpec) -> None:
     record = RunWriter.create(spec)
     begin(record, spec)
     record.close()
@@ -155,7 +155,7 @@ def test_steps_are_journaled_once_a_second_at_most(spec: JobSpec) -> None:
     assert steps == [0, 10, 20, 30, 40]
 
 
-def test_a_run_whose_launcher_is_gone_is_lost(spec: JobSpec) -> None:
+def test_a_run_whose_launcher_was_killed_is_lost(spec: JobSpec) -> None:
     record = RunWriter.create(spec)
     begin(record, spec)
     record.close()
@@ -172,13 +172,13 @@ def test_a_run_whose_launcher_is_gone_is_lost(spec: JobSpec) -> None:
     assert read_run(record.directory).state == "lost"
 
 
-def test_a_recycled_process_id_is_not_mistaken() -> None:
+def test_a_reused_process_id_is_detected() -> None:
     own = ProcessIdentity.of(os.getpid())
     assert own.process() is not None
     assert ProcessIdentity(own.pid, own.started - 10.0).process() is None
 
 
-def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> None:
+def test_runs_are_found_by_a_prefix(tmp_path: Path, spec: JobSpec) -> None:
     output = tmp_path / "runs"
     with pytest.raises(UnknownRunError, match="start one: launcher run"):
         find_run(output, None)
@@ -200,7 +200,7 @@ def test_runs_are_found_by_their_beginning(tmp_path: Path, spec: JobSpec) -> Non
             find_run(output, name)
 
 
-def test_a_place_that_cannot_be_written(spec: JobSpec) -> None:
+def test_an_unwritable_output_directory(spec: JobSpec) -> None:
     with pytest.raises(LauncherError, match="choose another directory with --output"):
         RunWriter.create(spec.model_copy(update={"output": Path("/proc/runs")}))
 

@@ -79,14 +79,14 @@ COMMAND = {"command": ["python", "train.py"]}
         ({"backend": []}, "backend: expected 'horovod', 'mpi', 'tf' or 'local', as in backend = "),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
+def test_an_invalid_field_is_named(fields: dict[str, object], said: str) -> None:
     with pytest.raises(SpecError, match="^" + re.escape(said)) as caught:
         build_spec(fields if fields == {} or "command" in fields else COMMAND | fields)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == 2
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
+def test_all_invalid_fields_are_named_together() -> None:
     with pytest.raises(SpecError) as caught:
         build_spec(COMMAND | {"ranks": 0, "grace": -1})
     assert len(str(caught.value).splitlines()) == 2
@@ -171,7 +171,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3))
-def test_any_value_of_any_field_is_a_job_or_one_clear_line(values: dict[Any, Any]) -> None:
+def test_any_value_of_any_field_is_a_job_or_a_one_line_error(values: dict[Any, Any]) -> None:
     """From the text of the file to what would be run."""
     fields: dict[str, Any] = {"command": ["a"], "ranks": 2, "backend": "local"}
     for names, value in values.items():
@@ -210,7 +210,7 @@ def written(value: object) -> str:
 
 
 @pytest.mark.parametrize("names", FIELDS, ids=".".join)
-def test_what_a_complaint_suggests_is_a_job(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_example_in_an_error_is_valid(names: tuple[str, ...], tmp_path: Path) -> None:
     shown = example(names, JobSpec)
     assert shown is not None, "say what the field may hold, in launcher/spec/messages.py"
     path = tmp_path / "job.toml"
@@ -218,7 +218,7 @@ def test_what_a_complaint_suggests_is_a_job(names: tuple[str, ...], tmp_path: Pa
     build_spec({"command": ["a"]} | read_toml(path))
 
 
-def test_what_is_no_toml_of_a_job(tmp_path: Path) -> None:
+def test_invalid_toml(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     for text in (b"ranks = \xff", b"ranks = " + b"9" * 5000, b"hosts = " + b"[" * 100_000):
         path.write_bytes(text)

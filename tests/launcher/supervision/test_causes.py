@@ -72,14 +72,14 @@ def test_the_first_failure_is_the_cause() -> None:
         "MPI_ABORT was invoked on rank 1",
     ],
 )
-def test_the_words_of_a_victim_are_no_cause(line: str) -> None:
+def test_messages_about_peers_are_not_the_cause(line: str) -> None:
     victim, culprit = ended(0, at=1.0, tail=(line,)), ended(1, at=2.0, tail=("ValueError: x",))
     assert is_peer_noise(victim)
     assert first_cause([victim, culprit]).rank == 1
     assert first_cause([victim]).rank == 0, "but better than nothing"
 
 
-def test_a_signal_is_a_reason_of_its_own_whatever_the_rank_has_said() -> None:
+def test_a_signal_is_a_cause_regardless_of_the_output() -> None:
     noise = ("HorovodInternalError: Connection reset by peer",)
     killed, victim = ended(0, -9, at=2.0, tail=noise), ended(1, at=1.0, tail=noise)
     assert not is_peer_noise(killed)
@@ -87,26 +87,26 @@ def test_a_signal_is_a_reason_of_its_own_whatever_the_rank_has_said() -> None:
     assert first_cause([victim, killed]).rank == 0
 
 
-def test_who_vanished_without_a_word_is_named_after_who_has_a_reason() -> None:
+def test_an_exit_without_report_ranks_after_one_with_a_reason() -> None:
     vanished, raised = ended(0, at=1.0, silent=True), ended(1, at=2.0, tail=("ValueError: x",))
     assert first_cause([vanished, raised]).rank == 1
     victim = ended(2, at=0.5, tail=("Socket closed",))
     assert first_cause([victim, vanished]).rank == 0, "and before the victims"
 
 
-def test_a_rank_that_leaves_because_of_another_is_no_cause_however_early_it_ends() -> None:
+def test_a_rank_that_leaves_because_of_another_is_never_the_cause() -> None:
     victim = ended(0, 2, at=1.0, leaving=True, tail=("launcher.train: rank 1 failed",))
     culprit = ended(1, 2, at=2.0, tail=("launcher.train: rank 1: no such file",))
     assert is_peer_noise(victim)
     assert first_cause([victim, culprit]).rank == 1
 
 
-def test_of_ranks_that_all_refuse_the_same_the_one_that_says_why_is_named() -> None:
+def test_among_equal_usage_errors_the_one_with_a_message_is_the_cause() -> None:
     said = ended(1, 2, at=2.0, tail=("launcher.train: --epochs: expected a number",))
     assert first_cause([ended(0, 2, at=1.0), said, ended(2, 2, at=1.5)]).rank == 1
 
 
-def test_who_was_told_to_end_is_the_last_to_be_blamed() -> None:
+def test_ranks_ended_by_the_launcher_come_last() -> None:
     told, killed = ended(0, -15, at=1.0, asked=True), ended(1, -9, at=2.0)
     assert first_cause([told, killed]).rank == 1
 
@@ -142,7 +142,7 @@ MOMENTS = st.floats(0, 1e3)
     st.lists(st.tuples(CULPRITS, MOMENTS), min_size=1),
     st.randoms(),
 )
-def test_in_any_order_of_exits_the_first_that_failed_by_itself_is_the_cause(
+def test_in_any_order_the_first_independent_failure_is_the_cause(
     victims: list[tuple[dict[str, Any], float]],
     culprits: list[tuple[dict[str, Any], float]],
     random: Random,
@@ -156,7 +156,7 @@ def test_in_any_order_of_exits_the_first_that_failed_by_itself_is_the_cause(
     assert culprits[cause.rank - len(victims)][1] == first
 
 
-def test_what_is_not_said_of_an_exit_is_not_so() -> None:
+def test_defaults_of_an_exit() -> None:
     plain = Exit(0, "h", 0, 0.0)
     said = (plain.asked, plain.silent, plain.leaving, plain.lingering, plain.ended_by_others)
     assert said == (False,) * 5
@@ -164,7 +164,7 @@ def test_what_is_not_said_of_an_exit_is_not_so() -> None:
     assert plain.tail == ()
 
 
-def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+def test_an_unnamed_signal_is_reported_by_number() -> None:
     assert explain(ended(code=-99)).summary == "rank 0 on h was killed by signal 99"
 
 
@@ -173,7 +173,7 @@ def test_the_exit_code_is_that_of_a_shell() -> None:
     assert codes == [0, 1, 255, 129, 137]
 
 
-def test_an_exception_is_quoted_so_far() -> None:
+def test_a_long_exception_is_truncated() -> None:
     said = "ValueError: " + "x" * 300
     assert explain(ended(tail=("before", said))).summary.endswith(f": {said[:160]}")
     assert explain(ended(tail=(said, "after"))).summary == "rank 0 on h failed with exit code 1"
@@ -182,7 +182,7 @@ def test_an_exception_is_quoted_so_far() -> None:
     assert explain(ended(tail=(diverged,))).summary == f"rank 0 on h diverged: {told[:320]}"
 
 
-def test_a_hint_where_there_is_one() -> None:
+def test_a_hint_if_there_is_one() -> None:
     assert explain(ended(tail=("ValueError: x",))).hint is None
     assert explain(ended(code=-9)).hint is None
     for by in ("kernel", "limit"):

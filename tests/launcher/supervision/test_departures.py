@@ -44,7 +44,7 @@ def test_silence_after_a_peer_has_left() -> None:
     assert not silence(state(0), left(1), output_lines=1), "it speaks"
 
 
-def test_silence_without_an_early_end_is_nobodys_fault() -> None:
+def test_silence_without_an_early_exit_is_ignored() -> None:
     assert not silence(state(0), state(1))
     assert not silence(left(0), left(1)), "nobody is left to wait"
     assert not silence(state(0), left(1, "done")), "it has done its work"
@@ -53,7 +53,7 @@ def test_silence_without_an_early_end_is_nobodys_fault() -> None:
     assert not silence(state(0, "evaluating"), left(1))
 
 
-def test_a_heartbeat_is_a_word() -> None:
+def test_a_heartbeat_is_activity() -> None:
     watch, gone = SilenceWatch(30.0, 0.0), left(1)
     for second in range(0, 100, 10):
         assert not watch.silent([state(0, "training", second), gone], float(second), 0)
@@ -61,7 +61,7 @@ def test_a_heartbeat_is_a_word() -> None:
     assert watch.silent([state(0, "training", 90), gone], 121.0, 0)
 
 
-def test_the_notice_comes_once_and_early() -> None:
+def test_the_warning_is_returned_once_and_early() -> None:
     watch, states = SilenceWatch(30.0, 0.0), [state(0), left(1)]
     for second in range(60):
         watch.silent(states, float(second), 0)
@@ -73,7 +73,7 @@ def test_the_notice_comes_once_and_early() -> None:
     assert watch.warning(states, 20.0) is None
 
 
-def test_who_has_left_first() -> None:
+def test_which_rank_left_first() -> None:
     late, early = left(1, at=2.0), left(2, at=1.0)
     assert [gone.rank for gone in leavers([state(0), late, early])] == [2, 1]
     asked = state(3)
@@ -81,7 +81,7 @@ def test_who_has_left_first() -> None:
     assert leavers([asked, left(4, "done"), left(5, code=1)]) == []
 
 
-def test_a_program_that_is_over_has_left_though_its_process_stays() -> None:
+def test_a_program_that_exited_has_left_while_its_process_runs() -> None:
     waits = state(1)
     waits.program_exit = Exit(1, "h", 0, 5.0, lingering=True)
     assert leavers([state(0), waits])[0].at == 5.0
@@ -106,7 +106,7 @@ NOISE = ("UnknownError: Horovod has been shut down.",)
         (Exit(0, "h", -15, 11.0, asked=True), True),
     ],
 )
-def test_whose_failure_follows_from_an_early_end(ended: Exit, follows: bool) -> None:
+def test_which_failures_follow_from_an_early_exit(ended: Exit, follows: bool) -> None:
     failed = state(0)
     failed.exit = ended
     cause = left_first([failed, left(1, at=10.0)], [ended])
@@ -120,12 +120,12 @@ def test_whose_failure_follows_from_an_early_end(ended: Exit, follows: bool) -> 
         )
 
 
-def test_of_several_victims_one_with_a_reason_of_its_own_is_enough() -> None:
+def test_one_independent_failure_among_several_is_enough() -> None:
     failed = [Exit(0, "h", 1, 11.0, tail=NOISE), Exit(2, "h", 1, 12.0, tail=("KeyError: 'x'",))]
     assert left_first([left(1, at=10.0)], failed) is None
 
 
-def test_a_crash_of_the_one_that_left_is_its_own() -> None:
+def test_a_crash_of_the_rank_that_left_is_not_a_consequence() -> None:
     crashed = left(1, code=-11, at=11.0)
     crashed.program_exit = Exit(1, "h", 0, 10.0, lingering=True)
     assert crashed.exit is not None
@@ -142,5 +142,5 @@ def test_a_crash_of_the_one_that_left_is_its_own() -> None:
         ([left(0, "training"), left(1, "training")], False),
     ],
 )
-def test_leaving_in_mid_training(states: Sequence[RankState], early: bool) -> None:
+def test_leaving_during_training(states: Sequence[RankState], early: bool) -> None:
     assert left_during_training(states) is early

@@ -14,7 +14,7 @@ def hangs(*states: RankState, timeout: float = 300.0, seconds: float = 301.0) ->
     return watch.hangs(states, seconds)
 
 
-def test_a_hang_is_a_training_without_steps() -> None:
+def test_training_without_steps_is_a_hang() -> None:
     assert hangs(state(0, "training", 4), state(1, "training", 5))
     assert hangs(state(0, "training", 4), state(1))
     assert not hangs(state(0, "training", 4), seconds=299.0)
@@ -22,7 +22,7 @@ def test_a_hang_is_a_training_without_steps() -> None:
 
 
 @pytest.mark.parametrize("phase", ["starting", "evaluating", "saving"])
-def test_work_that_has_no_steps_may_take_any_time(phase: Phase) -> None:
+def test_phases_without_steps_may_take_any_time(phase: Phase) -> None:
     assert not hangs(state(0, "training", 4), state(1, phase, 4))
     assert not hangs(state(0, phase), state(1, phase))
 
@@ -32,7 +32,7 @@ def test_ranks_without_heartbeats_are_not_judged() -> None:
     assert not hangs(left(0, "training"), state(1))
 
 
-def test_any_step_of_any_rank_is_life() -> None:
+def test_any_step_of_any_rank_is_progress() -> None:
     watch = HangWatch(300.0, 0.0)
     for step in range(5):
         states = [state(0, "training", 1), state(1, "training", step)]

@@ -46,7 +46,7 @@ def test_waits_are_shortened_by_no_more_than_the_jitter() -> None:
         (Cause("diverged", "", exit_code=1), None, False),
     ],
 )
-def test_what_is_worth_a_restart(cause: Cause, codes: tuple[int, ...] | None, worth: bool) -> None:
+def test_which_failures_restart(cause: Cause, codes: tuple[int, ...] | None, worth: bool) -> None:
     policy = RestartPolicy(max_restarts=3, exit_codes=codes)
     assert [worth_a_restart(policy, cause, done) for done in range(5)] == [worth] * 3 + [False] * 2
 
@@ -68,7 +68,7 @@ class Unreachable:
         raise HostError("h1 was lost")
 
 
-def test_the_target_is_looked_at_again_before_every_restart(tmp_path: Path) -> None:
+def test_the_target_is_checked_before_every_restart(tmp_path: Path) -> None:
     policy = {"max_restarts": 3, "backoff": 0.01, "exit_codes": [1]}
     spec = build_spec({"command": ["a"], "output": tmp_path, "restart": policy})
     target, record, stop = Unreachable(spec), RunWriter.create(spec), StopRequests()
@@ -84,7 +84,7 @@ def test_the_target_is_looked_at_again_before_every_restart(tmp_path: Path) -> N
     assert (result.outcome, result.exit_code, result.restarts) == ("failed", 1, 3)
 
 
-def test_the_wait_that_is_told_is_waited(tmp_path: Path) -> None:
+def test_the_announced_wait_is_the_actual_wait(tmp_path: Path) -> None:
     policy = {"max_restarts": 1, "backoff": 0.4, "jitter": 0.0}
     spec = build_spec({"command": ["a"], "output": tmp_path, "restart": policy})
     target, record, stop = Unreachable(spec), RunWriter.create(spec), StopRequests()

@@ -47,7 +47,7 @@ def test_one_container_leads_and_the_others_join_it() -> None:
     assert "worker" not in services(ranks=2)
 
 
-def test_containers_are_safe_and_sized_and_a_dollar_stays_one() -> None:
+def test_containers_are_restricted_and_limited_and_dollars_are_escaped() -> None:
     for service in services().values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -59,7 +59,7 @@ def test_containers_are_safe_and_sized_and_a_dollar_stays_one() -> None:
         assert service["environment"] == ["A=1", "TOKEN_OF_THE_USER"]
 
 
-def test_a_gpu_job_asks_for_devices_and_the_image_that_uses_them() -> None:
+def test_a_gpu_job_requests_devices_and_the_gpu_image() -> None:
     head = services(resources={"gpus": 1})["head"]
     (device,) = head["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
@@ -74,12 +74,12 @@ def test_a_gpu_job_asks_for_devices_and_the_image_that_uses_them() -> None:
         ({"container": {"image": "-x"}}, "container.image"),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_its_field(change: dict[str, Any], said: str) -> None:
+def test_the_error_for_bad_input_names_its_field(change: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         services(**change)
 
 
-def test_what_is_missing_is_named_with_what_mends_it(
+def test_what_is_missing_is_named_with_a_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, spec = ComposeTarget(Location()), build_spec(JOB)

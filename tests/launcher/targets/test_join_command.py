@@ -21,7 +21,7 @@ JOB = {
 }
 
 
-def test_all_that_the_launcher_inside_decides_by_and_nothing_that_is_secret() -> None:
+def test_the_job_json_has_what_the_inner_launcher_needs_and_no_secrets() -> None:
     told = json.loads(job_json(build_spec(JOB)))
     assert told == {
         "name": "digits",
@@ -42,7 +42,7 @@ def test_all_that_the_launcher_inside_decides_by_and_nothing_that_is_secret() ->
     assert inside.restart == build_spec(JOB).restart
 
 
-def test_what_is_as_by_default_is_left_out() -> None:
+def test_defaults_are_omitted() -> None:
     plain = build_spec({"command": ["python", "train.py"], "ranks": 2})
     assert join_arguments(plain, "indexed", "job-0.job") == [
         *("join", "--job", "{}", "--workers", "1", "--head", "job-0.job"),

@@ -32,7 +32,7 @@ def rendered(fields: dict[str, Any], kind: str, **kubernetes: Any) -> list[dict[
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
-def test_the_manifests_are_what_they_were(fields: dict[str, Any], kind: str) -> None:
+def test_the_manifests_equal_the_golden_files(fields: dict[str, Any], kind: str) -> None:
     text = KubernetesTarget(Location()).render(job(fields, kind=kind)) + "\n"
     golden = GOLDEN / f"{fields['name']}-{kind}.yaml"
     if os.environ.get("REWRITE_GOLDEN"):
@@ -42,13 +42,13 @@ def test_the_manifests_are_what_they_were(fields: dict[str, Any], kind: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [PLAIN, FULL], ids=["plain", "full"])
-def test_the_api_takes_the_manifests(fields: dict[str, Any], kind: str) -> None:
+def test_the_api_accepts_the_manifests(fields: dict[str, Any], kind: str) -> None:
     for manifest in rendered(fields, kind):
         validate(manifest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_misspelt_field_would_be_noticed(kind: str) -> None:
+def test_a_misspelt_field_is_rejected(kind: str) -> None:
     main = rendered(PLAIN, kind)[-1]
     assert main["kind"].lower() == kind
     main["spec"]["mispelt"] = 3
@@ -77,7 +77,7 @@ def test_pods_meet_the_restricted_pod_security_standard(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pods_get_the_time_to_save_and_the_values_of_secrets_are_not_written(kind: str) -> None:
+def test_pods_have_time_to_save_and_manifests_no_secret_values(kind: str) -> None:
     manifests = rendered(FULL, kind)
     for pod in (pod for manifest in manifests for pod in pod_specs(manifest)):
         assert pod["terminationGracePeriodSeconds"] > FULL["save_timeout"] + 4
@@ -100,7 +100,7 @@ def test_the_manifests_in_k8s_are_those_of_the_example(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "overlays/gpu"])
-def test_kustomize_builds_what_the_api_takes(name: str) -> None:
+def test_the_api_accepts_what_kustomize_builds(name: str) -> None:
     if which("kubectl") is None:
         pytest.skip("no kubectl, which has kustomize in it")
     built = subprocess.run(
@@ -119,7 +119,7 @@ def test_kustomize_builds_what_the_api_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["rbac.yaml", "claim.yaml", "networkpolicy.yaml"])
-def test_the_api_takes_what_is_applied_beside_the_job(path: str) -> None:
+def test_the_api_accepts_the_other_manifests(path: str) -> None:
     for manifest in yaml.safe_load_all((REPOSITORY / "k8s/base" / path).read_text()):
         validate(manifest)
 
@@ -157,7 +157,7 @@ def test_the_network_policy_and_the_monitor_name_the_pods_and_ports_of_the_job()
     assert chosen.items() <= template["metadata"]["labels"].items()
 
 
-def test_nobody_has_more_rights_than_the_launcher_needs() -> None:
+def test_the_role_has_exactly_the_rights_that_the_launcher_needs() -> None:
     """That it has those it needs is what the tests of the cluster find: they have no others."""
     objects = applied("base/rbac.yaml")
     assert objects["ServiceAccount/trainer"]["automountServiceAccountToken"] is False
@@ -188,14 +188,14 @@ def test_the_alerts_for_the_operator_are_the_alert_rules() -> None:
     assert yaml.safe_load(path.read_text()) == alerts
 
 
-def test_a_queued_job_waits_for_kueue_and_a_tainted_node_is_put_up_with() -> None:
+def test_a_queued_job_is_suspended_and_tolerations_are_rendered() -> None:
     queued = rendered(FULL, "job")[-1]
     assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "vision"
     assert queued["spec"]["suspend"] is True
     assert "suspend" not in rendered(PLAIN, "job")[-1]["spec"]
 
 
-def test_a_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
+def test_a_disruption_budget_counts_pods() -> None:
     _, budget, _ = rendered(FULL, "job")
     assert budget["spec"]["minAvailable"] == 3
     assert [one["kind"] for one in rendered(PLAIN, "job", disruption_budget=False)] == [
@@ -230,6 +230,6 @@ def test_a_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
         ({"kubernetes": {"kind": "trainjob", "managed_by": "x.y/z"}}, "kubernetes.managed_by"),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_its_field(change: dict[str, Any], said: str) -> None:
+def test_the_error_for_bad_input_names_its_field(change: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         KubernetesTarget(Location()).render(build_spec({**PLAIN, **change}))

@@ -30,7 +30,7 @@ def _checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step, {"position": {"epoch": 1}, "variables": ["a", "b", "c", "d"]}, arrays)
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
     saved = _checkpoint(12)
     path = store.save(saved)
@@ -43,7 +43,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert before.tobytes() == after.tobytes()
 
 
-def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for step in (5, 90, 100, 1000):
         store.save(_checkpoint(step))
@@ -51,7 +51,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "empty", "no zip"])
-def test_a_damaged_file_is_passed_over_with_a_word(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_skipped_with_a_warning(tmp_path: Path, damage: str) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     store.save(_checkpoint(1))
     last = store.save(_checkpoint(2))
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_passed_over_with_a_word(tmp_path: Path, damage: str) 
     assert str(last) in warnings[0]
 
 
-def test_any_byte_that_differs_is_found_or_harmless(tmp_path: Path) -> None:
+def test_any_changed_byte_is_detected_or_harmless(tmp_path: Path) -> None:
     """Bytes that no checksum covers (dates, flags of the zip) must not change what is read."""
     store = CheckpointStore(tmp_path, keep=3)
     store.save(_checkpoint(1))
@@ -96,7 +96,7 @@ def _read_back(store: CheckpointStore) -> tuple[int, dict[str, Any], list[bytes]
     return loaded.step, loaded.meta, [array.tobytes() for array in loaded.arrays]
 
 
-def test_a_file_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_skipped(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     store.save(_checkpoint(1))
     (tmp_path / "step-0000000002.npz").mkdir()
@@ -106,9 +106,7 @@ def test_a_file_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     assert "step-0000000002.npz" in warnings[0]
 
 
-def test_what_is_saved_survives_a_power_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content is on the disk before the name is, and the name before `save` returns."""
     done: list[str] = []
     sync, rename = os.fsync, Path.replace
@@ -127,7 +125,7 @@ def test_what_is_saved_survives_a_power_cut(
     assert done == ["content", "name", "directory"]
 
 
-def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path) -> None:
+def test_a_crash_while_writing_preserves_older_checkpoints(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.save(_checkpoint(1))
 
@@ -149,7 +147,7 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "nowhere", keep=1).latest() == (None, [])
 
 
-def test_another_model_is_refused_by_its_first_difference() -> None:
+def test_the_error_for_another_model_names_the_first_difference() -> None:
     ours = [Variable("a", (3, 2)), Variable("b", ()), Variable("c", (2,)), Variable("d", (2,))]
     check_fits(_checkpoint(1), ours)
     with pytest.raises(UsageError, match=r"expected x \(2,\). Received: c \(2,\)"):

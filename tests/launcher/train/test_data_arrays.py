@@ -16,7 +16,7 @@ from launcher.train.data import DataError, load_dataset
 RANDOM = np.random.default_rng(5)
 
 
-def test_digits_are_real_standardized_and_split_for_good() -> None:
+def test_digits_are_standardized_with_a_fixed_split() -> None:
     first, second = load_dataset("digits", seed=1), load_dataset("digits", seed=2)
     assert (len(first.train), len(first.validation)) == (1438, 359)
     features, labels = first.train.read(np.arange(1438))
@@ -93,9 +93,7 @@ def test_mnist_in_an_npz_file(tmp_path: Path) -> None:
         (np.array(["cat", "dog", "cat", "emu"]), "expected integer labels"),
     ],
 )
-def test_labels_of_arrays_that_are_no_classes(
-    tmp_path: Path, labels: np.ndarray, problem: str
-) -> None:
+def test_invalid_labels_of_arrays(tmp_path: Path, labels: np.ndarray, problem: str) -> None:
     images, path = np.zeros((4, 5, 4), np.uint8), tmp_path / "mnist.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=[0, 1, 2, 0])
     with pytest.raises(DataError, match=problem):
@@ -103,7 +101,7 @@ def test_labels_of_arrays_that_are_no_classes(
 
 
 @pytest.mark.timeout(20)
-def test_pipes_in_the_place_of_arrays_are_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_instead_of_arrays_are_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mnist.npz")
     os.mkfifo(tmp_path / "train-images-idx3-ubyte")
     os.mkfifo(tmp_path / "data_batch_1")
@@ -159,7 +157,7 @@ def test_a_cifar10_label_beyond_its_ten_classes_is_named(tmp_path: Path) -> None
         load_dataset("cifar10", tmp_path)
 
 
-def test_a_cifar10_file_cannot_run_anything(tmp_path: Path) -> None:
+def test_a_cifar10_file_cannot_run_code(tmp_path: Path) -> None:
     _cifar(tmp_path)
     witness = tmp_path / "witness"
 

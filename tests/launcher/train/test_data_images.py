@@ -49,7 +49,7 @@ def test_a_bad_image_is_named_or_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_what_is_no_file_is_named_or_skipped_and_not_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_file_is_an_error_or_skipped(tmp_path: Path) -> None:
     _folder(tmp_path)
     (tmp_path / "train" / "dog" / "more.png").mkdir()  # a directory of that name is looked into
     (tmp_path / "train" / "dog" / "more.png" / "7.png").write_bytes(_png(3))
@@ -62,7 +62,7 @@ def test_what_is_no_file_is_named_or_skipped_and_not_waited_for(tmp_path: Path) 
     assert (len(data.train), data.skipped) == (9, 1)
 
 
-def test_a_held_out_class_that_nobody_trains_on_is_refused(tmp_path: Path) -> None:
+def test_a_held_out_class_without_training_samples_is_an_error(tmp_path: Path) -> None:
     _folder(tmp_path)
     (tmp_path / "validation" / "emu").mkdir()
     with pytest.raises(DataError, match=r"no other classes than .* Received also: emu"):
@@ -101,7 +101,7 @@ def test_tfrecord_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2**40])
-def test_a_label_that_is_no_class_is_named_or_skipped(tmp_path: Path, label: int) -> None:
+def test_an_invalid_label_is_named_or_skipped(tmp_path: Path, label: int) -> None:
     path = tmp_path / "a.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number in (0, 1, label, 1):

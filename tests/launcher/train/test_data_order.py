@@ -24,14 +24,14 @@ def test_ranks_share_an_epoch_without_overlap(size: int) -> None:
     np.testing.assert_array_equal(order, epoch_order(103, seed=4, epoch=2))
 
 
-def test_seed_and_epoch_are_told_apart() -> None:
+def test_the_order_depends_on_seed_and_epoch() -> None:
     one, other = epoch_order(50, seed=3, epoch=4), epoch_order(50, seed=4, epoch=3)
     assert not np.array_equal(one, other)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 6))
-def test_every_rank_has_rows_in_every_step_but_where_there_are_too_few(
+def test_every_rank_has_rows_in_every_step_if_there_are_enough(
     count: int, batch_size: int, size: int
 ) -> None:
     order = np.arange(count)
@@ -60,7 +60,7 @@ def test_a_global_batch_does_not_depend_on_the_world_size() -> None:
 
 @pytest.mark.parametrize(("count", "consumed"), [(100, 0), (100, 40), (23, 22), (12, 12)])
 @pytest.mark.parametrize("replicas", [1, 2, 3])
-def test_replicas_take_what_as_many_ranks_would(count: int, consumed: int, replicas: int) -> None:
+def test_replicas_get_the_shares_of_as_many_ranks(count: int, consumed: int, replicas: int) -> None:
     order, size, batch_size = epoch_order(count, seed=1, epoch=0), 2, 3
     world = size * replicas
     alone = [list(rank_shares(order, consumed, batch_size, one, world)) for one in range(world)]
@@ -72,12 +72,12 @@ def test_replicas_take_what_as_many_ranks_would(count: int, consumed: int, repli
             np.testing.assert_array_equal(share, np.concatenate(parts))
 
 
-def test_no_step_is_left_of_an_epoch_that_is_over() -> None:
+def test_no_steps_are_left_after_the_epoch() -> None:
     assert [steps_left(12, consumed, 4, 3) for consumed in (11, 12, 13, 40)] == [1, 0, 0, 0]
     assert steps_left(0, 0, 4, 3) == 0
 
 
-def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
+def test_the_reader_raises_its_error_to_the_consumer_and_stops_on_exit() -> None:
     digits = load_dataset("digits").train
     with batches(digits, [np.arange(3), np.array([10**6])]) as ready:
         assert len(next(ready)[1]) == 3
@@ -87,7 +87,7 @@ def test_the_reader_hands_on_its_error_and_stops_when_left() -> None:
         next(ready)
 
 
-def test_augmentation_is_drawn_anew_each_epoch_and_alike_on_all_ranks() -> None:
+def test_augmentation_differs_per_epoch_and_is_equal_on_all_ranks() -> None:
     plain, moved = load_dataset("digits"), load_dataset("digits", augment="flip")
     first, order = moved.train.in_epoch(0, 0)
     second, _ = moved.train.in_epoch(0, 1)

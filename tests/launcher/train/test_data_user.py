@@ -58,9 +58,7 @@ def test_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_dataset("their_data:missing")
 
 
-def test_labels_of_a_users_dataset_that_are_no_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_labels_of_a_users_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_labels.py").write_text(
         "import tensorflow as tf\n"
         "def labelled(*labels):\n"

@@ -15,5 +15,7 @@ from launcher.train.memory import advise
         (False, 64, "not even one row fits"),
     ],
 )
-def test_advice_is_what_has_not_been_tried(shrink: bool, micro_batches: int, advice: str) -> None:
+def test_advice_does_not_repeat_what_was_tried(
+    shrink: bool, micro_batches: int, advice: str
+) -> None:
     assert advice in advise(64, micro_batches, shrink)

@@ -62,7 +62,7 @@ def test_dnn_is_the_classic_one() -> None:
 
 
 @pytest.mark.parametrize("norm", ["sync", "local", "none"])
-def test_an_application_is_fed_what_it_needs(norm: str) -> None:
+def test_inputs_are_adapted_to_an_application(norm: str) -> None:
     model = _build("MobileNetV2", norm=norm)
     layers = _norms(model)
     assert len(layers) == (0 if norm == "none" else 52)
@@ -108,6 +108,6 @@ def test_a_users_model_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _build("their_model:absent")
 
 
-def test_an_unknown_application_is_refused_with_a_suggestion() -> None:
+def test_an_unknown_application_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="did you mean MobileNetV2"):
         _build("MobileNetV9")

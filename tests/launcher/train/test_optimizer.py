@@ -32,6 +32,6 @@ def test_the_step_schedule_divides_by_ten_twice() -> None:
     )
 
 
-def test_a_short_run_is_not_all_warm_up() -> None:
+def test_warm_up_is_at_most_half_of_the_run() -> None:
     rate = learning_rate(0.5, 2, base=0.1, schedule="cosine", warmup=5.0, epochs=1)
     assert rate == pytest.approx(0.2)

@@ -222,7 +222,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_ends_anywhere_goes_on_to_the_very_same_weights(
+def test_a_run_that_ends_anywhere_resumes_to_the_same_weights(
     machine: Machine, tmp_path: Path
 ) -> None:
     whole = Life()
@@ -240,7 +240,7 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_very_same_weights(
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_very_same_weights(
+def test_a_run_that_is_stopped_after_any_step_resumes_to_the_same_weights(
     machine: Machine, tmp_path: Path
 ) -> None:
     whole = Life()

@@ -3,7 +3,7 @@
 from launcher.train.train_state import TrainState
 
 
-def test_an_equal_loss_is_no_better_one() -> None:
+def test_an_equal_loss_is_no_improvement() -> None:
     state = TrainState()
     state.record_evaluation(0.5)
     state.record_evaluation(0.5)

@@ -18,7 +18,7 @@ JOB = KINDS["job"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_logs_are_read_across_cuts_no_line_lost_none_twice(
+def test_logs_are_read_across_dropped_connections_without_loss_or_repetition(
     cluster: Cluster, spec: JobSpec, actor: Actor, api_server: ApiServer
 ) -> None:
     submit(cluster, manifests(spec))

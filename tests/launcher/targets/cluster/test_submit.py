@@ -19,7 +19,7 @@ from tests.launcher.targets.jobs import PLAIN, job
 JOB = KINDS["job"]
 
 
-def test_submit_makes_the_objects_once_and_cancel_takes_all_away(
+def test_submit_creates_the_objects_once_and_cancel_deletes_all(
     cluster: Cluster, spec: JobSpec, actor: Actor
 ) -> None:
     assert submit(cluster, manifests(spec)) is True
@@ -33,7 +33,7 @@ def test_submit_makes_the_objects_once_and_cancel_takes_all_away(
         cancel(cluster, "plain")
 
 
-def test_another_job_of_the_same_name_is_refused_and_left_alone(
+def test_another_job_of_the_same_name_is_refused_and_unchanged(
     cluster: Cluster, spec: JobSpec, actor: Actor
 ) -> None:
     submit(cluster, manifests(spec))
@@ -42,7 +42,7 @@ def test_another_job_of_the_same_name_is_refused_and_left_alone(
     assert actor.names("jobs") == actor.names("services") == ["plain"]
 
 
-def test_what_was_made_is_taken_back_when_the_job_itself_is_refused(
+def test_created_objects_are_deleted_when_the_job_is_refused(
     cluster: Cluster, spec: JobSpec, actor: Actor, api_server: ApiServer
 ) -> None:
     quota = 'jobs.batch "plain" is forbidden: exceeded quota: few, requested: count/jobs.batch=1'
@@ -61,7 +61,7 @@ def test_the_other_objects_belong_to_the_job(
         assert [owner["kind"] for owner in owners] == ([] if plural == "jobs" else ["Job"])
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_names(
+def test_a_busy_server_is_retried_after_the_requested_time(
     cluster: Cluster, spec: JobSpec, actor: Actor, api_server: ApiServer
 ) -> None:
     busy = Fault(429, headers=(("Retry-After", "1"),))
@@ -71,7 +71,7 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(
     assert actor.names("jobs") == ["plain"]
 
 
-def test_list_shows_every_kind_and_nothing_of_others(
+def test_list_shows_our_jobs_of_every_kind_only(
     cluster: Cluster, place: Place, spec: JobSpec, actor: Actor
 ) -> None:
     submit(cluster, manifests(spec))
@@ -108,7 +108,7 @@ def test_a_missing_kind_says_what_to_install(
     assert watch.jobs(cluster) == []
 
 
-def test_no_permission_is_told_before_anything_is_sent(
+def test_missing_permission_is_an_error_before_anything_is_submitted(
     cluster: Cluster, api_server: ApiServer
 ) -> None:
     cluster.check(JOB)
@@ -117,7 +117,7 @@ def test_no_permission_is_told_before_anything_is_sent(
         cluster.check(JOB)
 
 
-def test_no_cluster_and_no_way_in_are_one_line_each(
+def test_no_cluster_and_no_credentials_are_one_line_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, api_server: ApiServer
 ) -> None:
     api_server.faults.append(Fault(401))
@@ -144,5 +144,5 @@ def test_a_cluster_that_does_not_answer_is_named(
         Cluster.connect(None, place.namespace).check(JOB)
 
 
-def test_the_environment_of_the_tests_names_no_cluster_by_accident() -> None:
+def test_the_tests_use_no_cluster_by_accident() -> None:
     assert REAL or "TEST_CLUSTER" not in os.environ

@@ -42,7 +42,7 @@ def test_a_job_goes_from_pending_to_running_to_succeeded(
     assert seen[-1].exit_code == 0
 
 
-def test_following_survives_dropped_watches_and_forgotten_versions(
+def test_following_survives_dropped_and_expired_watches(
     cluster: Cluster, spec: JobSpec, actor: Actor, api_server: ApiServer
 ) -> None:
     submit(cluster, manifests(spec))
@@ -102,7 +102,7 @@ def test_the_first_cause_of_a_failure_is_named(
 @pytest.mark.parametrize(
     ("code", "kind"), [(1, "error"), (2, "bad config"), (137, "killed"), (143, "preempted")]
 )
-def test_an_exit_code_alone_tells_a_class(
+def test_an_exit_code_alone_determines_a_class(
     cluster: Cluster, spec: JobSpec, actor: Actor, code: int, kind: str
 ) -> None:
     submit(cluster, manifests(spec))
@@ -115,7 +115,7 @@ def test_an_exit_code_alone_tells_a_class(
     assert found.exit_code == (2 if kind == "bad config" else 1)
 
 
-def test_evicted_and_lost_pods_are_told_apart(
+def test_evicted_and_lost_pods_have_different_classes(
     cluster: Cluster, spec: JobSpec, actor: Actor
 ) -> None:
     submit(cluster, manifests(spec))
@@ -134,7 +134,7 @@ def test_evicted_and_lost_pods_are_told_apart(
 @pytest.mark.parametrize(
     "reason", ["ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError"]
 )
-def test_what_keeps_a_container_from_starting_is_said_plainly(
+def test_what_keeps_a_container_from_starting_is_reported(
     cluster: Cluster, spec: JobSpec, actor: Actor, reason: str
 ) -> None:
     submit(cluster, manifests(spec))
@@ -148,7 +148,9 @@ def test_what_keeps_a_container_from_starting_is_said_plainly(
     assert found.cause.hint
 
 
-def test_pods_without_room_or_quota_say_so(cluster: Cluster, spec: JobSpec, actor: Actor) -> None:
+def test_unschedulable_pods_and_exceeded_quotas_are_reported(
+    cluster: Cluster, spec: JobSpec, actor: Actor
+) -> None:
     submit(cluster, manifests(spec))
     actor.warn("plain", "Job", "FailedCreate", "exceeded quota: few, requested: pods=1")
     cause = state(cluster).cause

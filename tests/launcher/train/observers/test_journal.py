@@ -8,7 +8,7 @@ from launcher.train.observers.journal import Journal, thinning
 from tests.launcher.train.observers.events import epoch_done, run_started, step_done
 
 
-def test_the_journal_is_json_thinned_and_cut_back_on_resume(tmp_path: Path) -> None:
+def test_the_journal_is_json_thinned_out_and_truncated_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     about = {"config": {"seed": 0}}
     journal = Journal(path, about, lambda: 2.0, lambda: {"bn": (0.1, 0.2)})

@@ -118,9 +118,7 @@ def _check_pushed(gateway: str) -> None:
         assert float(line.rpartition(" ")[2]) > 20
 
 
-def test_what_cannot_be_reached_or_written_does_not_stop_training(
-    single_process: Launcher, tmp_path: Path
-) -> None:
+def test_failing_observers_do_not_stop_training(single_process: Launcher, tmp_path: Path) -> None:
     """No gateway, no MLflow, a host that is not ours, a metrics directory that is a file."""
     output = tmp_path / "digits"
     output.mkdir()

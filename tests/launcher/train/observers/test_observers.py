@@ -35,7 +35,7 @@ class _Failing(Observer):
         (MissingToolError("it is missing: pip install it"), "it is missing: pip install it"),
     ],
 )
-def test_an_observer_that_fails_is_one_line_and_training_goes_on(
+def test_a_failing_observer_is_one_line_and_training_continues(
     capsys: pytest.CaptureFixture[str], error: Exception, reason: str
 ) -> None:
     failing, later = _Failing(error), StepTiming(Page(RANK_METRICS))
@@ -76,7 +76,7 @@ def test_moving_statistics_are_compared_only_where_they_must_be_equal() -> None:
     assert len(weights_to_compare(model, "local")) == 2
 
 
-def test_clocks_of_other_hosts_are_set_by_the_gradient_all_reduces() -> None:
+def test_clocks_of_other_hosts_are_aligned_by_the_gradient_all_reduces() -> None:
     ours = {"host": "a", "events": [["gradients", "g", 10.0, 0.5, 100], ["step", "s", 9.0, 2.0, 0]]}
     theirs = {"host": "b", "events": [["gradients", "g", 70.1, 0.4, 100]]}
     trace = chrome_trace([ours, theirs, {"host": "a", "events": ours["events"]}])
