@@ -198,7 +198,7 @@ def test_a_submitted_job_is_found_followed_and_cancelled(engine: Engine, tmp_pat
         worker = run("logs", name, "--target", "compose", "--worker", "1").stdout
         assert f"worker 1 of {name}, led by head" in worker
         cancelled = run("cancel", name, "--target", "compose")
-        assert cancelled.stdout == f"{name}: its ranks have saved; its containers are gone\n"
+        assert cancelled.stdout == f"{name}: its ranks have saved; its containers are removed\n"
         gone = run("status", name, "--target", "compose")
         assert gone.returncode == 2
         assert f"no containers of a job {name!r}" in gone.stderr

@@ -140,13 +140,13 @@ def test_cached_wheel_works_in_another_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("engine", ["--mpi", "--gloo"])
-def test_horovodrun_starts_without_tensorflow(engine: str) -> None:
+@pytest.mark.parametrize("controller", ["--mpi", "--gloo"])
+def test_horovodrun_starts_without_tensorflow(controller: str) -> None:
     require_horovod()
     horovodrun = find_executable("horovodrun")
     assert horovodrun is not None
     result = subprocess.run(
-        [horovodrun, engine, "-np", "1", "true"],
+        [horovodrun, controller, "-np", "1", "true"],
         env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},
         capture_output=True,
         text=True,

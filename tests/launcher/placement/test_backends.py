@@ -1,4 +1,4 @@
-"""Every engine under the launcher, for real: ranks that add up their numbers, here and on hosts."""
+"""Every backend under the launcher: real ranks that sum their numbers, here and on hosts."""
 
 import json
 import socket
