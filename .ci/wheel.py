@@ -63,8 +63,8 @@ def _check_tag(wheel: Path, machine: str) -> None:
         text=True,
         check=False,
     )
-    told = re.search(rf'tag: "manylinux_(\d+)_(\d+)_{machine}"', " ".join(shown.stdout.split()))
-    if told is None or (int(told[1]), int(told[2])) > GLIBC:
+    tag = re.search(rf'tag: "manylinux_(\d+)_(\d+)_{machine}"', " ".join(shown.stdout.split()))
+    if tag is None or (int(tag[1]), int(tag[2])) > GLIBC:
         raise SystemExit(
             f"{wheel.name} is for newer systems than it says:\n{shown.stdout}{shown.stderr}"
         )

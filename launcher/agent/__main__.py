@@ -1,7 +1,7 @@
 """`python -m launcher.agent`: runs one command and ends its whole process tree.
 
 Reads a process spec, then commands, from standard input: `end SECONDS`, `kill`, `stacks`, `tick`.
-Writes frames to standard output. When standard input closes, the launcher is dead, and the agent
+Writes frames to standard output. When standard input closes, the launcher has died, and the agent
 ends the tree within four seconds. Under mpirun (`--mpi`) SIGUSR2 replaces `end`, SIGUSR1 `stacks`.
 """
 
@@ -25,7 +25,7 @@ _ORPHAN_GRACE = 3.5  # the launcher was killed: everything ends within five seco
 _ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
 _LEFTOVER_GRACE = 0.5  # the rank has ended; the processes it left have nothing to save
 _READER_SECONDS = 60.0  # a launcher on this machine may be busy, or stopped by Ctrl-Z
-_UNKILLABLE_SECONDS = 3.0  # a process that waits for a dead disk does not end on SIGKILL
+_UNKILLABLE_SECONDS = 3.0  # a process that waits for an unreachable disk does not end on SIGKILL
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _COMMAND_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 

@@ -1,1 +1,1 @@
-"""Where each rank runs, how the ranks find each other, and what the agent of each is told."""
+"""The slot of each rank, how ranks find each other, and the process specs for their agents."""

@@ -1,1 +1,1 @@
-"""The record of a run, in a directory of its own: written by its launcher, read by everybody."""
+"""The files of a run, in its own directory: written by its launcher, read by any process."""

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class PeerError(LauncherError):
-    """Another rank failed and reports why; this rank exits without a message of its own."""
+    """Another rank failed and reports why; this rank exits without its own message."""
 
     exit_code = 2
 

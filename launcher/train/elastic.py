@@ -68,7 +68,7 @@ def run_elastically(
 
     Args:
         train: Trains on the current ranks from a loop state. Calls no collective before it
-            broadcasts the variables, because a new rank first meets the others in `sync`.
+            broadcasts the variables, because a new rank first communicates in `sync`.
         state: The state to keep across changes.
         commit_steps: Steps between two commits, the most that the loss of a rank undoes.
     """

@@ -2,7 +2,7 @@
 
 A rank whose allocation fails never reaches the collective in which its peers wait. It writes a note
 to the output directory, which a thread on each peer polls. With `--on-oom shrink` each rank first
-tries a step by itself, before the ranks depend on each other. A later failure ends the job with a
+tries a step alone, before the ranks depend on each other. A later failure ends the job with a
 note, and the next attempt starts with twice as many micro-batches.
 """
 
@@ -123,7 +123,7 @@ def fit_micro_batches(
 ) -> tuple[int, str | None]:
     """Finds a small number of micro-batches with which training steps fit on every rank.
 
-    Tries a step on each rank by itself with a quarter more rows than a batch has, and doubles the
+    Tries a step on each rank alone with a quarter more rows than a batch has, and doubles the
     number of micro-batches on all ranks as long as memory runs out on any. A collective call.
 
     Args:

@@ -141,7 +141,7 @@ def note(fault: str, seconds: float, result: JobResult) -> None:
         "seconds": round(seconds, 1),
         "survivors": len(result.orphans),
         "exit_code": result.returncode,
-        "first_line": line or "(nothing, it is dead; `launcher status` says: lost)",
+        "first_line": line or "(none: the launcher is killed; `launcher status` shows: lost)",
     }
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")

@@ -141,7 +141,7 @@ def test_host_disconnected_during_a_job(
     assert writers[-1] > 0
     assert noticed < 30
     if backend == "local":
-        note("a host cut off in mid-job, back later: resumes", both_ended, result)
+        note("a host disconnected during the job, reconnected later: resumes", both_ended, result)
     gone(launch, network)
 
 

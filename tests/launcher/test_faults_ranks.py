@@ -45,7 +45,9 @@ def test_rank_raises(launch: Launch) -> None:
 @pytest.mark.timeout(60)
 def test_rank_that_sleeps_forever_is_a_hang_with_stacks(launch: Launch) -> None:
     fault = "def oversleep():\n    time.sleep(1000)\noversleep()"
-    line = fail(launch, "a rank sleeping for ever (--hang-timeout 2)", fault, "--hang-timeout", "2")
+    line = fail(
+        launch, "a rank that sleeps forever (--hang-timeout 2)", fault, "--hang-timeout", "2"
+    )
     assert line.startswith("launcher: hang: no rank has finished a step for 2 s")
     for rank, place in ((0, "_wait_for_peers"), (1, "oversleep")):
         log = (launch.run / "logs" / "attempt-0" / f"rank-{rank}.log").read_text()
@@ -74,7 +76,7 @@ def test_rank_that_ends_early_with_code_0(launch: Launch) -> None:
 @pytest.mark.timeout(60)
 def test_sigterm_to_a_rank_from_outside_is_preemption(launch: Launch) -> None:
     fault = "signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15)"
-    line = fail(launch, "SIGTERM to one rank, not from us", fault)
+    line = fail(launch, "SIGTERM to one rank, not from the launcher", fault)
     assert line.startswith(
         "launcher: preempted: rank 1 on localhost received a SIGTERM from outside"
     )

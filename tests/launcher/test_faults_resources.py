@@ -97,7 +97,7 @@ def test_disk_full_while_logging(launch: Launch, small_disk: Path) -> None:
     began = time.time()
     launch.start([*ONCE, "-o", str(small_disk / "runs"), "--quiet"], program)
     result = launch.finish()
-    note("disk full while logging: the job goes on", time.time() - began, result)
+    note("disk full while logging: the job continues", time.time() - began, result)
     assert result.returncode == 0, result.transcript()
     assert "the logs in" in result.output
     assert "No space left on device; the job continues" in result.output
@@ -149,7 +149,7 @@ def test_rendezvous_port_in_use(launch: Launch) -> None:
         options = ["-np", "2", "--backend", "horovod", "--rendezvous-port", port]
         launch.start(options, launch.program())
         result = launch.finish()
-    note("the rendezvous port is taken", time.time() - began, result)
+    note("the rendezvous port is in use", time.time() - began, result)
     assert result.returncode == 2
     assert f"127.0.0.1:{port} cannot be used (Address already in use" in first_line(result)
     assert f"process {os.getpid()}" in first_line(result)
@@ -163,7 +163,7 @@ def test_port_of_a_rank_in_use(launch: Launch) -> None:
         fault = f"socket.create_server(('127.0.0.1', {holder.getsockname()[1]}))"
         launch.start(ONCE, launch.program("--fault", fault))
         result = launch.finish()
-    note("a port that a rank wants is taken", time.time() - launch.fault_at(), result)
+    note("a port that a rank needs is in use", time.time() - launch.fault_at(), result)
     assert result.returncode == 1
     assert "hint: a port is in use" in result.output
 

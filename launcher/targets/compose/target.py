@@ -118,7 +118,7 @@ class ComposeTarget(Target):
             raise UsageError(f"expected the name of the job; see: launcher list{self.flags()}")
         job = containers.find(name, LEADER)
         if not job.ended:
-            containers.docker("kill" if now else "stop", *(one.id for one in _living(job)))
+            containers.docker("kill" if now else "stop", *(one.id for one in _running(job)))
         containers.remove(name)
         return f"{name}: {'killed' if now else 'its ranks have saved'}; its containers are removed"
 
@@ -162,10 +162,10 @@ class ComposeTarget(Target):
         return done.stdout
 
 
-def _living(job: containers.ContainerJob) -> list[containers.Container]:
+def _running(job: containers.ContainerJob) -> list[containers.Container]:
     """The containers to stop, the leader first: it lets all ranks save."""
-    living = [one for one in job.containers if one.state not in {"exited", "dead"}]
-    return sorted(living, key=lambda one: one.service != LEADER)
+    running = [one for one in job.containers if one.state not in {"exited", "dead"}]
+    return sorted(running, key=lambda one: one.service != LEADER)
 
 
 def _compose_command() -> Sequence[str]:

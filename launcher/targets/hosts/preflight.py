@@ -105,14 +105,14 @@ def _ask(spec: JobSpec, host: Host) -> dict[str, Any] | str:
     found = probe.find_answer(done.stdout)
     if found is not None:
         return found
-    said = done.stderr.strip().splitlines()
+    lines = done.stderr.strip().splitlines()
     if done.returncode == 255:
-        return f"host {host.name} cannot be reached: {said[-1] if said else 'ssh failed'}"
+        return f"host {host.name} cannot be reached: {lines[-1] if lines else 'ssh failed'}"
     if done.returncode in {126, 127}:
         raise UsageError(
             f"host {host.name} has no {sys.executable}; set it up as this machine: make setup"
         )
-    raise UsageError(f"host {host.name}: the probe failed: {said[-1] if said else 'no output'}")
+    raise UsageError(f"host {host.name}: the probe failed: {lines[-1] if lines else 'no output'}")
 
 
 def _differences(

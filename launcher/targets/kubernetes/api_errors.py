@@ -23,22 +23,22 @@ class GoneError(LauncherError):
 
 def explain(error: Any, resource: Resource, namespace: str) -> LauncherError:
     """The error for an ApiException."""
-    said = _message(error)
+    message = _message(error)
     if error.status == 409:
-        return ConflictError(said)
+        return ConflictError(message)
     if error.status == 410:
-        return GoneError(said)
+        return GoneError(message)
     if error.status == 404:
-        return _absent(error, resource, said)
+        return _absent(error, resource, message)
     if error.status == 401:
         return UsageError(
             "the cluster rejects your credentials (401); log in again, or choose another --context"
         )
     if error.status == 403:
-        return _forbidden(resource, namespace, said)
+        return _forbidden(resource, namespace, message)
     if error.status in {400, 422}:
-        return UsageError(f"the cluster refuses the {resource.kind}: {said}")
-    return LauncherError(f"the cluster failed at {resource.plural} ({error.status}): {said}")
+        return UsageError(f"the cluster refuses the {resource.kind}: {message}")
+    return LauncherError(f"the cluster failed at {resource.plural} ({error.status}): {message}")
 
 
 def unreachable(host: str, error: Exception) -> LauncherError:
@@ -50,18 +50,18 @@ def unreachable(host: str, error: Exception) -> LauncherError:
     )
 
 
-def _forbidden(resource: Resource, namespace: str, said: str) -> UsageError:
-    if "exceeded quota" in said:
-        return UsageError(f"{said}; request less, or wait until other jobs have ended")
-    if "PodSecurity" in said or "violates" in said:
-        return UsageError(f"the namespace's pod security refuses the {resource.kind}: {said}")
-    return UsageError(f"{said}; the rights it takes are in k8s/base/rbac.yaml ({namespace})")
+def _forbidden(resource: Resource, namespace: str, message: str) -> UsageError:
+    if "exceeded quota" in message:
+        return UsageError(f"{message}; request less, or wait until other jobs have ended")
+    if "PodSecurity" in message or "violates" in message:
+        return UsageError(f"the namespace's pod security refuses the {resource.kind}: {message}")
+    return UsageError(f"{message}; the rights it takes are in k8s/base/rbac.yaml ({namespace})")
 
 
-def _absent(error: Any, resource: Resource, said: str) -> LauncherError:
+def _absent(error: Any, resource: Resource, message: str) -> LauncherError:
     # An unknown path is answered in plain text, an unknown object with a Status that names it.
     if _status(error).get("details", {}).get("name"):
-        return GoneError(said)
+        return GoneError(message)
     kinds = [kind for kind in KINDS.values() if kind.resource.group == resource.group]
     install = kinds[0].install if kinds else ""
     if install:
@@ -69,12 +69,12 @@ def _absent(error: Any, resource: Resource, said: str) -> LauncherError:
             f"the cluster has no {resource.kind} ({resource.group}/{resource.version}): install "
             f"{install}, or use --kind job, which needs nothing"
         )
-    return GoneError(said)
+    return GoneError(message)
 
 
 def _message(error: Any) -> str:
-    said = _status(error).get("message") or str(error.body or error.reason or "").strip()
-    return " ".join(said.split())
+    message = _status(error).get("message") or str(error.body or error.reason or "").strip()
+    return " ".join(message.split())
 
 
 def _status(error: Any) -> dict[str, Any]:

@@ -44,9 +44,11 @@ def obstacle(pods: Sequence[Manifest], events: Sequence[Manifest]) -> Cause | No
             return cause
     for event in reversed(events):
         if event.get("reason") == "FailedCreate":
-            said = str(event.get("message", ""))
-            hint = "request less, or wait until other jobs have ended" if "quota" in said else None
-            return Cause("bad config", f"pods cannot be created: {said}", hint=hint)
+            message = str(event.get("message", ""))
+            hint = (
+                "request less, or wait until other jobs have ended" if "quota" in message else None
+            )
+            return Cause("bad config", f"pods cannot be created: {message}", hint=hint)
         if event.get("reason") in {"FailedMount", "FailedAttachVolume"}:
             where = event.get("involvedObject", {}).get("name", "a pod")
             return Cause("bad config", f"{where} waits for a volume: {event.get('message', '')}")

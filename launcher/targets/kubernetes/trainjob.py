@@ -1,4 +1,4 @@
-"""A TrainJob of the Kubeflow trainer, with a TrainingRuntime of its own.
+"""A TrainJob of the Kubeflow trainer, with its own TrainingRuntime.
 
 The runtime describes the pods, the TrainJob what they run.
 """

@@ -24,7 +24,7 @@ def load_dataset(
         path: Its file or directory; only digits and functions need none.
         image_size: Side in pixels that images of a folder or of TFRecord files are resized to;
             None for the format's default.
-        validation_part: Fraction to hold out if the data set has no test part of its own.
+        validation_part: Fraction to hold out if the data set has no test part.
         skip_bad_records: Whether to skip and count unreadable images and records.
         augment: `none`, `shift`, or `flip`; applies to the training part.
         seed: Seed of the augmentation.

@@ -109,7 +109,7 @@ class CrossRankWindows(Observer):
 
 
 def slowest(own_seconds: np.ndarray) -> tuple[int, float]:
-    """The rank with the longest time of its own, and the ratio to the median of the others."""
+    """The rank with the longest own time, and the ratio to the median of the others."""
     rank = int(own_seconds.argmax())
     if len(own_seconds) == 1:
         return 0, 1.0
