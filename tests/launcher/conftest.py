@@ -10,7 +10,7 @@ from tests.launcher.launches import Launch
 
 @pytest.fixture
 def new_launch(tmp_path: Path) -> Iterator[Callable[[], Launch]]:
-    """Gives launches in directories of their own; whatever they left running is killed."""
+    """Launches in separate directories; remaining processes are killed."""
     launches: list[Launch] = []
 
     def create() -> Launch:

@@ -22,7 +22,7 @@ FIGURES = "FAULT_FIGURES"
 
 @dataclass
 class Launch:
-    """One `launcher run` of the rank program in a directory of its own."""
+    """One `launcher run` of the rank program in its own directory."""
 
     directory: Path
     job: Job = field(init=False)
@@ -91,7 +91,7 @@ class Launch:
         return []
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 20) -> None:
-        """Waits for the condition. Raises AssertionError with the output when it does not come."""
+        """Waits for the condition. Raises AssertionError with the output if it stays false."""
         limit = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > limit:
@@ -125,7 +125,7 @@ class Launch:
 
 
 def first_line(result: JobResult) -> str:
-    """The first line in which the launcher says what went wrong; empty if it could not."""
+    """The launcher's first line about the failure; empty if there is none."""
     lines = [line for line in result.output.splitlines() if line.startswith("launcher: ")]
     return next((line for line in lines if " ranks, " not in line and " rank, " not in line), "")
 

@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _engine(name: str) -> tuple[int, Callable[[], object]]:
-    if name == "plain mpi":  # a program of somebody who has never heard of us
+    if name == "plain mpi":  # a program that does not use syncbn
         from mpi4py import MPI
 
         return MPI.COMM_WORLD.rank, lambda: MPI.COMM_WORLD.allreduce(1)

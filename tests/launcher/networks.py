@@ -79,7 +79,7 @@ class Network:
         self.hosts = [self._add(index) for index in range(hosts)]
 
     def cut(self, host: str) -> None:
-        """Takes the link of the host down, in the middle of whatever goes through it."""
+        """Takes the link of the host down, regardless of its connections."""
         _ip("-n", self._switch, "link", "set", f"{self._link(host)}s", "down")
 
     def mend(self, host: str) -> None:
@@ -103,7 +103,7 @@ class Network:
         return found
 
     def close(self) -> None:
-        """Ends every process in the namespaces and takes all down. Does not raise."""
+        """Kills every process in the namespaces and removes them. Does not raise."""
         for host in self.hosts:
             pids = _ip("netns", "pids", self._name(host)).split()
             for pid in pids:
@@ -130,7 +130,7 @@ class Network:
         if index in self._replaced:
             other, place = self._replaced[index]
             start = f"mount --bind {other} {place} && {start}"
-        _ip("netns", "exec", name, "sh", "-c", start)  # in a mount namespace of its own
+        _ip("netns", "exec", name, "sh", "-c", start)  # in a separate mount namespace
         limit = time.monotonic() + 10
         while not (self._directory / f"{name}.pid").exists() and time.monotonic() < limit:
             time.sleep(0.02)

@@ -60,7 +60,7 @@ def main() -> int:
 def _wait_for_peers(
     shared: Path, attempt: int, rank: int, size: int, step: int, stopping: list[int]
 ) -> bool:
-    """As in an all-reduce: nobody gets past a step before everyone has reached it."""
+    """As in an all-reduce: no rank passes a step before all have reached it."""
     (shared / f"at-{attempt}-{rank}").write_text(str(step))
     while not stopping:
         reached = [_read(shared / f"at-{attempt}-{peer}") for peer in range(size)]

@@ -1,4 +1,4 @@
-"""Runs a command on a file system of its own, and says what it has left there.
+"""Runs a command on a separate file system, and prints the files that it leaves there.
 
 python -m tests.launcher.small_disk_program PLACE SIZE COMMAND...
 

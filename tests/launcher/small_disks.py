@@ -1,4 +1,4 @@
-"""Commands on a small file system in a mount namespace, so that nothing of it is left."""
+"""Commands on a small file system in a mount namespace, which disappears with it."""
 
 import json
 import os

@@ -176,7 +176,7 @@ def test_no_attempt_writes_before_the_previous_one_has_ended_on_a_disconnected_h
     result = launch.finish(110)
     assert result.returncode == 0, result.transcript()
     assert launch.events("failed")[0]["class"] == "lost host"
-    # The next attempt waits for the grace that the rank there may take, though no rank here does.
+    # The next attempt waits for the grace period of the rank on that host.
     assert launch.events("restarting")[0]["seconds"] > 5.0
     writers = [int(line) for line in (launch.shared / "saves").read_text().split()]
     assert writers == sorted(writers)

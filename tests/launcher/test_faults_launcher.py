@@ -115,7 +115,7 @@ def test_kill_9_of_the_launcher_ends_ranks_that_ignore_sigterm(
     agents = psutil.Process(launch.pid).children() if agents_too else []
     psutil.Process(launch.pid).kill()
     for agent in agents:
-        agent.kill()  # nobody is left to end the ranks but the kernel
+        agent.kill()  # only the kernel can end the ranks now
     launch.wait_until(lambda: len(launch.job.alive()) == 0, seconds=20)
     launch.finish()
     if not agents_too:

@@ -1,4 +1,4 @@
-"""A rank that leaves early without heartbeats: the one that left is named, on every backend."""
+"""A rank that exits early without heartbeats is reported as the cause, on every backend."""
 
 import re
 import time
@@ -72,7 +72,7 @@ def test_a_failure_is_detected_before_mpi_finalize_returns(
 
 @pytest.mark.timeout(60)
 def test_rank_0_may_continue_alone_while_it_prints(launch: Launch) -> None:
-    # A third of the limit without a word is worth a warning, which a busy machine must not cause.
+    # A third of the limit without activity is a warning, which a busy machine must not cause.
     assert leave(launch, "mpi", "plain mpi", "export", "--exit-timeout", "5").startswith(
         "launcher: succeeded"
     )

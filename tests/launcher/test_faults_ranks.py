@@ -1,4 +1,4 @@
-"""One rank fails, hangs or leaves: the cause is named first, nothing survives, work goes on."""
+"""One rank fails, hangs or exits: the cause is reported, no process remains, the job resumes."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def test_job_resumes_from_the_checkpoint(launch: Launch) -> None:
     launch.start(AGAIN, launch.program("--fault", "os.kill(os.getpid(), 9)", "--at", "6"))
     result = launch.finish()
     assert result.returncode == 0, result.transcript()
-    # Step 4 was saved in passing; the peer may have saved step 5 too when it was told to end.
+    # Step 4 was saved during training; the peer may also have saved step 5 after SIGTERM.
     saved = re.search(r"restart 1 of 2 from the checkpoint of step ([45]) in", result.output)
     assert saved, result.output
     log = (launch.run / "logs" / "attempt-1" / "rank-1.log").read_text()

@@ -127,7 +127,7 @@ def test_disk_full_while_saving(launch: Launch, small_disk: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_run_that_fills_its_own_disk_is_not_lost(launch: Launch, small_disk: Path) -> None:
-    # The first write takes all there is, the second fails.
+    # The first write fills the disk, the second fails.
     fill = f"fill = open({str(small_disk)!r} + '/fill', 'ab', buffering=0)"
     fault = f"{fill}; fill.write(bytes(1 << 20)); fill.write(bytes(1 << 20))"
     launch.start([*ONCE, "-o", str(small_disk / "runs")], launch.program("--fault", fault))

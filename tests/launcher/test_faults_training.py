@@ -71,7 +71,7 @@ def test_the_rank_that_received_sigterm_is_named(launch: Launch) -> None:
     result = launch.finish(60)
     assert result.returncode == 1, result.transcript()
     assert "preempted: rank 1 on localhost received a SIGTERM" in result.output
-    # Rank 0 may end before rank 1 does: it says that it ends because of another.
+    # Rank 0 may end before rank 1: it reports that it ends because of another rank.
     last = {beat["rank"]: beat["phase"] for beat in launch.events("beat")}
     assert last[0] == "leaving", last
 
@@ -80,7 +80,7 @@ def _is_trainer(process: psutil.Process) -> bool:
     return process.cmdline()[1:3] == ["-m", "launcher.train"]
 
 
-# A checkpoint of it takes 620 kB.
+# Its checkpoint has 620 kB.
 DISK = ["--model", "dnn", "--epochs", "8", "--keep-checkpoints", "9"]
 
 

@@ -1,4 +1,4 @@
-"""The record by which a rank tells where it is."""
+"""The record in which a rank reports its progress."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The protocol of the agent and what it knows of processes."""
+"""The frame protocol of the agent, and its functions on processes."""
 
 import os
 import signal

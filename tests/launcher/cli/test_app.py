@@ -1,4 +1,4 @@
-"""The list of verbs, and that verbs know no target."""
+"""The list of verbs, and that they do not depend on targets."""
 
 import subprocess
 import sys

@@ -89,7 +89,7 @@ def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_fix_for_open_files_works() -> None:
-    """As in a shell: the advice is typed, then the doctor looks again."""
+    """As in a shell: run the suggested fix, then the check again."""
     look = f"{sys.executable} -c '{LOOK}'"
     script = f'ulimit -Sn 256; fix=$({look}); echo "$fix"; eval "$fix"; {look}; ulimit -n'
     done = subprocess.run(

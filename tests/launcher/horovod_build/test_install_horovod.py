@@ -46,7 +46,7 @@ class Environment:
         _link_all(SITE_PACKAGES, self.site_packages, without)
         _link_all(Path(sys.prefix, "bin"), root / "bin", without)
         _link_all(Path(sys.prefix, "lib"), root / "lib", without)
-        # A PATH of its own, so that the system's programs do not fill the gap.
+        # A separate PATH, so that the system's programs are not found.
         self.path = root / "path"
         self.path.mkdir()
         for name in {"c++", "make", "cmake", "mpirun", "mpicxx"} - set(without):
@@ -176,7 +176,7 @@ def test_horovodrun_needs_neither_an_activated_environment_nor_ssh(tmp_path: Pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give the machine another name")
 def test_gloo_needs_no_resolvable_host_name() -> None:
-    # Horovod's process sets ignore HOROVOD_GLOO_IFACE and look that name up; our edit mends it.
+    # Horovod's process sets ignore HOROVOD_GLOO_IFACE and resolve that name; our edit fixes it.
     require_horovod()
     rename = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$0" "$@"']
     result = subprocess.run(
@@ -245,7 +245,7 @@ def test_failed_build_is_reported_and_with_once_not_repeated_until_something_cha
 
 def test_damaged_source_is_not_built(tmp_path: Path) -> None:
     (tmp_path / ARCHIVE).write_bytes(b"not the archive")
-    # Without an index to fetch it from again there is nothing to go on with.
+    # Without an index the source cannot be downloaded again.
     result = install_horovod("--force", "--cache-dir", str(tmp_path), PIP_NO_INDEX="1")
     assert result.returncode == 1
     assert "pip download failed" in result.stderr

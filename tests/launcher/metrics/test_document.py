@@ -1,4 +1,4 @@
-"""docs/metrics.md is what the definitions say today."""
+"""docs/metrics.md matches the definitions."""
 
 from pathlib import Path
 

@@ -77,7 +77,7 @@ def test_counters_continue_across_restarts(tmp_path: Path) -> None:
         for rank in range(2):
             _rank(tmp_path, attempt, rank, steps, loss=1.0)
         seen.append(look())
-    # A snapshot that is torn or gone takes nothing away.
+    # A partial or missing snapshot does not reduce the counts.
     snapshot_path(tmp_path, 2, 1).write_text('[["training_')
     snapshot_path(tmp_path, 1, 0).unlink()
     seen.append(look())

@@ -1,4 +1,4 @@
-"""The containers of a job as plain processes of this machine, each a `launcher join` of its own."""
+"""The containers of a job as processes of this machine, each running `launcher join`."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Group:
     def join(
         self, *flags: str, program: tuple[str, ...] = (), leads: bool = False, **fields: Any
     ) -> Job:
-        """Starts one more member. The first leads, as does another that comes in its place."""
+        """Starts one more member. The first is the leader, and so is its replacement."""
         number = len(self.members)
         directory = self.directory / f"member-{number}"
         place = {"container": {"port": self.port}, "output": str(directory)}
@@ -69,7 +69,7 @@ class Group:
         return (self.members[member].directory / "launcher").read_text()
 
     def end(self, member: int, seconds: float = 40) -> int:
-        """The exit code of a member. Raises AssertionError if it does not come."""
+        """The exit code of a member. Raises AssertionError if it does not end."""
         try:
             return self.members[member].processes[0].wait(seconds)
         except subprocess.TimeoutExpired:

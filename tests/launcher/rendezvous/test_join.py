@@ -1,5 +1,5 @@
-"""`launcher join`: containers of a job as plain processes, with real faults; the engine's own tests
-of the same stand in tests/docker."""
+"""`launcher join`: containers of a job as processes, with real faults; tests/docker has tests with
+Docker Engine."""
 
 import json
 import signal
@@ -114,7 +114,7 @@ def test_after_sigterm_all_save_and_the_exit_code_is_143(group: Group) -> None:
     group.members[0].send_signal(signal.SIGTERM)
     assert group.end(0) == 143, group.log(0)
     assert {path.name for path in group.shared.glob("stopped-*")} == {"stopped-0", "stopped-1"}
-    assert group.end(1) == 1  # nobody leads it any more
+    assert group.end(1) == 1  # it has no leader any more
 
 
 def test_a_first_member_that_still_waits_can_be_stopped(group: Group) -> None:
@@ -179,7 +179,7 @@ def test_the_error_for_a_wrong_job_names_its_field(job: str, said: str) -> None:
 
 
 def test_a_worker_runs_only_its_own_command(group: Group, tmp_path: Path) -> None:
-    """Whoever poses as the leader may only start, with few variables, what the worker was given."""
+    """A fake leader can only start the worker's own command, with few variables."""
     with Registry("job", 1, 1, group.port) as registry:
         group.members.append(Job([], tmp_path, group.token, 0))  # we are the first
         group.join(program=("--steps", "200"))
@@ -212,7 +212,7 @@ def test_a_worker_runs_only_its_own_command(group: Group, tmp_path: Path) -> Non
 
 
 def _ends(connection: socket.socket) -> bool:
-    """Whether the other side hangs up without a word."""
+    """Whether the other side closes the connection without a reply."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:

@@ -1,4 +1,4 @@
-"""Who the first container takes in, what it says to the others, and what it does not listen to."""
+"""Which workers the leader accepts, its replies to them, and connections that it ignores."""
 
 import socket
 import threading
@@ -93,7 +93,7 @@ def test_finish_waits_until_all_present_workers_are_informed(
         ended.set()
 
     with registry:
-        registry.finish(result)  # nobody has come, nobody is waited for
+        registry.finish(result)  # no worker has joined, so it does not wait
         registry = Registry("digits", 3, 1, free_port())
     with registry:
         assert [join("a"), join("b")] == [None, None]
@@ -120,7 +120,7 @@ def test_finish_does_not_wait_for_silent_workers(
     monkeypatch.setattr(launcher.rendezvous.registry, "_RESULT_SECONDS", 0.2)
     with Registry("digits", 2, 1, free_port()) as registry:
         registry.register(JoinRequest("digits", "a", 1, 1, None), "a")
-        registry.finish(0)  # nor for ever for one that does not ask
+        registry.finish(0)  # nor forever for one that sends no request
 
 
 def test_a_port_can_be_reused_immediately() -> None:
@@ -130,7 +130,7 @@ def test_a_port_can_be_reused_immediately() -> None:
             assert ask(("127.0.0.1", port), JoinRequest("digits", "a", 1, 1, None)).reply.index == 1
 
 
-# Some containers know their place (a pod of an indexed Job), the others take any.
+# Some containers have an index (pods of an indexed Job), others accept any.
 CONTAINERS = {"a": None, "b": None, "c": None, "d": 1, "e": 2}
 
 
@@ -140,7 +140,7 @@ def test_in_any_order_of_joins_and_losses_an_index_has_one_worker(
 ) -> None:
     now, held = 0.0, dict[int, tuple[str, float]]()
     registry = Registry("digits", 2, 1, 0)
-    registry._server.server_close()  # nobody comes over the network
+    registry._server.server_close()  # requests do not come over the network
     with mock.patch.object(
         launcher.rendezvous.registry, "time", SimpleNamespace(monotonic=lambda: now)
     ):

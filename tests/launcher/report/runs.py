@@ -30,7 +30,7 @@ class Story:
 
 
 def write_run(directory: Path, story: Story, summary: dict[str, Any] | None = None) -> Path:
-    """Writes metrics.jsonl and summary.json of a run that went as the story says."""
+    """Writes metrics.jsonl and summary.json of a run that the story describes."""
     directory.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     epoch_drift = {"epoch": 0}

@@ -1,4 +1,4 @@
-"""The report's conclusions: each is drawn when its numbers say so, and not otherwise."""
+"""The findings of the report, each for a run with the measurements that cause it."""
 
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from launcher.errors import LauncherError
 from launcher.report.write import write_report
 from tests.launcher.report.runs import Story, write_run
 
-# What an SVG says about its own language; nothing is fetched from there.
+# The XML namespaces of an SVG; nothing is fetched from there.
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 

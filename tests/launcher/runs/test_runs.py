@@ -64,7 +64,7 @@ def test_an_unwritable_journal_is_one_warning(spec: JobSpec) -> None:
     complaints = record.take_warnings()
     assert len(complaints) == 1
     assert "the journal in" in complaints[0]
-    # The warning itself is an event for the journal, and is not to be complained of for ever.
+    # The warning is itself an event of the journal, and must not cause another warning.
     record(Event("warning", details={"text": complaints[0]}))
     assert record.take_warnings() == []
     record.close()

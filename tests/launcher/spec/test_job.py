@@ -1,4 +1,4 @@
-"""What a job may be, and what is said of one that may not."""
+"""Valid jobs, and the errors for invalid ones."""
 
 import re
 import tempfile
@@ -186,7 +186,7 @@ def test_any_value_of_any_field_is_a_job_or_a_one_line_error(values: dict[Any, A
 
 
 def said_of(file: Path) -> str:
-    """What is said of the job in the file, which can be rendered and sent on if it is right."""
+    """The error for the job in the file; a valid job must render and survive JSON."""
     try:
         spec = spec_from_flags(config=file)
         target_for(spec).render(spec)
@@ -197,7 +197,7 @@ def said_of(file: Path) -> str:
 
 
 def written(value: object) -> str:
-    """Any value as TOML, also those that no job would hold."""
+    """Any value as TOML, also those that are invalid in a job."""
     if isinstance(value, dict):
         return (
             "{" + ", ".join(f"{toml(name)} = {written(one)}" for name, one in value.items()) + "}"

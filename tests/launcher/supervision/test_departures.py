@@ -1,4 +1,4 @@
-"""What the silence of ranks means where a peer has left."""
+"""Silent ranks after a peer has exited."""
 
 import time
 from collections.abc import Sequence

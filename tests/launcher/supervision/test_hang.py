@@ -51,7 +51,7 @@ def at(rank: int, step: int | None, time: float | None) -> RankState:
     ("states", "rank", "step"),
     [
         ([at(0, 7, 1.0), at(1, 6, 2.0)], 1, 6),
-        ([at(0, 7, 2.0), at(1, 7, 1.0)], 1, 7),  # it was heard of last before the other
+        ([at(0, 7, 2.0), at(1, 7, 1.0)], 1, 7),  # its last heartbeat is older than the other's
         ([at(0, 7, 1.0), at(1, 7, 2.0)], 0, 7),
         ([at(0, 1, 1.0), at(1, None, 2.0)], 1, 0),
         ([at(0, 0, 1.0), at(1, None, 2.0)], 0, 0),  # none yet is as far as step 0

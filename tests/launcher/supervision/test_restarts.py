@@ -52,7 +52,7 @@ def test_which_failures_restart(cause: Cause, codes: tuple[int, ...] | None, wor
 
 
 class Unreachable:
-    """Hosts that are found when looked at and lost when started on; the third look fails too."""
+    """Hosts whose check succeeds and whose attempt fails; the third check fails too."""
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec

@@ -1,4 +1,4 @@
-"""The jobs that the tests of the targets render: a plain one, and one that asks for everything."""
+"""The jobs that the tests of the targets render: a minimal one, and one with all fields."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ def validate(manifest: dict[str, Any]) -> None:
         fill_defaults(whole, schema)
         jsonschema.validate(whole, strict(schema))
         for pod in pod_specs(whole):
-            # A CRD knows pods only in part; the API knows them whole.
+            # A CRD has a part of the schema of pods, the API has all of it.
             validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod})
     else:
         kubernetes_validate.validate(manifest, API_VERSION, strict=True)
@@ -40,7 +40,7 @@ def crd_schema(api_version: str, kind: str) -> dict[str, Any] | None:
 
 
 def fill_defaults(value: Any, schema: dict[str, Any]) -> None:
-    """Fills in what the API server would, in place."""
+    """Adds the defaults of the API server, in place."""
     if isinstance(value, dict):
         for name, below in schema.get("properties", {}).items():
             if name not in value and "default" in below:
@@ -57,7 +57,7 @@ def fill_defaults(value: Any, schema: dict[str, Any]) -> None:
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with unknown fields forbidden, and the API's own extensions in plain words."""
+    """The schema without unknown fields; the API's own extensions become standard JSON Schema."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
     result = {name: value for name, value in schema.items() if not name.startswith("x-")}

@@ -1,4 +1,4 @@
-"""What the launcher in a container is told of the job."""
+"""The fields of a job that the launcher in a container receives."""
 
 import json
 

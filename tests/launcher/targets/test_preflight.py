@@ -12,7 +12,7 @@ from tests.launcher.launches import Launch, first_line
 
 @pytest.fixture
 def differing(tmp_path: Path) -> Iterator[Callable[[Path, Path], networks.Network]]:
-    """Makes two hosts, the second of which has another file in the place of one."""
+    """Creates two hosts, of which the second has one different file."""
     lacking = networks.missing()
     if lacking is not None:
         pytest.skip(lacking)

@@ -41,7 +41,7 @@ def test_every_rank_has_rows_in_every_step_if_there_are_enough(
     rows = np.array([[len(part) for part in share] for share in shares])
     assert rows.sum() == count
     assert (rows > 0).all() or count < size
-    # A rest that has a row for each rank is a step of its own.
+    # A remainder with a row for each rank is a separate step.
     usual = batch_size * size
     assert rows.sum(0).max() < usual + size
     assert np.array_equal(

@@ -1,4 +1,4 @@
-"""A run that ends anywhere and goes on reaches the weights of the unbroken run, bit for bit.
+"""A run that ends anywhere and resumes reaches the weights of an uninterrupted run, bit for bit.
 
 One process tells of every moment of a run (`Life`): each piece of a batch, each step, before and
 after an evaluation, before, within and after the writing of a checkpoint. The run is broken off at
@@ -43,7 +43,7 @@ class BrokenOffError(BaseException):
 
 
 class Life(Observer):
-    """Tells of each moment, and ends the run at the moment with the number `end`."""
+    """Numbers the moments of a run, and ends it at the moment `end`."""
 
     def __init__(self, end: int | None = None) -> None:
         self.moments: list[str] = []
@@ -176,7 +176,7 @@ class Machine:
         if hasattr(self.steps, "_pass_sums"):
             indices = range(len(self.model.trainable_variables))
             self.steps._pass_sums.apply(indices, lambda *_: None)
-        if self.steps.guard is not None:  # nor a step that was left out, and not counted yet
+        if self.steps.guard is not None:  # nor a step that was skipped and is not counted yet
             self.steps._skipped = float(self.steps.guard.left_out)
 
     def _told(self, compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -263,7 +263,7 @@ def test_a_run_that_is_stopped_after_any_step_resumes_to_the_same_weights(
 
 
 def _check_the_end(life: Life, whole: Life) -> None:
-    """What the last life tells is what the unbroken run told of the same epochs."""
+    """The last process records the same epochs as the uninterrupted run."""
     assert life.epochs == whole.epochs[len(whole.epochs) - len(life.epochs) :]
     for name in ("accuracy", "loss", "steps", "stopped", "failure"):
         assert life.summary[name] == whole.summary[name], name

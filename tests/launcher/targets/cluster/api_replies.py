@@ -11,7 +11,7 @@ class Replies(BaseHTTPRequestHandler, ABC):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Says nothing."""
+        """Logs nothing."""
 
     @abstractmethod
     def serve(self, method: str) -> None:

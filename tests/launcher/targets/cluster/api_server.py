@@ -29,7 +29,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """An answer to give instead of the right one, to requests of a method on a path."""
+    """An answer to send instead of the normal one, to requests of a method on a path."""
 
     status: int
     method: str = ""
@@ -39,7 +39,7 @@ class Fault:
 
 
 class ApiServer:
-    """Serves on a free port of loopback while open. `kinds` are those it knows."""
+    """Serves on a free port of loopback while open. `kinds` are those it supports."""
 
     def __init__(self) -> None:
         self.store = Store()
@@ -73,7 +73,7 @@ class ApiServer:
         self._server.server_close()
 
     def compact(self) -> None:
-        """Forgets what came before now: older watches are 410 Gone."""
+        """Discards older versions: watches from them are 410 Gone."""
         with self.store.changed:
             self.store.oldest = self.store.version
             self.store.history.clear()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.launcher.targets.cluster.api_server import ApiServer
 
 TOKEN = "a-token-of-the-tests"
-LAUNCHER_TOKEN = "a-token-of-the-launcher"  # which may do what k8s/base/rbac.yaml says
+LAUNCHER_TOKEN = "a-token-of-the-launcher"  # with the rights in k8s/base/rbac.yaml
 
 _PATH = re.compile(
     r"^/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
@@ -166,7 +166,7 @@ class Verbs(Replies):
             version = str(self.api.store.version)
         items = items[: int(query.get("limit", len(items)))]
         if where[0] in _BUILT_IN:
-            # Of its own kinds the API server lists the objects without saying what they are.
+            # In lists the API server omits the kind from objects of its built-in kinds.
             untold = {"apiVersion", "kind"}
             items = [{k: v for k, v in item.items() if k not in untold} for item in items]
         self._send(200, {"kind": "List", "metadata": {"resourceVersion": version}, "items": items})

@@ -100,7 +100,7 @@ class Actor:
             pod = {
                 "metadata": {"name": f"{name}-{index}", "labels": labels},
                 "spec": {
-                    # No scheduler of a real cluster takes it.
+                    # No scheduler of a real cluster schedules it.
                     "schedulerName": "tests",
                     "containers": [{"name": "trainer", "image": "none"}],
                 },
@@ -134,7 +134,7 @@ class Actor:
         conditions = [stated]
         status: dict[str, Any] = {"startTime": _now()}
         if condition == "Complete":
-            # The API server wants a Job to meet its criteria before it is complete.
+            # The API server requires SuccessCriteriaMet before a Job is complete.
             conditions.insert(0, {**stated, "type": "SuccessCriteriaMet"})
             status["completionTime"] = _now()
         elif condition == "Failed":
@@ -191,7 +191,7 @@ def manifests(spec: JobSpec, **changes: object) -> list[dict]:
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Waits for the condition. Raises AssertionError when it does not come true."""
+    """Waits for the condition. Raises AssertionError if it stays false."""
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "not within the limit"

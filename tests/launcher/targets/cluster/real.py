@@ -90,7 +90,7 @@ def start(directory: Path, program: Path, running: ExitStack) -> Path:
         "service-cluster-ip-range": "10.0.0.0/24",
         "authorization-mode": "RBAC",
         "token-auth-file": tokens,
-        # Nobody makes the accounts of pods here: that is a controller's work.
+        # There is no controller here that creates the service accounts of pods.
         "disable-admission-plugins": "ServiceAccount",
         "service-account-issuer": "https://tests",
         "service-account-key-file": key,

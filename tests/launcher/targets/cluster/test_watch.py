@@ -1,4 +1,4 @@
-"""What is told of a job on a cluster while it runs, and why it failed or waits."""
+"""The status of a job on a cluster while it runs, and the cause if it fails or waits."""
 
 import threading
 
@@ -55,7 +55,7 @@ def test_following_survives_dropped_and_expired_watches(
     until(lambda: any(one.pods.get("Running") == 1 for one in seen))
     gone = len([1 for _, path in api_server.requests if "watch" in path])
     api_server.compact()
-    api_server.store.oldest += 1000  # every version that a list gives is too old to watch from
+    api_server.store.oldest += 1000  # every version of a list is too old to watch from
     until(lambda: len([1 for _, path in api_server.requests if "watch" in path]) > gone + 3)
     api_server.store.oldest = 0
     api_server.faults += [Fault(410, "GET", "watch=True"), Fault(500, "GET"), Fault(500, "GET")]

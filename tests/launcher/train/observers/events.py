@@ -1,4 +1,4 @@
-"""The events that observers of a rank hear of, made up."""
+"""Example events for observers of a rank."""
 
 from pathlib import Path
 from typing import Any
