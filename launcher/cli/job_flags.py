@@ -85,5 +85,5 @@ def _completed(fields: dict[str, Any]) -> JobSpec:
         chosen["ranks"] = sum(host.slots for host in spec.hosts)
     if backend_is_open:
         ranks = chosen.get("ranks", spec.ranks)
-        chosen["backend"] = target_for(spec).default_backend(ranks)
+        chosen["backend"], chosen["backend_reason"] = target_for(spec).default_backend(ranks)
     return build_spec({**fields, **chosen})

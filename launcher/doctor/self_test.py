@@ -22,7 +22,7 @@ _HANG_SECONDS = 60.0
 
 def check_all_reduce() -> Iterator[Finding]:
     """An all-reduce of two ranks over the backend a job would get, and its median latency."""
-    backend = choose_backend(_RANKS)
+    backend, _ = choose_backend(_RANKS)
     if backend == "local":
         fix = "python -m launcher install-horovod"
         yield Finding("self-test", "broken", "no backend for two ranks is installed", fix)

@@ -139,8 +139,9 @@ class JobSpec(Data):
         metavar="command",
     )
     backend: Backend = option(
-        "local", "horovod, mpi, tf or local.", _WHERE, shown="the first installed"
+        "local", "horovod, mpi, tf or local.", _WHERE, shown="the fastest one installed"
     )
+    backend_reason: str = ""
     rendezvous_port: Annotated[Whole, Field(ge=0, le=65535)] = option(
         0, "Port of Horovod's rendezvous server.", _WHERE, shown="a free one"
     )

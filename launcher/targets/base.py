@@ -109,9 +109,9 @@ class Target(ABC):
         """The flags with which `launcher status` and the like find the jobs of this target."""
         return f" --target {self.name}"
 
-    def default_backend(self, ranks: int) -> str:
-        """The backend of a job that names none; what is installed here does not matter."""
-        return "horovod"
+    def default_backend(self, ranks: int) -> tuple[str, str]:
+        """The backend of a job that names none, and why."""
+        return "horovod", "the default of containers"
 
     @abstractmethod
     def check(self, spec: JobSpec) -> None:

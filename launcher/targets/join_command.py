@@ -38,6 +38,8 @@ def job_json(spec: JobSpec) -> str:
         **{"environment": {}, "pass_environment": (), "hosts": (), "target": None},
     }
     shown = spec.model_copy(update=inside).model_dump(
-        mode="json", exclude_defaults=True, exclude={"command", "directory", "ranks"}
+        mode="json",
+        exclude_defaults=True,
+        exclude={"command", "directory", "ranks", "backend_reason"},
     )
     return json.dumps(shown)

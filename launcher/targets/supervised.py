@@ -40,7 +40,7 @@ class SupervisedTarget(Target):
     def flags(self) -> str:
         return self.where.flags("output")  # the default target of a verb
 
-    def default_backend(self, ranks: int) -> str:
+    def default_backend(self, ranks: int) -> tuple[str, str]:
         return choose_backend(ranks)
 
     @abstractmethod

@@ -74,7 +74,9 @@ class Lines:
             self._id, self._directory = details["id"], details["directory"]
             if not self._quiet:
                 ranks = f"{self._spec.ranks} rank{'s' * (self._spec.ranks > 1)}"
-                self.print_own(f"{self._id}: {ranks}, {self._spec.backend}, in {self._directory}")
+                reason = f" ({self._spec.backend_reason})" if self._spec.backend_reason else ""
+                backend = f"{self._spec.backend}{reason}"
+                self.print_own(f"{self._id}: {ranks}, backend {backend}, in {self._directory}")
         elif event.kind == "checkpoint":
             self._checkpoint = details["step"]
         elif event.kind == "rank_ended":

@@ -140,7 +140,7 @@ def test_the_world_size_and_a_failure_come_from_the_environment_and_the_job(
     code, output = compose("up", "--exit-code-from", "head", "head", "worker")
     assert code == 2, output
     assert "--model: expected one of" in output
-    assert "3 ranks, horovod" in output
+    assert "3 ranks, backend horovod, in " in output
 
 
 def test_the_file_has_one_private_network_and_publishes_on_loopback_alone() -> None:

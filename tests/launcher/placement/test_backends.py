@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.placement.backends import held_ports
+from launcher.placement.backends import choose_backend, held_ports
 from tests.engines import require_horovod
 from tests.launcher import networks
 from tests.launcher.launches import Launch
@@ -57,6 +57,32 @@ def test_ranks_of_this_machine(launch: Launch, program: list[str], backend: str)
     launch.start(["-np", "2", "--backend", backend, "--max-restarts", "0"], [*program, backend])
     found = answers(launch, 2)
     assert found == [[backend, rank, 2, 2, [2.0, 1.0]] for rank in range(2)]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(180)
+def test_a_job_that_names_no_backend_gets_the_fastest(launch: Launch, program: list[str]) -> None:
+    launch.start(["-np", "2", "--max-restarts", "0"], [*program, "auto"])
+    found = answers(launch, 2)
+    assert found == [["mpi", rank, 2, 2, [2.0, 1.0]] for rank in range(2)]
+    spec = json.loads((launch.run / "spec.json").read_text())
+    assert spec["backend"] == "mpi"
+    assert spec["backend_reason"] == "the fastest one installed"
+    assert "2 ranks, backend mpi (the fastest one installed), in " in launch.text()
+
+
+def test_mpi_needs_a_horovod_that_can_join_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_backend(1)[0] == "local"
+    library = tmp_path / "horovod" / "tensorflow" / "mpi_lib.cpython-311.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "horovod" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    library.write_bytes(b"\x7fELF gloo")
+    assert choose_backend(2) == ("horovod", "the installed Horovod was built without MPI")
+    library.write_bytes(b"\x7fELF MPI_Comm_rank")
+    assert choose_backend(2) == ("mpi", "the fastest one installed")
 
 
 def test_ports_of_a_cluster_on_this_machine_stay_reserved() -> None:
