@@ -12,7 +12,7 @@ from launcher.options import option
 from launcher.spec import flag_values
 from launcher.spec.containers import Container, Kubernetes
 from launcher.spec.fields import Bytes, Data, Directory, Seconds, Share, Text, VariableName, Whole
-from launcher.spec.messages import complaints
+from launcher.spec.messages import describe_errors
 from launcher.spec.targets import TARGETS
 
 Backend = Literal["horovod", "mpi", "tf", "local"]
@@ -209,7 +209,7 @@ def build_spec(fields: dict[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(fields)
     except ValidationError as error:
-        raise SpecError(complaints(error, JobSpec)) from None
+        raise SpecError(describe_errors(error, JobSpec)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -74,9 +74,9 @@ _EXPECTED = {
 }
 
 
-def complaints(error: ValidationError, model: type[BaseModel]) -> str:
+def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for each wrong field."""
-    return "\n".join(_complaint(problem, model) for problem in error.errors())
+    return "\n".join(_describe(problem, model) for problem in error.errors())
 
 
 def example(names: tuple[str, ...], model: type[BaseModel]) -> object:
@@ -97,12 +97,12 @@ def toml(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _complaint(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
-    place = [str(part) for part in problem["loc"] if part != "[key]"]
-    field, names = ".".join(place), _names(problem["loc"], model)
+def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    field, names = ".".join(path), _names(problem["loc"], model)
     kind, received = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{field}: no such field of a job{_nearest(place, model)}"
+        return f"{field}: no such field of a job{_nearest(path, model)}"
     words = problem["msg"].removeprefix("Value error, ")
     if kind in _EXPECTED:
         limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}
@@ -166,9 +166,9 @@ def _default(names: tuple[str, ...], model: type[BaseModel]) -> object:
     return None if isinstance(value, BaseModel) else value
 
 
-def _nearest(place: Sequence[str], model: type[BaseModel]) -> str:
+def _nearest(path: Sequence[str], model: type[BaseModel]) -> str:
     """What may have been meant: a field of a similar name, or one of that name in a table."""
-    *above, name = (part for part in place if not part.isdigit())
+    *above, name = (part for part in path if not part.isdigit())
     table = _model_at(tuple(above), model) or model
     known = list(table.model_fields)
     near = difflib.get_close_matches(name, known, 1)

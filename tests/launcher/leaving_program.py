@@ -1,6 +1,6 @@
 """What each rank runs in the tests of early ends: all-reduces; rank 1 leaves after the third.
 
-leaving_program.py ENGINE exit|three|raise|export SHARED: `export` lets rank 0 work on alone at the
+leaving_program.py BACKEND exit|three|raise|export SHARED: `export` lets rank 0 work on alone at the
 end; the time of the fault is left in the directory SHARED, as rank_program.py does.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 def main() -> None:
-    engine, how, shared = sys.argv[1:]
-    rank, add = _engine(engine)
+    backend, how, shared = sys.argv[1:]
+    rank, add = _backend(backend)
     for step in range(6):
         add()
         if rank == 1 and step == 2 and how != "export":
@@ -28,7 +28,7 @@ def main() -> None:
         print(f"part {part}")
 
 
-def _engine(name: str) -> tuple[int, Callable[[], object]]:
+def _backend(name: str) -> tuple[int, Callable[[], object]]:
     if name == "plain mpi":  # a program that does not use syncbn
         from mpi4py import MPI
 

@@ -61,11 +61,11 @@ def test_an_unwritable_journal_is_one_warning(spec: JobSpec) -> None:
     (record.directory / "journal.jsonl").symlink_to("/dev/full")
     record._open()
     record(Event("checkpoint", rank=0, details={"step": 3}))
-    complaints = record.take_warnings()
-    assert len(complaints) == 1
-    assert "the journal in" in complaints[0]
+    warnings = record.take_warnings()
+    assert len(warnings) == 1
+    assert "the journal in" in warnings[0]
     # The warning is itself an event of the journal, and must not cause another warning.
-    record(Event("warning", details={"text": complaints[0]}))
+    record(Event("warning", details={"text": warnings[0]}))
     assert record.take_warnings() == []
     record.close()
 
