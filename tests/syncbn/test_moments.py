@@ -254,3 +254,22 @@ def test_the_mean_is_subtracted_with_what_float64_rounds_off() -> None:
     np.testing.assert_array_equal(moments.center(x, COLUMNS, with_rest), [[0.75, 2.0 + 3e-9]])
     without = moments.Moments(one, tf.constant(mean), tf.ones(2))
     np.testing.assert_array_equal(moments.center(x, COLUMNS, without), [[0.75, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "by_channel"),
+    [
+        ((), True),
+        ((3,), False),
+        ((3, 1), True),
+        ((1, 3, 1), True),
+        ((1, 3, 5), False),
+        ((4, 3, 1), False),
+        ((0, 3, 1), False),
+        ((1, 1, 1), True),
+        ((1, 1, 3, 1), False),
+        (None, False),
+    ],
+)
+def test_what_varies_by_channel_only(shape: tuple[int, ...] | None, by_channel: bool) -> None:
+    assert Layout(3, 1).by_channel(tf.TensorShape(shape)) is by_channel

@@ -10,7 +10,7 @@ import tensorflow as tf
 from syncbn import dispatch, native, normalize
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.moments import Layout, Moments
-from syncbn.moving_statistics import MovingStatistics
+from syncbn.moving_statistics import MovingStatistics, RenormStatistics
 from syncbn.native import fused
 from syncbn.norm_context import NormContext
 from tests.syncbn import oracle
@@ -198,6 +198,51 @@ def test_a_graph_may_know_its_channels_or_not() -> None:
     for columns in (3, None):
         graph = tf.function(mean, input_signature=[tf.TensorSpec([None, columns])])
         np.testing.assert_array_equal(graph(x), [2.0, 2.0, 3.0])
+
+
+def test_renorm_corrects_what_is_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(10)
+    x = generator.normal(3.0, 2.0, size=(9, 4)).astype("float32")
+    gamma, beta = (generator.uniform(0.5, 2.0, 4).astype("float32") for _ in range(2))
+    mean, stddev = np.full(4, 2.0), np.full(4, 1.5)
+    limits = {"rmin": 1 / 1.2, "rmax": 1.2, "dmax": 0.4}
+    tracked_mean, tracked_stddev = tf.constant(mean, tf.float32), tf.constant(stddev, tf.float32)
+    renorm = RenormStatistics(tracked_mean, tracked_stddev, tracked_stddev, 0.9, limits)
+    wide = x.astype("float64")
+    deviation = np.sqrt(wide.var(axis=0) + EPSILON)
+    r = np.clip(deviation / stddev, limits["rmin"], limits["rmax"])
+    d = np.clip((wide.mean(axis=0) - mean) / stddev, -limits["dmax"], limits["dmax"])
+    assert len({*np.round(r, 6)}) > 1, "not all may be clipped"
+    expected = ((wide - wide.mean(axis=0)) / deviation * r + d) * gamma + beta
+    for operations in (None, native.operations()):
+        monkeypatch.setattr(dispatch, "native_operations", lambda chosen=operations: chosen)
+        inputs, scale, offset = tf.constant(x), tf.constant(gamma), tf.constant(beta)
+        y, _ = normalize.synchronized_normalization(
+            inputs, scale, offset, alone(Layout(2, 1)), statistics(4, tf.float32), renorm
+        )
+        assert relative_error(y, expected) < 2e-6
+
+
+def test_a_masked_nan_has_no_share_in_outputs_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = tf.constant([[np.nan], [1.0], [3.0]])
+    context = NormContext(
+        Layout(2, 1), EPSILON, LocalCommunicator(), "test", tf.constant([[0.0], [1.0], [1.0]])
+    )
+    for operations in (None, native.operations()):
+        monkeypatch.setattr(dispatch, "native_operations", lambda chosen=operations: chosen)
+        gamma, beta = tf.constant([2.0]), tf.constant([0.5])
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma])
+            y, _ = normalize.synchronized_normalization(
+                x, gamma, beta, context, statistics(1, tf.float32)
+            )
+        dx, dgamma = tape.gradient(y, [x, gamma])
+        unit = 1.0 / np.sqrt(1.0 + EPSILON)
+        np.testing.assert_allclose(y[:, 0], [0.5, 0.5 - 2 * unit, 0.5 + 2 * unit], rtol=1e-6)
+        assert np.isfinite(dx).all()
+        np.testing.assert_allclose(dgamma, [0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
