@@ -57,7 +57,7 @@ soak: setup ## Train for half an hour on each backend: launcher and ranks must n
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 test-docker: setup ## Build the images in Docker Engine and run jobs in containers
-	$(BIN)/python -m pytest -m docker $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m docker $(ARGS)
 
 test-machines: setup .venv/.wheel-tools ## Run the README's commands on Debian 12, 13 and sid
 	$(BIN)/python -m pytest $(WORKERS) -m machines $(ARGS)

@@ -176,6 +176,7 @@ def test_output_directory_that_cannot_be_written(launch: Launch) -> None:
     assert "choose another directory with --output" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_hundred_restarts_do_not_leak(launch: Launch) -> None:
     options = ["-np", "1", "--backend", "horovod", "--max-restarts", "200", "--backoff", "0"]
