@@ -80,7 +80,7 @@ def test_ranks_under_bare_horovodrun(horovodrun: Launcher, tmp_path: Path) -> No
         assert ranks == {"0", "1"}
         # What only a launcher knows stays empty here.
         launcher_only = {"Restarts by reason", "Workers by state", "Exits of workers"}
-        launcher_only |= {"Ranks asked for and attempts", "Rendezvous", "Runs", "annotations"}
+        launcher_only |= {"Requested ranks and attempts", "Rendezvous", "Runs", "annotations"}
         _assert_dashboard(server, "rank", launcher_only)
         target = json.loads((output / "metrics" / "targets" / "rank-1.json").read_text())
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
