@@ -2,7 +2,7 @@
 
 SyncbnError
 ├── NotInitializedError      a job of several processes without `syncbn.init()`
-├── MissingEngineError       a backend (TensorFlow, Horovod, mpi4py) is not installed
+├── MissingBackendError      a backend (TensorFlow, Horovod, mpi4py) is not installed
 ├── UnknownBackendError      an unknown backend name (also a ValueError)
 ├── WorldError               ranks disagree, or the world cannot be formed
 ├── DivergenceError          weights or statistics differ between ranks
@@ -18,7 +18,7 @@ class NotInitializedError(SyncbnError):
     """A process of a job of several processes uses a communicator before `syncbn.init()`."""
 
 
-class MissingEngineError(SyncbnError, ImportError):
+class MissingBackendError(SyncbnError, ImportError):
     """A backend is needed and not installed; the message has the install command."""
 
 

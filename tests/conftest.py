@@ -16,7 +16,6 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.docker import engine
-from tests.engines import require_horovod
 from tests.processes import (
     REPOSITORY,
     Horovodrun,
@@ -27,6 +26,7 @@ from tests.processes import (
     find_executable,
     python_path,
 )
+from tests.requirements import require_horovod
 
 # For every Python that a test starts, and for the workers that run the tests side by side.
 os.environ["PYTHONPATH"] = python_path(REPOSITORY / "tests" / "start_up", REPOSITORY)

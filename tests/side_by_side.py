@@ -1,4 +1,4 @@
-"""Which tests one worker of `pytest -n` must have: those that share a fixture, a job or an engine;
+"""Which tests one worker of `pytest -n` must have: those that share a fixture, a job or a service;
 and which it had better have, so that jobs that compute and jobs that wait run side by side.
 
 xdist's own groups (`xdist_group`, `--dist loadgroup`) write into a field of the test that pytest

@@ -12,7 +12,7 @@ import tensorflow as tf
 from syncbn.communicators.base import Communicator
 from syncbn.communicators.cluster_environment import ClusterEnvironment, cluster_environment
 from syncbn.communicators.local import LocalCommunicator
-from syncbn.errors import MissingEngineError, NotInitializedError, UnknownBackendError, WorldError
+from syncbn.errors import MissingBackendError, NotInitializedError, UnknownBackendError, WorldError
 
 if TYPE_CHECKING:
     from syncbn.communicators.distribute import ReplicaCommunicator
@@ -67,7 +67,7 @@ def _choose(environment: ClusterEnvironment) -> str:
             from syncbn.communicators.horovod import import_horovod
 
             import_horovod()
-        except MissingEngineError:
+        except MissingBackendError:
             return "mpi"
         return "horovod"
     return environment.backend
@@ -108,7 +108,7 @@ def init(backend: str = "auto", check_consistency: bool = True) -> Communicator:
 
     Raises:
         UnknownBackendError: `backend` is none of these.
-        MissingEngineError: The backend is not installed; the message has the install command.
+        MissingBackendError: The backend is not installed; the message has the install command.
         WorldError: The backend finds another number of ranks than the launcher started, or another
             backend is already initialised.
     """

@@ -21,7 +21,7 @@ from syncbn.communicators.cluster_environment import (
 )
 from syncbn.communicators.mailboxes import Mailbox, rendezvous_mailbox
 from syncbn.communicators.mpi import MPICommunicator, graph_name
-from syncbn.errors import MissingEngineError
+from syncbn.errors import MissingBackendError
 
 _UNKNOWN_TO_HOROVOD = (tf.bfloat16, tf.uint32, tf.uint64)
 
@@ -32,12 +32,12 @@ def import_horovod() -> Any:
     """The module `horovod.tensorflow`.
 
     Raises:
-        MissingEngineError: Horovod is not installed, or was built for another TensorFlow.
+        MissingBackendError: Horovod is not installed, or was built for another TensorFlow.
     """
     try:
         import horovod.tensorflow as hvd
     except Exception as error:  # load_op_library raises NotFoundError for a stale build
-        raise MissingEngineError(
+        raise MissingBackendError(
             "the horovod backend needs Horovod built for this TensorFlow. Build it with: "
             f"python -m launcher install-horovod (import failed: {str(error).splitlines()[0]})"
         ) from error
@@ -92,7 +92,7 @@ class HorovodCommunicator(Communicator):
             return rendezvous_mailbox(lambda: self.rank)
         try:
             return MPICommunicator().open_mailbox()  # tensors are on GPUs
-        except MissingEngineError:
+        except MissingBackendError:
             return None
 
     @property
@@ -196,7 +196,7 @@ def _direct_mpi(hvd: Any) -> MPICommunicator | None:
     else:
         try:
             direct = MPICommunicator()
-        except MissingEngineError as error:
+        except MissingBackendError as error:
             reason = str(error)
         else:
             if (direct.rank, direct.size) == (hvd.rank(), hvd.size()):

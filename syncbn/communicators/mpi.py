@@ -18,7 +18,7 @@ import tensorflow as tf
 from syncbn.communicators.base import Communicator
 from syncbn.communicators.cluster_environment import prepare_open_mpi
 from syncbn.communicators.mailboxes import MpiMailbox
-from syncbn.errors import MissingEngineError, SyncbnError
+from syncbn.errors import MissingBackendError, SyncbnError
 from syncbn.native.mpi import NativeSum, native_sum
 
 # MPI has no 16-bit floating point types: these are sent and summed as float32.
@@ -45,13 +45,13 @@ def import_mpi() -> Any:
     """The module `mpi4py.MPI`, which initialises MPI on first import.
 
     Raises:
-        MissingEngineError: mpi4py or the MPI library is not installed.
+        MissingBackendError: mpi4py or the MPI library is not installed.
     """
     prepare_open_mpi()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise MissingEngineError(
+        raise MissingBackendError(
             "the mpi backend needs mpi4py and an MPI library. "
             f"Install them with: pip install 'syncbn[mpi]' (import failed: {error})"
         ) from error

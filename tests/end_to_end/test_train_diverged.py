@@ -44,12 +44,12 @@ def blobs(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("engine", ["mpirun", "horovodrun", "tf_cluster"])
+@pytest.mark.parametrize("starter", ["mpirun", "horovodrun", "tf_cluster"])
 def test_all_ranks_stop_at_the_step_with_a_nan(
-    engine: str, request: pytest.FixtureRequest, blobs: dict[str, str], tmp_path: Path
+    starter: str, request: pytest.FixtureRequest, blobs: dict[str, str], tmp_path: Path
 ) -> None:
-    launcher: Launcher = request.getfixturevalue(engine)
-    options = ["--gloo"] if engine == "horovodrun" else []
+    launcher: Launcher = request.getfixturevalue(starter)
+    options = ["--gloo"] if starter == "horovodrun" else []
     arguments = [*SMALL, "--epochs", "1", "--output", str(tmp_path / "out")]
     result = launcher(2, TRAIN, arguments, environment=blobs, options=options, timeout=120)
     assert result.returncode == 1, result.transcript()

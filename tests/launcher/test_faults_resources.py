@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from launcher.runs.reader import read_run
-from tests.engines import require_horovod
 from tests.launcher.launches import Launch, first_line, note
+from tests.requirements import require_horovod
 
 pytestmark = pytest.mark.multiprocess
 

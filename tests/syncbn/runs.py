@@ -10,8 +10,8 @@ import pytest
 
 from syncbn import dispatch
 from syncbn.communicators.local import LocalCommunicator
-from tests.engines import require_horovod
 from tests.processes import Horovodrun, Launcher, Mpirun, TensorFlowCluster
+from tests.requirements import require_horovod
 from tests.syncbn import counting, features, matrix
 from tests.syncbn.worlds import ProcessWorld, World, mirrored
 

@@ -12,14 +12,14 @@ from syncbn.communicators.base import pack_by_dtype, unique_name
 from syncbn.communicators.distribute import ClusterCommunicator, ReplicaCommunicator
 from syncbn.communicators.local import LocalCommunicator
 from syncbn.errors import (
-    MissingEngineError,
+    MissingBackendError,
     NotInitializedError,
     SyncbnError,
     UnknownBackendError,
     WorldError,
 )
-from tests.engines import require_horovod
 from tests.processes import Launcher
+from tests.requirements import require_horovod
 from tests.syncbn.worlds import mirrored
 
 
@@ -165,10 +165,10 @@ def test_replicas_sum_broadcast_and_group() -> None:
 
 
 def test_errors_are_one_tree() -> None:
-    for kind in (NotInitializedError, MissingEngineError, UnknownBackendError, WorldError):
+    for kind in (NotInitializedError, MissingBackendError, UnknownBackendError, WorldError):
         assert issubclass(kind, SyncbnError)
     assert issubclass(UnknownBackendError, ValueError)
-    assert issubclass(MissingEngineError, ImportError)
+    assert issubclass(MissingBackendError, ImportError)
 
 
 ALONE = """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engines import require_horovod
+from tests.requirements import require_horovod
 from tests.syncbn.communicators_program import DTYPES
 from tests.syncbn.runs import JOBS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engines import require_horovod
 from tests.processes import Launcher, python_path
+from tests.requirements import require_horovod
 
 TRAIN = """
 import json, sys, time

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 # Horovod over MPI reduces statistics like the backend `mpi`.
-on_all_engines = pytest.mark.parametrize(("world", "size"), [(world, 2) for world in JOBS])
+on_all_backends = pytest.mark.parametrize(("world", "size"), [(world, 2) for world in JOBS])
 on_each_road = pytest.mark.parametrize(
     ("world", "size"), [(world, 2) for world in JOBS if world != "horovod-mpi"]
 )
@@ -33,7 +33,7 @@ def _answers(runs: Runs, world: str, size: int, part: str) -> list[dict[str, Any
     return runs.reports(world, size)["two ranks"][part]
 
 
-@on_all_engines
+@on_all_backends
 def test_averaged_gradients_train_as_one_process(world: str, size: int, runs: Runs) -> None:
     first, second = _answers(runs, world, size, "training")
     assert first == second, "the weights of the ranks differ"

@@ -14,8 +14,8 @@ import tensorflow as tf
 from syncbn import native
 from syncbn.moments import Layout
 from syncbn.native import compiler, library
-from tests.engines import require_compiler
 from tests.processes import Launcher
+from tests.requirements import require_compiler
 from tests.syncbn.test_normalize import by_native
 
 NAME = compiler.file_name(platform.machine())

@@ -15,8 +15,8 @@ from launcher.errors import LauncherError
 from launcher.horovod_build.build import cached_wheel, default_cache
 from launcher.horovod_build.machine import find_recipe
 from launcher.horovod_build.recipe import ARCHIVE, Edit, Recipe
-from tests.engines import require_horovod
 from tests.processes import REPOSITORY, find_executable
+from tests.requirements import require_horovod
 
 RECIPE = Recipe("2.21.0", "cp311", "x86_64", "open-mpi-4.1.8", "../../../..", gpu=False)
 SITE_PACKAGES = Path(sysconfig.get_path("platlib"))

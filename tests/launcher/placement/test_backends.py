@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.placement.backends import choose_backend, held_ports
-from tests.engines import require_horovod
 from tests.launcher import networks
 from tests.launcher.launches import Launch
+from tests.requirements import require_horovod
 
 SOURCE = """
 import json, os, sys

@@ -1,4 +1,4 @@
-"""Engines and compilers that a machine may lack: a test that needs one asks here."""
+"""What a machine may lack, such as Horovod or a compiler: a test that needs it asks here."""
 
 import subprocess
 from functools import cache
