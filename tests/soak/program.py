@@ -11,6 +11,7 @@ import numpy as np
 
 import syncbn
 from launcher import heartbeat
+from launcher.atomic import replace_file
 
 _KEPT = 3
 
@@ -30,8 +31,11 @@ class Saves(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         self._heartbeat.beat("saving", step=self._step)
         if self._rank == 0:
-            self.model.save(self._directory / f"epoch-{epoch:08d}.keras")
-            for old in sorted(self._directory.glob("epoch-*.keras"))[:-_KEPT]:
+            # Not by `model.save`: Keras 3.15 loses 73 kB with every file, also without syncbn.
+            weights = self.model.get_weights()
+            path = self._directory / f"epoch-{epoch:08d}.npz"
+            replace_file(path, lambda file: np.savez(file, *weights))
+            for old in sorted(self._directory.glob("epoch-*.npz"))[:-_KEPT]:
                 old.unlink()
         self._heartbeat.beat("training", step=self._step)
 
