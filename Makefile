@@ -41,13 +41,13 @@ test: setup ## Run every test that this machine supports, except those of the ta
 test-fast: setup ## Run the tests of a single process: two minutes
 	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines and not slow" $(ARGS)
 
-test-slow: setup ## Run the tests that take minutes: every style of program on every backend
+test-slow: setup ## Run the tests that take minutes: whole trainings, every style of program on every backend
 	$(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
 
 test-threads: setup ## Run the tests of several processes with 2 and with 4 threads per rank
 	@for n in 2 4; do \
 	    env TF_NUM_INTRAOP_THREADS=$$n OMP_NUM_THREADS=$$n OPENBLAS_NUM_THREADS=$$n \
-	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines and not slow" $(ARGS) || exit 1; \
+	        $(BIN)/python -m pytest $(WORKERS) -m "multiprocess and not docker and not machines" $(ARGS) || exit 1; \
 	done
 
 mutants: setup .venv/.mutation-tools ## Run mutation tests: within an hour

@@ -10,6 +10,8 @@ import pytest
 from tests.documentation.differences import EXAMPLES, differences
 from tests.processes import Launcher
 
+pytestmark = pytest.mark.slow
+
 # Runs an example as it stands, then tells its accuracy and all its weights to the test.
 WITNESS = """
 import hashlib, json, runpy, sys

@@ -12,6 +12,8 @@ from syncbn import native
 from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary, _weights
 from tests.processes import Launcher
 
+pytestmark = pytest.mark.slow
+
 # 1,437 samples in global batches of 72: twenty steps, the last one uneven.
 TWENTY_STEPS = ["--epochs", "1", "--batch-size", "36", "--optimizer", "sgd", "--deterministic"]
 TWENTY_STEPS += ["--learning-rate", "0.01", "--warmup-epochs", "0"]

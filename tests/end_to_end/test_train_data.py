@@ -10,6 +10,8 @@ import tensorflow as tf
 from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary
 from tests.processes import Launcher, python_path
 
+pytestmark = pytest.mark.slow
+
 THEIRS = """
 import keras
 import numpy as np

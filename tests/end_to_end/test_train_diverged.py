@@ -9,7 +9,7 @@ from tests.documents import strict
 from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary, _weights
 from tests.processes import Launcher, python_path
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 # 160 images to learn from, one of them with a NaN: ten steps of two ranks an epoch.
 BLOBS = """

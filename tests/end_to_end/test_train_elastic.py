@@ -14,6 +14,8 @@ from tests.end_to_end.test_train_survival import _epochs, _wait_for
 from tests.jobs import Job
 from tests.processes import Launcher
 
+pytestmark = pytest.mark.slow
+
 RUN = ["--backend", "horovod", "--model", "dnn", "--batch-size", "8", "--epochs", "100000"]
 RATE = ["--schedule", "constant", "--warmup-epochs", "0", "--learning-rate", "0.001"]
 

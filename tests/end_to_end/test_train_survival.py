@@ -16,6 +16,8 @@ from tests.end_to_end.test_train import TRAIN, _fingerprints, _summary
 from tests.jobs import Job
 from tests.processes import THREADS, Launcher
 
+pytestmark = pytest.mark.slow
+
 RUN = ["--model", "dnn", "--epochs", "4", "--batch-size", "4", "--deterministic"]
 
 

@@ -261,3 +261,22 @@ def test_non_finite_values_propagate_unless_their_weight_is_zero(weight: float) 
     # The sums of a column with NaN are NaN; non-finite values are not replaced.
     assert not np.isfinite(dx[0, 0])
     assert not np.isfinite(dx[1, 1])
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_inference_by_moving_statistics(axis: int) -> None:
+    """With variances around epsilon, which must be added to them, and means far from zero."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(1e3, 1e-2, size=(4, 5, 5))
+    mean, variance, gamma, beta = generator.uniform(1e-4, 1e-3, size=(4, 5))
+    mean += 1e3
+    shape = [1, 1, 1]
+    shape[axis] = 5
+    wide = [values.reshape(shape) for values in (mean, variance, gamma, beta)]
+    exact = (x - wide[0]) / np.sqrt(wide[1] + EPSILON) * wide[2] + wide[3]
+    moving = MovingStatistics(tf.constant(mean), tf.constant(variance), 0.99, False)
+    layout = Layout(rank=3, axis=axis % 3)
+    outputs = normalize.by_moving_statistics(
+        tf.constant(x), moving, tf.constant(gamma), tf.constant(beta), layout, EPSILON
+    )
+    assert relative_error(outputs, exact) < 1e-12
