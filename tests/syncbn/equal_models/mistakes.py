@@ -14,7 +14,7 @@ import tensorflow as tf
 import syncbn
 from tests.syncbn.equal_models import models
 from tests.syncbn.equal_models.models import ROWS, rows
-from tests.syncbn.equal_models.variants import compiled, fit, sgd
+from tests.syncbn.equal_models.styles import compiled, fit, sgd
 
 Mistake = Callable[[int], Any]
 
