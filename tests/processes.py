@@ -45,10 +45,13 @@ _QUIET_AND_SMALL = {
 
 
 class Launcher(ABC):
-    """Starts `program` on `size` ranks: a Path is a script, a string a module for `python -m`."""
+    """Starts `program` on `size` ranks: a Path is a script, a string a module for `python -m`.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    `scripts` is the directory of the Python and of mpirun or horovodrun, by default our own.
+    """
+
+    def __init__(self, directory: Path, scripts: Path = SCRIPTS) -> None:
+        self._directory, self._scripts = directory, scripts
         self._jobs: list[Job] = []
 
     def __call__(
@@ -84,8 +87,8 @@ class Launcher(ABC):
             name: text for name, text in os.environ.items() if not name.startswith(_RANK_VARIABLES)
         }
         variables = inherited | _QUIET_AND_SMALL | {TOKEN: job.token}
-        variables["PATH"] = f"{SCRIPTS}{os.pathsep}{inherited.get('PATH', os.defpath)}"
-        command = python_command(program, arguments)
+        variables["PATH"] = f"{self._scripts}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+        command = [str(self._scripts / "python"), *python_command(program, arguments)[1:]]
         self._launch(job, command, variables | dict(environment or {}), options)
         return job
 
@@ -100,6 +103,14 @@ class Launcher(ABC):
     ) -> None:
         """Starts the processes of the job."""
 
+    def _executable(self, name: str) -> str:
+        found = find_executable(name, self._scripts)
+        if found is None:
+            raise FileNotFoundError(
+                f"{name} stands neither in {self._scripts} nor on PATH; run `make test`"
+            )
+        return found
+
 
 class Mpirun(Launcher):
     """`mpirun -np N`."""
@@ -107,7 +118,7 @@ class Mpirun(Launcher):
     def _launch(
         self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
     ) -> None:
-        mpirun = [_executable("mpirun"), "--oversubscribe", "--bind-to", "none"]
+        mpirun = [self._executable("mpirun"), "--oversubscribe", "--bind-to", "none"]
         mpirun += ["--output-filename", str(job.directory), "-np", str(job.size), *options]
         spawn(job, [*mpirun, *command], environment)
 
@@ -118,7 +129,7 @@ class Horovodrun(Launcher):
     def _launch(
         self, job: Job, command: list[str], environment: dict[str, str], options: Sequence[str]
     ) -> None:
-        horovodrun = [_executable("horovodrun"), "-np", str(job.size)]
+        horovodrun = [self._executable("horovodrun"), "-np", str(job.size)]
         horovodrun += ["--output-filename", str(job.directory)]
         if "--gloo" in options and "--network-interfaces" not in options:
             horovodrun += ["--network-interfaces", "lo"]
@@ -168,18 +179,9 @@ def python_path(*directories: Path) -> str:
     return os.pathsep.join([*entries, *(path for path in known if path and path not in entries)])
 
 
-def find_executable(name: str) -> str | None:
-    """The executable beside this interpreter, else the one on PATH, else None."""
-    return shutil.which(name, path=str(SCRIPTS)) or shutil.which(name)
-
-
-def _executable(name: str) -> str:
-    found = find_executable(name)
-    if found is None:
-        raise FileNotFoundError(
-            f"{name} stands neither beside {sys.executable} nor on PATH; run `make test`"
-        )
-    return found
+def find_executable(name: str, scripts: Path = SCRIPTS) -> str | None:
+    """The executable in `scripts`, by default beside this interpreter, else the one on PATH."""
+    return shutil.which(name, path=str(scripts)) or shutil.which(name)
 
 
 def spawn(job: Job, command: list[str], environment: dict[str, str]) -> None:
