@@ -2,7 +2,8 @@
 
 Reads a process spec, then commands, from standard input: `end SECONDS`, `kill`, `stacks`, `tick`.
 Writes frames to standard output. When standard input closes, the launcher has died, and the agent
-ends the tree within four seconds. Under mpirun (`--mpi`) SIGUSR2 replaces `end`, SIGUSR1 `stacks`.
+ends the tree within four seconds. Under mpirun SIGUSR2 replaces `end`, SIGUSR1 `stacks`. There the
+spec is in a variable (`--mpi`) or, if mpirun must not choose the command, in a file (`--pinned`).
 """
 
 import errno
@@ -12,11 +13,13 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from launcher import heartbeat
 from launcher.agent import tree
 from launcher.agent.channel import Channel
 from launcher.agent.child import Child, reap, wake_on_signals
+from launcher.agent.pinned import pinned_process
 from launcher.agent.process_spec import ProcessSpec
 
 _STDIN, _STDOUT = 0, 1
@@ -69,7 +72,7 @@ class Agent:
             os.set_blocking(descriptor, False)
         while not self._finished():
             self._poll()
-        with self._child.directory:
+        with self._child.directories:
             self._report_changes()
             self._report_end()
             self._channel.flush(self._spec.silence or _READER_SECONDS)
@@ -152,6 +155,10 @@ class Agent:
             self._deadline = min(deadline, self._deadline or deadline)
             return
         self._end_requested, self._deadline = True, deadline
+        if self._spec.daemon:
+            # Killed first, so that mpirun learns of the lost host and of nothing else.
+            tree.send([self._child.pid], signal.SIGKILL)
+            return
         if self._spec.raw:
             # mpirun forwards SIGUSR2 and keeps forwarding output; on SIGTERM it only sleeps.
             tree.send([self._child.pid], signal.SIGUSR2)
@@ -260,8 +267,10 @@ def _listen_to(keepalive: list[tuple[str, int]]) -> bool:
 
 
 def main() -> None:
-    if "--mpi" in sys.argv[1:]:
-        spec = ProcessSpec.from_mpi()
+    how = sys.argv[1:2]
+    if how in (["--mpi"], ["--pinned"]):
+        pinned = how == ["--pinned"]
+        spec = pinned_process(Path(sys.argv[2])) if pinned else ProcessSpec.from_mpi()
         # The agent reports a failure to the supervisor; mpirun itself would end the peers at once.
         Agent(spec, commanded=_listen_to(spec.keepalive)).run()
         exit_code = 0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from launcher import heartbeat
@@ -12,6 +13,8 @@ from launcher.agent import tree
 from launcher.agent.process_spec import ProcessSpec
 
 _STARTUP = str(Path(__file__).parent / "startup")
+# Where Open MPI keeps what the ranks of a machine share; those of killed ranks remain.
+_SEGMENTS, _SHARED_MEMORY = "OMPI_MCA_btl_vader_backing_directory", "/dev/shm"
 _PROGRAM_EXIT = "LAUNCHER_PROGRAM_EXIT"  # the file to which startup/sitecustomize.py writes
 
 
@@ -22,10 +25,13 @@ class Child:
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="launcher-rank-")
-        self.heartbeat = Path(self.directory.name) / "heartbeat"
-        self._program_exit = Path(self.directory.name) / "program-exit"
+        self.directories = ExitStack()
+        directory = self._temporary_directory(tempfile.gettempdir())
+        self.heartbeat = directory / "heartbeat"
+        self._program_exit = directory / "program-exit"
         environment = _environment(spec, self.heartbeat, self._program_exit)
+        if spec.shared_memory and os.access(_SHARED_MEMORY, os.W_OK):
+            environment[_SEGMENTS] = str(self._temporary_directory(_SHARED_MEMORY))
         agent = os.getpid()
         cpus = spec.cpus[spec.local_rank] if spec.cpus else []
 
@@ -46,7 +52,7 @@ class Child:
                 preexec_fn=before_exec,
             )
         except OSError:
-            self.directory.cleanup()
+            self.directories.close()
             raise
         self.pid = self._process.pid
         self.pipes = {
@@ -56,6 +62,10 @@ class Child:
         }
         for descriptor in self.pipes:
             os.set_blocking(descriptor, False)
+
+    def _temporary_directory(self, parent: str) -> Path:
+        directory = tempfile.TemporaryDirectory(prefix="launcher-rank-", dir=parent)
+        return Path(self.directories.enter_context(directory))
 
     def program_exit(self) -> tuple[float, int] | None:
         """When the program of the rank ended, and its exit code; None while it runs.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 PROCESS_SPEC_VARIABLE = "LAUNCHER_PROCESS_SPEC"
 
@@ -19,7 +19,9 @@ class ProcessSpec:
     is a limit in bytes. With `silence`, an agent that receives nothing from the launcher for that
     many seconds assumes that the launcher has died; under mpirun it connects to the first address
     of `keepalive` (pairs of host and port) that accepts. The output of a `raw` process is forwarded
-    unchanged: the agents below it have already framed it.
+    unchanged: the agents below it have already framed it. A `daemon` of mpirun is killed in order
+    to end it: the agents of its ranks then end these. With `shared_memory`, Open MPI gets its own
+    directory in /dev/shm, which is removed at the end.
     """
 
     argv: list[str]
@@ -34,6 +36,8 @@ class ProcessSpec:
     silence: float | None = None
     keepalive: list[tuple[str, int]] = field(default_factory=list)
     raw: bool = False
+    daemon: bool = False
+    shared_memory: bool = False
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -45,7 +49,9 @@ class ProcessSpec:
     @classmethod
     def from_mpi(cls) -> "ProcessSpec":
         """The spec of this MPI rank: that of the job, with the ranks that mpirun assigned."""
-        content = json.loads(os.environ.pop(PROCESS_SPEC_VARIABLE))
-        content["rank"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
-        content["local_rank"] = int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
-        return cls(**content)
+        return cls.decode(os.environ.pop(PROCESS_SPEC_VARIABLE)).as_mpi_rank()
+
+    def as_mpi_rank(self) -> "ProcessSpec":
+        """This spec with the ranks that mpirun has assigned to this process."""
+        rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+        return replace(self, rank=rank, local_rank=int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]))

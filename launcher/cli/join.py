@@ -1,7 +1,7 @@
 """`launcher join`: the command of each container of a job; together they run its ranks.
 
-launcher join --job '{"backend": "horovod"}' --workers 1 -- python train.py     the first container
-launcher join --job '{"backend": "horovod"}' --head FIRST -- python train.py    every other one
+launcher join --job '{"backend": "auto"}' --workers 1 -- python train.py     the first container
+launcher join --job '{"backend": "auto"}' --head FIRST -- python train.py    every other one
 """
 
 import os
@@ -11,6 +11,7 @@ import typer
 
 from launcher.cli.run import view_of
 from launcher.errors import LauncherError, UsageError
+from launcher.placement.backends import choose_backend
 from launcher.rendezvous.leader import Leader
 from launcher.rendezvous.network import address_to_listen_on
 from launcher.rendezvous.registry import Registry
@@ -61,11 +62,12 @@ def _spec(job: str, program: list[str], workers: int) -> JobSpec:
     fields = {"output": os.environ.get("LAUNCHER_OUTPUT", "runs"), **read_json(job)}
     spec = build_spec({**fields, "command": program})
     size = (workers + 1) * spec.container.slots
-    if spec.backend not in {"horovod", "tf"} and size > 1:
-        raise UsageError(
-            f"backend: expected horovod or tf between containers. Received: {spec.backend}"
-        )
-    return spec.model_copy(update={"ranks": size})
+    if spec.backend == "local" and size > 1:
+        raise UsageError("backend: expected mpi, horovod or tf for several ranks. Received: local")
+    if spec.backend != "auto":
+        return spec.model_copy(update={"ranks": size})
+    backend, reason = choose_backend(size)
+    return spec.model_copy(update={"ranks": size, "backend": backend, "backend_reason": reason})
 
 
 def _lead(spec: JobSpec, workers: int, address: str, stop: StopRequests, quiet: bool) -> int:

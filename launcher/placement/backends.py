@@ -146,8 +146,14 @@ def find_mpirun() -> str | None:
     return shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
-def mpirun_command(spec: JobSpec, agent: Sequence[str], hosts: Sequence[str]) -> list[str]:
-    """mpirun around one agent per rank; `hosts` as NAME:SLOTS, none for this machine alone."""
+def mpirun_command(
+    spec: JobSpec, agent: Sequence[str], hosts: Sequence[str] = (), shell: Sequence[str] = ()
+) -> list[str]:
+    """mpirun around one agent per rank.
+
+    `hosts` as NAME:SLOTS, none for this machine alone; mpirun starts its daemons there with
+    `SHELL NAME COMMAND`.
+    """
     command = [find_mpirun() or "mpirun", "-np", str(spec.ranks), "--bind-to", "none"]
     command += ["--tag-output", "--stdin", "none", "-x", PROCESS_SPEC_VARIABLE]
     # When mpirun itself aborts a job, the agents end their ranks first, within two seconds.
@@ -159,12 +165,17 @@ def mpirun_command(spec: JobSpec, agent: Sequence[str], hosts: Sequence[str]) ->
         command += ["--mca", "btl", "^tcp", "--mca", "oob_tcp_if_include", "lo"]
         return [*command, *agent]
     command += ["--host", ",".join(hosts)]
-    command += ["--mca", "plm_rsh_agent", " ".join(spec.ssh), "--mca", "plm_rsh_no_tree_spawn", "1"]
-    # Both sides detect a lost connection after a few seconds instead of minutes.
-    seconds = max(1, int(spec.silence_timeout / 4))
-    for name, value in (("time", seconds), ("intvl", seconds), ("probes", 3)):
-        command += ["--mca", f"oob_tcp_keepalive_{name}", str(value)]
+    command += ["--mca", "plm_rsh_agent", " ".join(shell), "--mca", "plm_rsh_no_tree_spawn", "1"]
+    for name, value in keepalive_parameters(spec).items():
+        command += ["--mca", name, value]
     return [*command, *agent]
+
+
+def keepalive_parameters(spec: JobSpec) -> dict[str, str]:
+    """With these, mpirun and its daemons detect a lost connection after seconds, not minutes."""
+    seconds = str(max(1, int(spec.silence_timeout / 4)))
+    settings = {"time": seconds, "intvl": seconds, "probes": "3"}
+    return {f"oob_tcp_keepalive_{name}": value for name, value in settings.items()}
 
 
 def mpi_environment() -> dict[str, str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import launcher.rendezvous.relay
 from launcher.agent.command import own_agent
+from launcher.agent.keepalive import serve_keepalive
 from launcher.agent.plan import Plan, ProcessPlan
 from launcher.agent.process_spec import ProcessSpec
 from launcher.placement import backends
-from launcher.placement.process_specs import rank_process
+from launcher.placement.process_specs import local_mpirun_process, rank_process
 from launcher.placement.slots import Slot, assign_slots, numa_nodes
+from launcher.rendezvous.mpi_leader import mpirun_plan
 from launcher.rendezvous.network import interface_of, own_address_toward
 from launcher.rendezvous.registry import Registry, Worker
 from launcher.runs.processes import marked
@@ -37,11 +39,16 @@ class Leader:
         workers = self._wait_for_workers()
         address = own_address_toward(workers[0].address) if workers else backends.LOOPBACK
         slots = self._slots(workers)
+        hosts = tuple(slot.hostname for slot in slots)
         with ExitStack() as stack:
+            if self.spec.backend == "mpi":
+                port = stack.enter_context(serve_keepalive(address))
+                yield Plan((self._mpirun(environment, workers, address, port),), hosts)
+                return
             if self.spec.backend == "horovod":
                 port = self.spec.container.port + 1
                 stack.enter_context(backends.rendezvous(slots, address, port))
-            yield self._plan(environment, workers, slots, address)
+            yield Plan(tuple(self._processes(environment, workers, slots, address)), hosts)
 
     def _wait_for_workers(self) -> list[Worker]:
         patience = self.spec.container.join_timeout
@@ -52,13 +59,21 @@ class Leader:
         names = ["worker-0", *(f"worker-{one.index}@{one.id}" for one in workers)]
         return assign_slots(self.spec.ranks, [Host(name=name, slots=size) for name in names])
 
-    def _plan(
+    def _mpirun(
+        self, environment: Mapping[str, str], workers: list[Worker], address: str, port: int
+    ) -> ProcessPlan:
+        if workers:
+            return mpirun_plan(self.spec, workers, address, port, marked(environment))
+        process = local_mpirun_process(self.spec, numa_nodes(), marked(environment))
+        return ProcessPlan("worker-0", tuple(range(self.spec.ranks)), own_agent(), process)
+
+    def _processes(
         self,
         environment: Mapping[str, str],
         workers: list[Worker],
         slots: tuple[Slot, ...],
         address: str,
-    ) -> Plan:
+    ) -> list[ProcessPlan]:
         size, processes = self.spec.container.slots, []
         addresses = [address, *(worker.address for worker in workers)]
         for slot in slots:
@@ -73,7 +88,7 @@ class Leader:
                 argv = (*_RELAY, worker.address, str(worker.port))
                 plan = ProcessPlan(slot.hostname, (slot.rank,), argv, process, remote=True)
             processes.append(plan)
-        return Plan(tuple(processes), tuple(slot.hostname for slot in slots))
+        return processes
 
     def _peer_variables(
         self, slot: Slot, slots: tuple[Slot, ...], addresses: list[str]

@@ -11,6 +11,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -20,11 +21,12 @@ from typing import Any
 import psutil
 
 from launcher.agent.command import own_agent
-from launcher.agent.process_spec import ProcessSpec
+from launcher.agent.process_spec import TRANSPORT_RANK, ProcessSpec
 from launcher.errors import LauncherError
 from launcher.placement.backends import gloo_environment, tf_environment
 from launcher.placement.process_specs import rank_process
 from launcher.placement.slots import Slot, numa_nodes
+from launcher.rendezvous.mpi_worker import daemon_process
 from launcher.rendezvous.network import interface_of, own_address_toward
 from launcher.rendezvous.wire import Exchange, JoinRequest, WireError, ask, receive
 from launcher.runs.processes import RUN_DIRECTORY
@@ -60,7 +62,9 @@ class Worker:
         Raises LauncherError when the leader has not accepted the worker for `join_timeout` seconds.
         """
         try:
-            return self._run_until_result(stop)
+            with tempfile.TemporaryDirectory(prefix="launcher-worker-") as directory:
+                self._directory = Path(directory)
+                return self._run_until_result(stop)
         finally:
             if self._server is not None:
                 self._server.shutdown()
@@ -89,9 +93,9 @@ class Worker:
                 )
             select.select([stop.descriptor], [], [], _REQUEST_SECONDS)
         # The ranks save together: one that receives SIGTERM informs the others.
-        for agent in self._running_agents():
+        for number, agent in [*self._agents.items()]:
             with suppress(psutil.Error):
-                for rank in psutil.Process(agent.pid).children():
+                for rank in _ranks_of(number, psutil.Process(agent.pid)):
                     rank.send_signal(signal.SIGTERM)
         self._end_ranks(self._spec.save_timeout)
         return stop.exit_code
@@ -101,7 +105,11 @@ class Worker:
         exchange = self._exchange
         if exchange is None or address != exchange.head_address:
             return  # not the leader, or a leader that has not accepted this worker yet
-        process = self._process(receive(connection), exchange)
+        received = receive(connection)
+        if isinstance(received.get("daemon"), dict):
+            process = self._daemon(received["daemon"], exchange)
+        else:
+            process = self._process(received, exchange)
         with self._lock:
             earlier = self._agents.get(process.rank)
             if earlier is not None:
@@ -161,6 +169,11 @@ class Worker:
         slot = Slot(socket.gethostname(), rank, rank + 1, local_rank, size, 0, 1)
         return rank_process(spec, slot, numa_nodes(), world, silence=spec.silence_timeout)
 
+    def _daemon(self, received: dict[str, str], exchange: Exchange) -> ProcessSpec:
+        """mpirun's daemon, with the parameters that the leader's mpirun has sent."""
+        accepted = _ACCEPTED_VARIABLES - _PEER_VARIABLES.keys()
+        return daemon_process(self._spec, received, exchange, accepted, self._directory)
+
     def _running_agents(self) -> list[subprocess.Popen[bytes]]:
         with self._lock:
             return [agent for agent in self._agents.values() if agent.poll() is None]
@@ -189,6 +202,14 @@ def _forward_commands(connection: socket.socket, agent: subprocess.Popen[bytes])
                     continue  # the agent has made the shared pipe non-blocking
                 except (OSError, ValueError):  # ValueError: another thread has closed the pipe
                     return
+
+
+def _ranks_of(number: int, agent: psutil.Process) -> list[psutil.Process]:
+    """The process of the rank of an agent, or those of all ranks below mpirun's daemon."""
+    if number != TRANSPORT_RANK:
+        return agent.children()
+    agents = [below for daemon in agent.children() for below in daemon.children()]
+    return [rank for below in agents for rank in below.children()]
 
 
 def _end(agent: subprocess.Popen[bytes], seconds: float) -> None:

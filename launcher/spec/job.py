@@ -15,7 +15,8 @@ from launcher.spec.fields import Bytes, Data, Directory, Seconds, Share, Text, V
 from launcher.spec.messages import describe_errors
 from launcher.spec.targets import TARGETS
 
-Backend = Literal["horovod", "mpi", "tf", "local"]
+# `auto` is for jobs in containers, which choose the fastest backend of their image.
+Backend = Literal["horovod", "mpi", "tf", "local", "auto"]
 Binding = Literal["auto", "none", "cores", "numa"]
 
 _MOST_RANKS = 100_000

@@ -203,7 +203,9 @@ class Attempt:
     def _lost_by_mpirun(self, member: Member, host: str) -> None:
         """mpirun reports a lost host, then often waits forever: its ranks count as lost now."""
         self._lost.append(member)
-        gone = [rank for rank in member.plan.ranks if self.states[rank].host == host]
+        # The name of a container goes on with @ and its id, which mpirun does not know.
+        names = {rank: self.states[rank].host for rank in member.plan.ranks}
+        gone = [rank for rank, name in names.items() if f"{name}@".startswith(f"{host}@")]
         self._record_lost(gone or member.plan.ranks, "was lost: mpirun has no connection to it")
 
     def _record_lost(self, ranks: Sequence[int], reason: str) -> None:

@@ -111,7 +111,7 @@ class Target(ABC):
 
     def default_backend(self, ranks: int) -> tuple[str, str]:
         """The backend of a job that names none, and why."""
-        return "horovod", "the default of containers"
+        return ("auto", "") if ranks > 1 else ("local", "a single rank")
 
     @abstractmethod
     def check(self, spec: JobSpec) -> None:

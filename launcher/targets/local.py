@@ -1,14 +1,13 @@
 """Ranks on this machine: one agent per rank, or one agent that runs mpirun."""
 
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from launcher.agent.command import own_agent
 from launcher.agent.plan import Plan, ProcessPlan
-from launcher.placement import backends, loopback
-from launcher.placement.process_specs import mpirun_process, rank_process
+from launcher.placement import backends
+from launcher.placement.process_specs import local_mpirun_process, rank_process
 from launcher.placement.slots import Slot, assign_slots, numa_nodes, require_cores
 from launcher.runs.processes import marked
 from launcher.spec import Host, JobSpec
@@ -55,8 +54,6 @@ class LocalJob:
                 ports = [stack.enter_context(server)]
             elif self.spec.backend == "tf":
                 ports = stack.enter_context(backends.held_ports(self.spec.ranks))
-            elif self.spec.backend == "mpi":
-                environment = {**environment, **loopback.rank_environment()}
             yield self._plan(marked(environment), ports)
 
     def _slots(self) -> tuple[Slot, ...]:
@@ -66,11 +63,7 @@ class LocalJob:
         spec, nodes, ranks = self.spec, numa_nodes(), range(self.spec.ranks)
         hosts = (_HERE,) * spec.ranks
         if spec.backend == "mpi":
-            mpirun = backends.mpirun_command(spec, [*own_agent(), "--mpi"], ())
-            # The ranks must not use mpirun's temporary directory, which its agent removes.
-            inner = {"TMPDIR": tempfile.gettempdir(), **environment}
-            process = mpirun_process(spec, mpirun, spec.ranks, nodes, inner)
-            process.environment.update(loopback.mpirun_environment())
+            process = local_mpirun_process(spec, nodes, environment)
             return Plan((ProcessPlan(_HERE, tuple(ranks), own_agent(), process),), hosts)
         processes = []
         for slot in self._slots():

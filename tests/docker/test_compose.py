@@ -122,7 +122,7 @@ def test_up_trains_on_two_containers_and_ends_as_the_job(compose: Compose, engin
     compose.environment["COMMAND"] = f"{TRAIN} --epochs 1"
     code, output = compose("up", "--exit-code-from", "head", "head", "worker")
     assert code == 0, output
-    assert "2 ranks over horovod" in output
+    assert "2 ranks over mpi" in output
     volume = f"{compose.project}_runs:/runs"
     shown = engine(
         *("run", "--rm", "--volume", volume, "--entrypoint", "grep", engine.image),
@@ -140,7 +140,7 @@ def test_the_world_size_and_a_failure_come_from_the_environment_and_the_job(
     code, output = compose("up", "--exit-code-from", "head", "head", "worker")
     assert code == 2, output
     assert "--model: expected one of" in output
-    assert "3 ranks, backend horovod, in " in output
+    assert "3 ranks, backend mpi (the fastest one installed), in " in output
 
 
 def test_the_file_has_one_private_network_and_publishes_on_loopback_alone() -> None:
@@ -166,7 +166,7 @@ def test_launcher_run_drives_the_same_and_takes_the_job_away(
     try:
         done = _launcher(engine, tmp_path)(*words)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "2 ranks over horovod" in done.stdout
+        assert "2 ranks over mpi" in done.stdout
         assert engine("ps", "--all", "--quiet", "--filter", f"name={name}") == ""
     finally:
         engine("volume", "rm", "--force", f"{name}_runs", check=False)

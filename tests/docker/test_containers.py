@@ -20,6 +20,7 @@ _UNHURRIED = (
     *("--volume", f"{REPOSITORY}/tests/unhurried.py:/models/unhurried.py:ro"),
     *("--env", "PYTHONPATH=/models", "--env", "HOROVOD_CYCLE_TIME=5"),
 )
+over_either = pytest.mark.parametrize("backend", ["horovod", "mpi"])
 _QUICK = {"grace": 2, "silence_timeout": 6, "restart": {"backoff": 0.5}}
 
 
@@ -62,10 +63,13 @@ def test_two_containers_train_with_tensorflows_own_engine_and_end_with_equal_wei
     assert (summary["world_size"], summary["epochs"]) == (2, 2)
 
 
+@over_either
 def test_a_killed_container_is_named_and_taken_in_again_and_one_told_to_stop_lets_all_save(
-    engine: Engine,
+    engine: Engine, backend: str
 ) -> None:
-    head, worker = _pair(engine, restart={"max_restarts": 1}, container={"join_timeout": 90})
+    head, worker = _pair(
+        engine, backend=backend, restart={"max_restarts": 1}, container={"join_timeout": 90}
+    )
     engine("kill", worker)
     killed = time.monotonic()
     engine.says(head, "launcher: lost host: rank 1 on worker-1@worker was lost", 60)
@@ -79,10 +83,12 @@ def test_a_killed_container_is_named_and_taken_in_again_and_one_told_to_stop_let
     assert "launcher: preempted: rank 1 on worker-1@worker" in engine.log(head)
 
 
+@over_either
 def test_a_container_cut_from_the_network_ends_its_ranks_and_the_job_names_it(
-    engine: Engine,
+    engine: Engine, backend: str
 ) -> None:
-    head, worker = _pair(engine, restart={"max_restarts": 0}, container={"join_timeout": 20})
+    limits = {"restart": {"max_restarts": 0}, "container": {"join_timeout": 20}}
+    head, worker = _pair(engine, backend=backend, **limits)
     words = join("--head", "head", name="other", container={"join_timeout": 4})
     stranger = engine.start("stranger", *words, *train())
     assert engine.wait(stranger, 60) == 1

@@ -17,9 +17,9 @@ def check(spec: JobSpec) -> None:
     slots = spec.container.slots
     if spec.ranks % slots:
         raise SpecError(f"ranks: expected a multiple of the {slots} slots: {spec.ranks}")
-    if spec.backend not in {"horovod", "tf"} and spec.ranks > slots:
+    if spec.backend == "local" and spec.ranks > 1:
         raise SpecError(
-            f"backend: expected horovod or tf between containers. Received: {spec.backend}"
+            "backend: expected auto, mpi, horovod or tf for several ranks. Received: local"
         )
 
 

@@ -109,7 +109,7 @@ class HostsJob:
         fewest = min(facts.values(), key=lambda one: sum(map(len, one.nodes)))
         agent = [*agent_command(own_agent()[0], fewest.root), "--mpi"]
         hosts = [f"{name}:{size}" for name, size in sizes.items()]
-        mpirun = backends.mpirun_command(self.spec, agent, hosts)
+        mpirun = backends.mpirun_command(self.spec, agent, hosts, self.spec.ssh)
         most = max(sizes.values())
         keepalive = [
             (address, int(port)) for address in {one.launcher_address for one in facts.values()}

@@ -34,12 +34,9 @@ def check(spec: JobSpec) -> None:
             f"pass_environment: values of this machine are not sent to a cluster ({names}); put "
             "them into a Secret and name it with --env-secret"
         )
-    kinds = ("horovod", "tf") if spec.kubernetes.kind != "mpijob" else ("horovod", "tf", "mpi")
-    if spec.backend not in kinds and spec.ranks > 1:
+    if spec.backend == "local" and spec.ranks > 1:
         raise SpecError(
-            f"backend: expected {' or '.join(kinds)} for kind {spec.kubernetes.kind}"
-            f"{'; mpi needs --kind mpijob' if spec.backend == 'mpi' else ''}. "
-            f"Received: {spec.backend}"
+            "backend: expected auto, mpi, horovod or tf for several ranks. Received: local"
         )
 
 

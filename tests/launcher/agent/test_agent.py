@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.agent import tree
+from launcher.agent.command import own_agent
 from launcher.agent.frames import REPORT, Decoder, encode_line, encode_report
 from launcher.agent.process_spec import ProcessSpec
 
@@ -63,6 +65,20 @@ def test_reports() -> None:
 def test_a_process_spec_survives_json() -> None:
     process = ProcessSpec(["a"], "/", {"A": "ü"}, 3, 1, [{"B": "c"}], [[0], [1]], 9, 1.5, 2.0)
     assert ProcessSpec.decode(process.encode()) == process
+
+
+def test_ranks_that_are_killed_leave_no_shared_memory() -> None:
+    leave = "touch $OMPI_MCA_btl_vader_backing_directory/segment || exit 7"
+    say = "echo $OMPI_MCA_btl_vader_backing_directory; kill -9 $$"
+    process = ProcessSpec(["sh", "-c", f"{leave}; {say}"], "/", raw=True, shared_memory=True)
+    with subprocess.Popen(own_agent(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(process.encode().encode() + b"\n")
+        agent.stdin.flush()
+        printed = agent.stdout.read().decode()
+    (used,) = [line for line in printed.splitlines() if line.startswith("/dev/shm/launcher-")]
+    assert not Path(used).exists()
 
 
 @pytest.fixture

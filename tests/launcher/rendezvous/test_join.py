@@ -2,6 +2,8 @@
 Docker Engine."""
 
 import json
+import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,16 +14,26 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.placement.backends import find_mpirun, mpi_environment
+from launcher.rendezvous import mpi_shell
+from launcher.rendezvous.mpi_worker import daemon_process
 from launcher.rendezvous.registry import Registry
-from tests.jobs import Job
+from launcher.rendezvous.wire import Exchange, JoinReply, WireError
+from launcher.spec import build_spec
+from tests.jobs import TOKEN, Job
 from tests.launcher.rendezvous.members import Group
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(90)]
 
+_MPIRUN = [find_mpirun() or "mpirun", "--mca", "oob_tcp_if_include", "lo"]
 
-def test_two_members_run_one_job_and_end_together(group: Group) -> None:
-    group.join("--workers", "1", program=("--steps", "5"))
-    group.join(program=("--steps", "5"))
+over_either = pytest.mark.parametrize("backend", ["horovod", "mpi"])
+
+
+@over_either
+def test_two_members_run_one_job_and_end_together(group: Group, backend: str) -> None:
+    group.join("--workers", "1", program=("--steps", "5"), backend=backend)
+    group.join(program=("--steps", "5"), backend=backend)
     assert (group.end(0), group.end(1)) == (0, 0)
     for rank in (0, 1):
         assert f"[{rank}] step 5" in group.log(0)
@@ -29,14 +41,15 @@ def test_two_members_run_one_job_and_end_together(group: Group) -> None:
     assert not group.members[0].alive()
 
 
+@over_either
 def test_each_member_runs_its_slots_and_an_index_determines_its_ranks(
-    group: Group,
+    group: Group, backend: str
 ) -> None:
     show = ("--steps", "1")
     two = {"slots": 2}
-    group.join("--workers", "2", program=show, container=two)
-    group.join("--index", "2", program=show, container=two)
-    group.join("--index", "1", program=show, container=two)
+    group.join("--workers", "2", program=show, container=two, backend=backend)
+    group.join("--index", "2", program=show, container=two, backend=backend)
+    group.join("--index", "1", program=show, container=two, backend=backend)
     assert group.end(0) == 0, group.log(0)
     for rank in range(6):
         assert f"[{rank}] step 1" in group.log(0)
@@ -44,10 +57,11 @@ def test_each_member_runs_its_slots_and_an_index_determines_its_ranks(
     assert "worker 1 of job" in group.log(2)
 
 
-def test_a_rank_that_fails_restarts_the_ranks_of_all_members(group: Group) -> None:
+@over_either
+def test_a_rank_that_fails_restarts_the_ranks_of_all_members(group: Group, backend: str) -> None:
     fault = ("--rank", "1", "--at", "8", "--fault", "os.kill(os.getpid(), 9)")
-    group.join("--workers", "1", program=("--steps", "20", *fault))
-    group.join(program=("--steps", "20", *fault))
+    group.join("--workers", "1", program=("--steps", "20", *fault), backend=backend)
+    group.join(program=("--steps", "20", *fault), backend=backend)
     assert (group.end(0), group.end(1)) == (0, 0), group.log(0)
     log = group.log(0)
     assert "launcher: killed: rank 1 on worker-1@" in log
@@ -69,22 +83,24 @@ def test_of_two_usage_errors_the_one_with_bad_input_is_named(
     assert group.end(1) == 2
 
 
-def test_a_killed_member_can_rejoin(group: Group) -> None:
-    group.join("--workers", "1", program=("--steps", "60"))
-    group.join(program=("--steps", "60"))
+@over_either
+def test_a_killed_member_can_rejoin(group: Group, backend: str) -> None:
+    group.join("--workers", "1", program=("--steps", "60"), backend=backend)
+    group.join(program=("--steps", "60"), backend=backend)
     group.says(0, "[1] step 6")
     group.members[1].processes[0].kill()
     group.says(0, "launcher: lost host: rank 1")
-    group.join(program=("--steps", "60"))
+    group.join(program=("--steps", "60"), backend=backend)
     assert (group.end(0), group.end(2)) == (0, 0), group.log(0)
     assert group.steps() == 60
 
 
+@over_either
 def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_another(
-    group: Group,
+    group: Group, backend: str
 ) -> None:
-    group.join("--workers", "1", program=("--steps", "60"))
-    group.join(program=("--steps", "60"), container={"join_timeout": 20})
+    group.join("--workers", "1", program=("--steps", "60"), backend=backend)
+    group.join(program=("--steps", "60"), container={"join_timeout": 20}, backend=backend)
     group.says(0, "[1] step 6")
     group.members[0].processes[0].kill()
     limit = time.monotonic() + 8
@@ -92,7 +108,7 @@ def test_when_the_first_is_killed_the_others_end_their_ranks_and_wait_for_anothe
         time.sleep(0.1)
     assert not group.programs(), "ranks outlive the first member"
     saved = group.steps()
-    group.join("--workers", "1", program=("--steps", "60"), leads=True)
+    group.join("--workers", "1", program=("--steps", "60"), leads=True, backend=backend)
     assert group.end(2) == 0, group.log(2)
     assert group.end(1) == 0
     assert saved < group.steps() == 60
@@ -107,9 +123,10 @@ def test_a_member_that_never_joins_is_named_in_bounded_time(group: Group) -> Non
     assert "launcher: lost host: 127.0.0.1:" in group.log(1)
 
 
-def test_after_sigterm_all_save_and_the_exit_code_is_143(group: Group) -> None:
-    group.join("--workers", "1", program=("--steps", "500"))
-    group.join(program=("--steps", "500"), container={"join_timeout": 3})
+@over_either
+def test_after_sigterm_all_save_and_the_exit_code_is_143(group: Group, backend: str) -> None:
+    group.join("--workers", "1", program=("--steps", "500"), backend=backend)
+    group.join(program=("--steps", "500"), container={"join_timeout": 3}, backend=backend)
     group.says(0, "[1] step 6")
     group.members[0].send_signal(signal.SIGTERM)
     assert group.end(0) == 143, group.log(0)
@@ -127,11 +144,12 @@ def test_a_first_member_that_still_waits_can_be_stopped(group: Group) -> None:
     assert group.end(0, 5) == 143
 
 
-def test_sigterm_to_a_member_is_preemption_and_its_rank_saves(
-    group: Group,
-) -> None:
-    group.join("--workers", "1", program=("--steps", "500"), restart={"max_restarts": 0})
-    group.join(program=("--steps", "500"))
+@over_either
+def test_sigterm_to_a_member_is_preemption_and_its_rank_saves(group: Group, backend: str) -> None:
+    group.join(
+        "--workers", "1", program=("--steps", "500"), restart={"max_restarts": 0}, backend=backend
+    )
+    group.join(program=("--steps", "500"), backend=backend)
     group.says(0, "[1] step 6")
     group.members[1].send_signal(signal.SIGTERM)
     assert group.end(1) == 143, group.log(1)
@@ -141,9 +159,9 @@ def test_sigterm_to_a_member_is_preemption_and_its_rank_saves(
 
 
 def test_wrong_flags_are_an_immediate_error(group: Group) -> None:
-    group.join("--workers", "1", backend="mpi")
+    group.join("--workers", "1", backend="local")
     assert group.end(0) == 2
-    said = "launcher: backend: expected horovod or tf between containers. Received: mpi"
+    said = "launcher: backend: expected mpi, horovod or tf for several ranks. Received: local"
     assert said in group.log(0)
     alone = subprocess.run(
         [sys.executable, "-m", "launcher", "join", "--index", "1", "--", "true"],
@@ -176,6 +194,68 @@ def test_the_error_for_a_wrong_job_names_its_field(job: str, said: str) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"launcher: {said}")
+
+
+def test_mpirun_of_the_leader_starts_only_the_command_of_the_worker(
+    group: Group, tmp_path: Path
+) -> None:
+    """A fake leader with a real mpirun: whatever it names, the worker's own command runs."""
+    with Registry("job", 1, 1, group.port) as registry:
+        group.members.append(Job([], tmp_path, group.token, 0))
+        group.join(program=("--steps", "200"), backend="mpi")
+        (worker,) = registry.wait(20)
+        shell = shlex.join([sys.executable, mpi_shell.__file__])
+        command = [*_MPIRUN, "-np", "1", "--host", "worker-1:1", "--mca", "plm_rsh_agent", shell]
+        evil = ["-x", "LD_LIBRARY_PATH=/evil", "-x", "HOROVOD_TIMELINE=/tmp/x"]
+        leader = subprocess.Popen(
+            [*command, *evil, "touch", str(tmp_path / "owned")],
+            env={
+                **os.environ,
+                **mpi_environment(),
+                mpi_shell.WORKERS_VARIABLE: json.dumps({"worker-1": (worker.address, worker.port)}),
+                TOKEN: group.token,
+            },
+            start_new_session=True,
+        )
+        group.members[0].processes.append(leader)
+        process = _rank_of(group)
+        variables, command = process.environ(), process.cmdline()
+        assert "rank_program" in " ".join(command)
+        assert variables["OMPI_COMM_WORLD_SIZE"] == "1"
+        assert "HOROVOD_TIMELINE" not in variables
+        assert variables.get("LD_LIBRARY_PATH") != "/evil"
+        leader.kill()
+        registry.finish(0)
+        assert group.end(1) == 0
+    assert not group.programs()
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"ess_base_vpid": "1;touch owned"},
+        {"orte_hnp_uri": "7.0;tcp://127.0.0.1:1;tcp://10.0.0.1:1"},
+        {"orte_node_regex": "vm --mca orte_fork_agent /bin/touch"},
+    ],
+)
+def test_parameters_that_are_not_of_their_kind_start_no_daemon(
+    wrong: dict[str, str], tmp_path: Path
+) -> None:
+    right = {
+        "ess_base_jobid": "7",
+        "ess_base_vpid": "1",
+        "ess_base_num_procs": "2",
+        "orte_node_regex": "vm,worker-[1:1]@0(2)",
+        "orte_hnp_uri": "7.0;tcp://10.0.0.9,10.0.0.8:4000",
+    }
+    exchange = Exchange(JoinReply(1), "127.0.0.1", "127.0.0.2")
+    spec = build_spec({"command": ["true"], "backend": "mpi"})
+    made = daemon_process(spec, right, exchange, {"LAUNCHER_ATTEMPT"}, tmp_path)
+    assert "7.0;tcp://127.0.0.2:4000" in made.argv, "it connects to the leader, and nobody else"
+    with pytest.raises(WireError, match="of mpirun's daemon"):
+        daemon_process(spec, {**right, **wrong} if wrong else {}, exchange, set(), tmp_path)
 
 
 def test_a_worker_runs_only_its_own_command(group: Group, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_gpu_job_requests_devices_and_the_gpu_image() -> None:
     ("change", "said"),
     [
         ({"ranks": 3}, "ranks: expected a multiple of the 2 slots"),
-        ({"backend": "mpi"}, "backend: expected horovod or tf between containers"),
+        ({"backend": "local"}, "backend: expected auto, mpi, horovod or tf for several ranks"),
         ({"container": {"image": "-x"}}, "container.image"),
     ],
 )

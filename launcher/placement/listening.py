@@ -1,8 +1,7 @@
-"""Keeps the ports of mpirun itself on loopback, for jobs on one machine.
+"""Keeps the ports of mpirun and its daemons on one address: loopback, or that of a container.
 
-Open MPI 4.1 opens them on all addresses, for daemons on other machines that such a job does not
-have, and it has no option to change that. Preloaded into mpirun, the library of kernels binds them
-to 127.0.0.1 instead (syncbn/native/listening.cc).
+Open MPI 4.1 opens them on all addresses, and it has no option to change that. Preloaded into
+mpirun, the library of kernels binds them to that address instead (syncbn/native/listening.cc).
 """
 
 import importlib.util
@@ -10,20 +9,18 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from launcher.placement.backends import LOOPBACK
-
 _PRELOAD, _ADDRESS = "LD_PRELOAD", "SYNCBN_LISTEN_ON"
 
 
-def mpirun_environment() -> dict[str, str]:
-    """The variables that keep mpirun on loopback; empty if there is no library of kernels."""
+def mpirun_environment(address: str) -> dict[str, str]:
+    """The variables that keep mpirun on this address; empty if there is no library of kernels."""
     library = _builder().found()
     if library is None:
         return {}
     inherited = os.environ.get(_PRELOAD)
     return {
         _PRELOAD: f"{library}:{inherited}" if inherited else str(library),
-        _ADDRESS: LOOPBACK,
+        _ADDRESS: address,
     }
 
 
