@@ -66,6 +66,18 @@ def compiler() -> str:
     return os.environ.get("CXX") or "c++"
 
 
+def c_compiler(cxx: str) -> str:
+    """The C compiler that comes with a C++ compiler: Gloo needs both.
+
+    Debian's g++-13 alone has no `cc`, where CMake would look for it.
+    """
+    directory, name = os.path.split(cxx)
+    for both, c in (("clang++", "clang"), ("g++", "gcc"), ("c++", "cc")):
+        if both in name:
+            return os.path.join(directory, name.replace(both, c))
+    return "cc"
+
+
 def build_environment(recipe: Recipe) -> dict[str, str]:
     """The environment of the build: this one, with our programs first on PATH and the switches."""
     environment = {
@@ -78,6 +90,8 @@ def build_environment(recipe: Recipe) -> dict[str, str]:
     environment["MAKEFLAGS"] = f"-j{len(os.sched_getaffinity(0))}"
     environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
     environment["HOROVOD_LOCAL_VERSION"] = recipe.label
+    if "CC" not in environment and find_program("cc") is None:
+        environment["CC"] = c_compiler(compiler())
     if recipe.gpu and (nvcc := _find_nvcc()) is not None:
         environment.setdefault("HOROVOD_CUDA_HOME", str(nvcc.parent.parent))
     return environment | recipe.switches

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.errors import LauncherError
 from launcher.horovod_build.build import cached_wheel, default_cache
-from launcher.horovod_build.machine import find_recipe
+from launcher.horovod_build.machine import build_environment, find_recipe
 from launcher.horovod_build.recipe import ARCHIVE, Edit, Recipe
 from tests.processes import REPOSITORY, find_executable
 from tests.requirements import require_horovod
@@ -286,3 +286,23 @@ def test_gpu_recipe_reduces_through_nccl() -> None:
     gpu = replace(RECIPE, gpu=True).switches
     assert gpu["HOROVOD_GPU_OPERATIONS"] == "NCCL"
     assert "HOROVOD_WITHOUT_GPU" not in gpu
+
+
+@pytest.mark.parametrize(
+    ("cxx", "c"),
+    [
+        ("g++-13", "gcc-13"),
+        ("/usr/bin/clang++-19", "/usr/bin/clang-19"),
+        ("x86_64-linux-gnu-g++", "x86_64-linux-gnu-gcc"),
+        ("c++", "cc"),
+    ],
+)
+def test_a_machine_without_cc_builds_with_the_c_compiler_beside_cxx(
+    cxx: str, c: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert build_environment(RECIPE)["CC"] == c
+    monkeypatch.setenv("CC", "mine")
+    assert build_environment(RECIPE)["CC"] == "mine"

@@ -76,7 +76,10 @@ COMMAND = {"command": ["python", "train.py"]}
         ({"environment": {"A": 1}}, "environment.A: expected text in quotes, as in environment = "),
         ({"resources": {"memory": "9" * 400}}, "resources.memory: expected an amount of memory"),
         ({"resources": {"memory": True}}, "resources.memory: expected a whole number"),
-        ({"backend": []}, "backend: expected 'horovod', 'mpi', 'tf' or 'local', as in backend = "),
+        (
+            {"backend": []},
+            "backend: expected 'horovod', 'mpi', 'tf', 'local' or 'auto', as in backend = ",
+        ),
     ],
 )
 def test_an_invalid_field_is_named(fields: dict[str, object], said: str) -> None:
