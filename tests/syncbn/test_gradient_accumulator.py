@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import tensorflow as tf
 
 from syncbn.gradient_accumulator import GradientAccumulator
@@ -26,3 +27,9 @@ def test_sums_are_applied_once_and_reset() -> None:
     sums.apply([0, 1], step)
     sums.apply([0, 1], step)
     assert seen == [([[2.0, 4.0], 0.0], [1.0, 0.0], 6.0), ([[0.0, 0.0], 0.0], [0.0, 0.0], 0.0)]
+
+
+def test_a_gradient_too_few_is_an_error() -> None:
+    sums = GradientAccumulator([tf.Variable(0.0), tf.Variable(0.0)], _zeros)
+    with pytest.raises(ValueError, match="zip"):
+        sums.add([tf.constant(1.0)], [0, 1], tf.constant([1.0, 1.0]), tf.constant(1.0))

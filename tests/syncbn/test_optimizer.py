@@ -1,5 +1,7 @@
 """The distributed optimizer in a single process, and invalid arguments."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -54,6 +56,40 @@ def test_load_model_distributes_the_optimizer_of_others(tmp_path: Path) -> None:
     assert loaded.optimizer.get_config()["backward_passes_per_step"] == 3
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "plain.keras")
     assert not load_model(tmp_path / "plain.keras").compiled
+
+
+def test_a_file_can_be_loaded_before_any_optimizer_is_distributed(tmp_path: Path) -> None:
+    _compiled(DistributedOptimizer(keras.optimizers.Adam(0.05))).save(tmp_path / "model.keras")
+    load = "print(syncbn.optimizer.is_distributed(keras.saving.load_model(sys.argv[1]).optimizer))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, keras, syncbn; {load}", str(tmp_path / "model.keras")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_gradient_too_few_is_an_error() -> None:
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.1), backward_passes_per_step=2)
+    variables = [keras.Variable(0.0), keras.Variable(0.0)]
+    optimizer.build(variables)
+    with pytest.raises(ValueError, match="zip"):
+        optimizer.apply([tf.constant(1.0)], variables)
+
+
+def test_a_variable_of_tensorflow_without_gradient_keeps_its_value() -> None:
+    """With weight decay, which Keras applies to every variable that has a gradient."""
+    optimizer = DistributedOptimizer(
+        keras.optimizers.SGD(0.5, weight_decay=0.1), backward_passes_per_step=2
+    )
+    variables = [tf.Variable(1.0), tf.Variable(1.0)]
+    optimizer.build(variables)
+    for _ in range(2):
+        optimizer.apply([tf.constant(1.0), None], variables)
+    assert float(variables[0]) < 1.0
+    assert float(variables[1]) == 1.0
 
 
 def _compiled(optimizer: keras.optimizers.Optimizer) -> keras.Model:

@@ -53,6 +53,12 @@ def test_classes(failure: Exit, kind: CauseClass) -> None:
     assert explain(failure).kind == kind
 
 
+@pytest.mark.parametrize(("code", "kind"), [(-15, "preempted"), (-9, "killed"), (1, "error")])
+def test_a_failure_that_explains_itself_has_no_hint(code: int, kind: CauseClass) -> None:
+    cause = explain(ended(code=code))
+    assert (cause.kind, cause.hint) == (kind, None)
+
+
 def test_the_signal_is_named_and_counted_as_a_shell_does() -> None:
     cause = explain(ended(rank=3, code=-11, step=7))
     assert cause.summary == "rank 3 on h was killed by SIGSEGV after step 7"

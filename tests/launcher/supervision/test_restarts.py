@@ -1,5 +1,9 @@
 """When a job is tried again, after how long, and that its target is looked at before."""
 
+import os
+import select
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +20,7 @@ from launcher.supervision.causes import Cause
 from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
 from launcher.supervision.supervisor import Supervisor
+from launcher.targets.local import LocalJob
 
 
 def test_waits_double_up_to_the_limit() -> None:
@@ -101,3 +106,32 @@ def test_the_announced_wait_is_the_actual_wait(tmp_path: Path) -> None:
     at = dict(told)
     assert [event.details["seconds"] for event in events if event.kind == "restarting"] == [0.4]
     assert at["failed"] - at["restarting"] >= 0.4, "the second failure follows after the wait"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(60)
+def test_the_supervisor_waits_while_the_ranks_save(tmp_path: Path) -> None:
+    """The byte that woke it is read: otherwise every wait ends at once, until the ranks do."""
+    save = "for _ in range(3): time.sleep(0.2); print('saving')"
+    program = (
+        "import signal, sys, time\n"
+        f"def leave(*_):\n    {save}\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, leave); print('ready'); time.sleep(50)\n"
+    )
+    command = [sys.executable, "-u", "-c", program]
+    spec = build_spec({"command": command, "output": tmp_path, "restart": {"max_restarts": 0}})
+    record, stop = RunWriter.create(spec), StopRequests()
+    wakes: list[bool] = []
+
+    def note(event: Event) -> None:
+        if event.details.get("text") == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if event.details.get("text") == "saving":
+            wakes.append(bool(select.select([stop.descriptor], [], [], 0)[0]))
+
+    with stop.listening():
+        result = Supervisor(LocalJob(spec), record, [note]).run(stop)
+    record.close()
+    stop.close()
+    assert result.outcome == "stopped"
+    assert wakes == [False] * 3
