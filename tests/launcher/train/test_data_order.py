@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.train.data import batches, load_dataset
-from launcher.train.data.order import epoch_order, rank_shares, steps_left
+from launcher.train.data.order import Sharding, epoch_order, rank_shares, steps_left
+from syncbn.communicators.local import LocalCommunicator
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -22,6 +23,24 @@ def test_ranks_share_an_epoch_without_overlap(size: int) -> None:
     assert sorted(everything.tolist()) == list(range(103))
     assert not np.array_equal(order, epoch_order(103, seed=4, epoch=3))
     np.testing.assert_array_equal(order, epoch_order(103, seed=4, epoch=2))
+
+
+class _Ranks(LocalCommunicator):
+    """Three ranks, as far as sizes are concerned."""
+
+    @property
+    def size(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(("replicas", "size"), [((), 3), ((2,), 6)])
+def test_replicas_count_in_the_world_size(replicas: tuple[int, ...], size: int) -> None:
+    sharding = Sharding(4, _Ranks(), *replicas)
+    assert sharding.world_size == size
+    assert sharding.steps(4 * size * 5) == 5
+    assert sharding.fewest_rows(4 * size, 0) == 4
+    (share,) = sharding.shares(np.arange(4 * size))
+    assert len(share) == 4 * size // 3
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
