@@ -16,10 +16,10 @@ from launcher.errors import HostError
 from launcher.runs.events import Event
 from launcher.runs.writer import RunWriter
 from launcher.spec import JobSpec, RestartPolicy, build_spec
-from launcher.supervision.causes import Cause
+from launcher.supervision.causes import Cause, Exit
 from launcher.supervision.restarts import wait_seconds, worth_a_restart
 from launcher.supervision.stop import StopRequests
-from launcher.supervision.supervisor import Supervisor
+from launcher.supervision.supervisor import Supervisor, _patience
 from launcher.targets.local import LocalJob
 
 
@@ -54,6 +54,14 @@ def test_waits_are_shortened_by_no_more_than_the_jitter() -> None:
 def test_which_failures_restart(cause: Cause, codes: tuple[int, ...] | None, worth: bool) -> None:
     policy = RestartPolicy(max_restarts=3, exit_codes=codes)
     assert [worth_a_restart(policy, cause, done) for done in range(5)] == [worth] * 3 + [False] * 2
+
+
+def test_how_long_other_exits_are_waited_for() -> None:
+    failed = Exit(0, "h", 1, 0.0)
+    noise = Exit(0, "h", 1, 0.0, asked=True)
+    lingering = Exit(0, "h", 1, 0.0, lingering=True)
+    assert _patience([failed]) == _patience([noise, failed]) == _patience([lingering, failed])
+    assert _patience([failed]) < _patience([noise]) < _patience([lingering]) == _patience([])
 
 
 class Unreachable:
