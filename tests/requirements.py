@@ -3,6 +3,7 @@
 import subprocess
 from functools import cache
 from importlib.util import find_spec
+from shutil import which
 
 import pytest
 
@@ -11,6 +12,12 @@ def require_horovod() -> None:
     """Skips the test where Horovod is not installed, with the reason that the doctor gives."""
     if (missing := _lacks_horovod()) is not None:
         pytest.skip(missing)
+
+
+def require_program_of_a_compiler() -> None:
+    """Skips the test where there is no `c++`, which a build of Horovod misses before all else."""
+    if which("c++") is None:
+        pytest.skip("no c++: apt-get install g++")
 
 
 def require_compiler() -> list[str]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ def build_wheel(recipe: Recipe, cache: Path, on_percent: Callable[[int], None]) 
     with scratch as name:
         directory = Path(name)
         archive = _fetch(cache, directory, log)
-        shutil.unpack_archive(archive, directory)
+        unpack(archive, directory)
         source = directory / ARCHIVE.removesuffix(".tar.gz")
         for edit in recipe.edits:
             edit.apply(source)
@@ -88,6 +89,13 @@ def install_wheel(wheel: Path) -> None:
     os.close(handle)
     _pip(["install", "--force-reinstall", "--no-deps", str(wheel)], os.environ, Path(log))
     Path(log).unlink()
+
+
+def unpack(archive: Path, directory: Path) -> None:
+    """Unpacks the source, by the rules for data of PEP 706 if this Python knows them."""
+    with tarfile.open(archive) as file:
+        file.extraction_filter = getattr(tarfile, "data_filter", None)
+        file.extractall(directory)
 
 
 def _fetch(cache: Path, directory: Path, log: Path) -> Path:
