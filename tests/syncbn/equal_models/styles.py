@@ -42,9 +42,9 @@ def compiled(model: keras.Model, optimizer: Any = None, **options: Any) -> keras
 
 @contextmanager
 def policy(name: str) -> Iterator[None]:
-    before = keras.config.dtypepolicy()
-    keras.config.set_dtypepolicy(name)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
-        keras.config.set_dtypepolicy(before)
+        keras.config.set_dtype_policy(before)
