@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.machines import roots, tensorflow_environments
+from tests.machines import tensorflow_environments
 from tests.machines.machine import CHECKOUT, Machine
 from tests.processes import REPOSITORY, Horovodrun, Launcher
 from tests.syncbn import matrix
@@ -25,20 +25,10 @@ _COMPILERS = {"g++-13": "g++-13", "clang-19": "clang++-19"}
 _SECONDS = 1500
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    if (missing := roots.lacks()) is not None:
-        pytest.skip(missing)
-    one = Machine("trixie", tmp_path / "root")
-    try:
-        one.checkout()
-        yield one
-    finally:
-        one.close()
-
-
 @pytest.mark.parametrize("package", _COMPILERS)
-def test_a_compiler_other_than_the_default(package: str, machine: Machine) -> None:
+def test_a_compiler_other_than_the_default(package: str, debian_13: Machine) -> None:
+    machine = debian_13
+    machine.checkout()
     machine.install(package, "g++" if "clang" in package else "make")  # clang uses GCC's library
     compiler = {"CXX": _COMPILERS[package]}
     made = machine.run(

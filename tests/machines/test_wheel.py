@@ -5,12 +5,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.machines import roots
 from tests.machines.machine import Machine
 from tests.processes import REPOSITORY
 
@@ -32,17 +30,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    if (missing := roots.lacks()) is not None:
-        pytest.skip(missing)
-    one = Machine("trixie", tmp_path / "root")
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 @pytest.mark.timeout(1000)
 def test_wheel_holds_one_library_for_every_python(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-manylinux_2_28_x86_64.whl")
@@ -53,16 +40,16 @@ def test_wheel_holds_one_library_for_every_python(wheel: Path) -> None:
 
 @pytest.mark.timeout(1500)
 def test_installed_without_a_compiler_it_trains_at_full_speed(
-    wheel: Path, machine: Machine
+    wheel: Path, debian_13: Machine
 ) -> None:
-    place = machine.path(_PLACE)
+    place = debian_13.path(_PLACE)
     place.mkdir(parents=True)
     for file in (wheel, REPOSITORY / "constraints.txt"):
         shutil.copy(file, place)
-    machine.run("python3 -m venv .venv", seconds=60, directory=_PLACE).check()
+    debian_13.run("python3 -m venv .venv", seconds=60, directory=_PLACE).check()
     install = f".venv/bin/pip install --quiet -c constraints.txt '{wheel.name}[cpu,mpi]'"
-    machine.run(install, seconds=900, directory=_PLACE).check()
-    machine.run(
+    debian_13.run(install, seconds=900, directory=_PLACE).check()
+    debian_13.run(
         ". .venv/bin/activate && mpirun -np 2 python -m launcher.train --output run",
         seconds=300,
         directory=_PLACE,
