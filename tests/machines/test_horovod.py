@@ -68,7 +68,7 @@ def ranks(older: str, tmp_path: Path) -> Iterator[Launcher]:
     launcher.close()
 
 
-def test_older_tensorflow(older: str, ranks: Launcher) -> None:
+def test_older_tensorflow(older: str, library: Path, ranks: Launcher) -> None:
     here = {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
     python = tensorflow_environments.scripts(older) / "python"
     subprocess.run(
@@ -77,6 +77,7 @@ def test_older_tensorflow(older: str, ranks: Launcher) -> None:
         timeout=_SECONDS,
         check=True,
     )
+    here["XDG_CACHE_HOME"] = str(library.parents[1])  # else each environment builds the kernels
     for options in (["--gloo"], ["--mpi"]):
         job = ranks.start(
             2, "tests.machines.versions_program", ["horovod"], environment=here, options=options

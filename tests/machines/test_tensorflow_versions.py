@@ -4,14 +4,12 @@ one process and on two MPI ranks.
 Each TensorFlow has a virtual environment of its own outside the checkout, made when missing.
 """
 
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from syncbn.native import compiler
 from tests.machines import tensorflow_environments
 from tests.processes import REPOSITORY, Launcher, Mpirun, SingleProcess
 from tests.syncbn import matrix
@@ -20,17 +18,6 @@ from tests.syncbn.test_matrix import check_case
 pytestmark = [pytest.mark.machines, pytest.mark.timeout(3000)]
 
 _SECONDS = 1200
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, alone in a cache of its own; no TensorFlow has a part in its making."""
-    if compiler.find_compiler() is None:
-        pytest.skip("no C++ compiler: apt-get install g++")
-    machine = platform.machine()
-    target = tmp_path_factory.mktemp("cache") / "syncbn" / compiler.file_name(machine)
-    compiler.build(target, machine)
-    return target
 
 
 @pytest.fixture(scope="module", params=tensorflow_environments.VERSIONS)
