@@ -2,8 +2,8 @@
 
 python -m benchmarks [--toy] [--output DIRECTORY]
 
-Takes under ten minutes on two idle cores. --toy only checks that the benchmarks run, and does not
-update the page.
+Takes a quarter of an hour on two idle cores. --toy only checks that the benchmarks run, and does
+not update the page.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import page
 
-NAMES = ("layer", "options", "training", "latency", "memory", "scaling")
+NAMES = page.PARTS
 
 
 def main() -> None:

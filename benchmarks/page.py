@@ -23,7 +23,16 @@ _COLUMNS = {
     "Keras, local": ("Keras local", "mpi"),
     "Keras, synchronized": ("Keras synchronized", "tf"),
 }
-PARTS = ("layer", "options", "training", "latency", "memory", "scaling")
+PARTS = (
+    "layer",
+    "options",
+    "training",
+    "end_to_end",
+    "startup",
+    "latency",
+    "memory",
+    "scaling",
+)
 
 _INTRODUCTION = {
     "layer": "A chain of layers, forward and backward, including the gradients of γ and β and the "
@@ -37,6 +46,11 @@ _INTRODUCTION = {
     "training": "Forward, backward, averaging of gradients over the ranks, and update, for "
     "ResNet-20 on 32x32 images. `Keras local` averages gradients like syncbn, but does not "
     "synchronize statistics.",
+    "end_to_end": "The loop of `launcher.train` against its compiled steps alone: what shuffled "
+    "input, checks, metrics, heartbeats and the exchange between ranks cost.",
+    "startup": "Whole commands, which run one after the other. `plain_keras.py` has the same "
+    "network with Keras' normalization and neither syncbn nor communication. Tracing creates the "
+    "graph of 50 layers, forward and backward.",
     "latency": "One all-reduce of a small vector over two ranks, and start-up times.",
     "memory": "The memory that one layer holds between forward and backward in addition to its "
     "inputs, and the increase of the resident memory in a first step, including outputs and "
@@ -98,7 +112,7 @@ def _page(found: dict[str, dict[str, Any]]) -> str:
         ),
     ]
     for name, part in found.items():
-        lines += ["", f"## {name.capitalize()}", "", _INTRODUCTION[name], ""]
+        lines += ["", f"## {name.capitalize().replace('_', ' ')}", "", _INTRODUCTION[name], ""]
         lines += [f"`python -m benchmarks.{name}`, load {part['machine']['load']} at the start."]
         for case in dict.fromkeys(timing["case"] for timing in part["timings"]):
             rows = [timing for timing in part["timings"] if timing["case"] == case]
@@ -166,6 +180,25 @@ def _training(_: dict[str, Any]) -> list[str]:
     return ["![Median step of ResNet-20](figures/performance-training.svg)"]
 
 
+def _startup(details: dict[str, Any]) -> list[str]:
+    parts = list(next(iter(details["parts"].values())))
+    return [
+        "The parts of the start-up, and the throughput of the whole training:",
+        "",
+        *_table(
+            ("command", *(part.replace("_", " ") for part in parts), "images/s"),
+            (
+                (
+                    f"`{name}`",
+                    *(with_unit(seconds[part]) for part in parts),
+                    f"{details['images per second'][name]:,.0f}",
+                )
+                for name, seconds in details["parts"].items()
+            ),
+        ),
+    ]
+
+
 def _latency(_: dict[str, Any]) -> list[str]:
     return ["![Median all-reduce by length](figures/performance-latency.svg)"]
 
@@ -224,6 +257,8 @@ _DETAILS = {
     "layer": _layer,
     "options": _options,
     "training": _training,
+    "end_to_end": lambda _: [],
+    "startup": _startup,
     "latency": _latency,
     "memory": _memory,
     "scaling": _scaling,

@@ -83,14 +83,14 @@ def take_turns(
 
 
 def _turn(contender: Contender, steps: int) -> Turn:
-    busy, own, started = _busy_seconds(), contender.job.processor_seconds, time.monotonic()
+    busy, own, started = busy_seconds(), contender.job.processor_seconds, time.monotonic()
     seconds = [
         second
         for of_rank in contender.job.call("run", key=contender.key, steps=steps)
         for second in of_rank
     ]
     wall = time.monotonic() - started
-    busy, own = _busy_seconds() - busy, contender.job.processor_seconds - own
+    busy, own = busy_seconds() - busy, contender.job.processor_seconds - own
     return Turn(max(0.0, busy - own) / (wall * (os.cpu_count() or 1)), seconds)
 
 
@@ -103,7 +103,7 @@ def _best(turns: Sequence[Turn], rounds: int) -> Taken:
     return Taken([second for turn in quietest for second in turn.seconds], quietest[-1].others)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """The processor time of all programs since the machine started, over all cores."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)

@@ -53,11 +53,10 @@ or many.
 
 ## Overhead
 
-`mpirun -np 2 python benchmarks/metrics.py` compares the same steps with and without metrics,
-alternating. On two cores, medians of one run: `resnet18` 125.9 ms per step and +0.06 % with metrics
-(+0.3 % of its processor time); `cnn` 2.1 ms, where the difference (−2 %) was below the noise of the
-machine. A failure of the metrics (a port in use, a full disk, a gateway that does not answer) is
-one line on stderr; training continues.
+`python -m benchmarks.end_to_end` compares an epoch of compiled steps alone with the loop of
+`launcher.train`, without and with metrics and heartbeats, in turns; the figures are in
+[performance](performance.md#end-to-end). A failure of the metrics (a port in use, a full disk, a
+gateway that does not answer) is one line on stderr; training continues.
 
 On a GPU the duration of an all-reduce in a graph is measured on the host. If one graph runs the
 same all-reduce several times per step (`--micro-batches` without MPI), only the last is counted.

@@ -31,6 +31,7 @@ from launcher.train.models import build_model
 from launcher.train.observers.assemble import assemble
 from launcher.train.observers.base import Observers, RunStarted
 from launcher.train.observers.exporter import Exporter
+from launcher.train.observers.startup import StartupTimes
 from launcher.train.optimizer import learning_rate, make_optimizer
 from launcher.train.output_lock import OutputLock
 from launcher.train.rank_log import log_fingerprint, start_rank_log
@@ -45,15 +46,17 @@ from syncbn import native
 
 def run(config: TrainConfig) -> int:
     """Trains with these options and returns the exit code of this rank."""
+    startup = StartupTimes()
+    startup.done("imports")
     heartbeat = Heartbeat.from_environment()
     try:
-        return _run(config, heartbeat)
+        return _run(config, heartbeat, startup)
     except PeerError:
         heartbeat.beat("leaving")
         raise
 
 
-def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
+def _run(config: TrainConfig, heartbeat: Heartbeat, startup: StartupTimes) -> int:
     # Init. Signals, heartbeat and metrics come first, because joining the job may take long.
     options = config.model_dump(mode="json")
     names = {"model": config.model, "dataset": config.dataset, "norm": config.norm}
@@ -64,6 +67,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
     started = time.perf_counter()
     communicator = join(config.backend)
     waited = time.perf_counter() - started
+    startup.done("rendezvous")
     stop.listen()
     replicas = make_replicas(config.replicas, communicator.size)
     sharding = Sharding(config.batch_size, communicator, replicas.count)
@@ -148,6 +152,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
     resumed = restore(store, variables, communicator, config.resume, options, sharding.world_size)
     state = TrainState() if resumed is None else resumed.state
     notes += [] if resumed is None else resumed.notes
+    startup.done("data_and_model")
 
     # Train. An elastic job calls `train` again whenever the set of ranks changes.
     observers, times = Observers([]), StepTimes()
@@ -177,6 +182,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
             output,
             heartbeat,
             exporter,
+            startup,
             options=options,
             norm=config.norm,
             tensorboard=config.tensorboard,
@@ -186,6 +192,8 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
         steps = new_steps(model, optimizer, communicator, replicas, micro_batches=micro_batches)
         observers.on_start(run_started)
         syncbn.broadcast_variables(variables)
+        if not startup.complete:
+            startup.done("broadcast")
         loop = TrainingLoop(
             data,
             model,
@@ -262,6 +270,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat) -> int:
         notes=notes,
         skipped_records=data.skipped,
         kernels=asdict(native.status()),
+        startup=startup.summary(),
     )
     report = summary(state, times, outcome, failure)
     try:

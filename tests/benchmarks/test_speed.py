@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, latency, layer, memory, options, page, scaling, training
+from benchmarks import (
+    end_to_end,
+    figures,
+    latency,
+    layer,
+    memory,
+    options,
+    page,
+    scaling,
+    startup,
+    training,
+)
 from benchmarks.harness.conductor import BenchmarkError, Conductor, Plan
 from benchmarks.harness.results import Bar, Report, Timing, with_unit
 
@@ -15,6 +26,8 @@ _PARTS = {
     "layer": layer,
     "options": options,
     "training": training,
+    "end_to_end": end_to_end,
+    "startup": startup,
     "latency": latency,
     "memory": memory,
     "scaling": scaling,
@@ -49,10 +62,27 @@ def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]
     assert (latency.RAW, "mpi") in contenders["latency"]
     assert (latency.OURS, "mpi") in contenders["latency"]
     assert contenders["scaling"] == {("2 ranks", "mpi")}
+    assert {name for name, _ in contenders["end_to_end"]} == {
+        end_to_end.STEPS,
+        end_to_end.LOOP,
+        end_to_end.WATCHED,
+    }
+    assert {name for name, _ in contenders["startup"]} == {
+        startup.MPIRUN,
+        startup.LAUNCHER,
+        startup.KERAS,
+        startup.TRACING_OURS,
+        startup.TRACING_KERAS,
+    }
+    parts = found["startup"]["details"]["parts"]
+    assert set(parts) == {startup.MPIRUN, startup.LAUNCHER}
+    for timing in found["startup"]["timings"]:
+        if timing["contender"] in parts:
+            assert sum(parts[timing["contender"]].values()) == pytest.approx(timing["median"])
     for part in found.values():
         for timing in part["timings"]:
             assert 0 < timing["minimum"] <= timing["median"] <= timing["p90"]
-            assert timing["samples"] >= 2
+            assert timing["samples"] >= (1 if timing["case"] == startup.STARTING else 2)
 
     # A layer holds its input and some float64 numbers per channel, here for 64 channels.
     kept = found["memory"]["details"]["memory"]["syncbn"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_sync_over_mpi_equals_one_process_and_local_does_not(
     """
     common = ["--epochs", "2", "--schedule", "constant", "--model", "dnn"]
     two = [*common, "--batch-size", "16", "--learning-rate", "0.0005", "--warmup-epochs", "0"]
+    began = time.time()
     for norm in ("sync", "local"):
         result = mpirun(2, TRAIN, [*two, "--norm", norm, "--output", str(tmp_path / norm)])
         assert result.check().stderr == ("", "")
@@ -67,6 +69,13 @@ def test_sync_over_mpi_equals_one_process_and_local_does_not(
     assert (summary["epochs"], summary["resumed_from"]) == (2, None)
     assert summary["images_per_second"] > 0
     assert summary["step_seconds_p50"] > 0
+    startup, written = summary["startup"], tmp_path / "sync" / "summary.json"
+    parts = ["imports", "rendezvous", "data_and_model", "broadcast", "first_step"]
+    assert list(startup["seconds"]) == parts
+    assert all(seconds > 0 for seconds in startup["seconds"].values())
+    assert startup["total"] == pytest.approx(sum(startup["seconds"].values()))
+    first_step = startup["began"] + startup["total"]
+    assert began < startup["began"] < first_step < written.stat().st_mtime
     journal = (tmp_path / "sync" / "metrics.jsonl").read_text().splitlines()
     epochs = [line for line in map(json.loads, journal) if line["event"] == "epoch"]
     assert [line["epoch"] for line in epochs] == [0, 1]

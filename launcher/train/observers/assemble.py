@@ -17,6 +17,7 @@ from launcher.train.observers.mlflow import MLflow
 from launcher.train.observers.moving_statistics import MovingStatisticsDrift, weights_to_compare
 from launcher.train.observers.profile import Profile, parse_range
 from launcher.train.observers.progress import ProgressLines
+from launcher.train.observers.startup import StartupTimes
 from launcher.train.observers.step_timing import StepTiming
 from launcher.train.observers.tensorboard import TensorBoard
 from launcher.train.report import Report
@@ -30,6 +31,7 @@ def assemble(
     output: Path,
     heartbeat: Heartbeat,
     exporter: Exporter,
+    startup: StartupTimes,
     *,
     options: Mapping[str, Any],
     norm: str,
@@ -45,6 +47,7 @@ def assemble(
         output: The output directory.
         heartbeat: Reports progress to the supervisor.
         exporter: Exports the metrics.
+        startup: Measures the time to the first step.
         options: The options of the run, for the records.
         norm: Kind of batch normalization: `local` statistics are not compared over the ranks.
         tensorboard: Whether to write scalars for TensorBoard.
@@ -52,7 +55,7 @@ def assemble(
         profile_steps: Range of steps to profile, such as `10:20`.
     """
     timing = StepTiming(exporter.page)
-    observers = Observers([HeartbeatObserver(heartbeat), timing])
+    observers = Observers([startup, HeartbeatObserver(heartbeat), timing])
     weights = weights_to_compare(model, norm)
     observers.add(CrossRankWindows(timing, exporter.page, communicator, weights, observers))
     if communicator.rank == 0:
