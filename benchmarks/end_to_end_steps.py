@@ -48,7 +48,7 @@ class Service(rank.TimingService):
             observers = self._observers(model, config, output)
         steps = Steps(model, optimizer, self.communicator, Replicas(), batch_size=config.batch_size)
         if contender == "steps":
-            return _repeated(steps, data, case["steps"], config.batch_size)
+            return _repeated(steps, data, case["steps"], config)
         return self._epoch(model, optimizer, steps, data, observers, config)
 
     def _observers(self, model: keras.Model, config: TrainConfig, output: Path) -> Observer:
@@ -98,7 +98,6 @@ class Service(rank.TimingService):
         loop = TrainingLoop(
             data,
             model,
-            optimizer,
             steps,
             state,
             Sharding(config.batch_size, self.communicator),
@@ -122,13 +121,14 @@ class Service(rank.TimingService):
         return epoch
 
 
-def _repeated(steps: Steps, data: DataSet, count: int, rows: int) -> Callable[[], None]:
+def _repeated(steps: Steps, data: DataSet, count: int, config: TrainConfig) -> Callable[[], None]:
     """As many steps as an epoch has, on one batch in memory."""
+    rows, rate = config.batch_size, config.learning_rate
     batch = data.train.read(np.arange(rows))
 
     def epoch() -> None:
         for _ in range(count):
-            steps.train(*batch, False, rows)
+            steps.train(*batch, False, rows, rate)
 
     return epoch
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -25,8 +24,7 @@ class TrainingLoop:
     Args:
         data: The data set, equal on every rank.
         model: The model.
-        optimizer: A `syncbn.DistributedOptimizer`.
-        steps: The compiled steps of model and optimizer.
+        steps: The compiled steps of the model and its optimizer.
         state: The loop state, updated by every step and epoch.
         sharding: The samples of this rank.
         communicator: The ranks.
@@ -46,7 +44,6 @@ class TrainingLoop:
         self,
         data: DataSet,
         model: keras.Model,
-        optimizer: Any,
         steps: Steps,
         state: TrainState,
         sharding: Sharding,
@@ -63,7 +60,7 @@ class TrainingLoop:
         checkpoint_steps: int | None,
         local_statistics: bool,
     ) -> None:
-        self._data, self._model, self._optimizer, self._steps = data, model, optimizer, steps
+        self._data, self._model, self._steps = data, model, steps
         self._state, self._sharding, self._communicator = state, sharding, communicator
         self._check, self._observer, self._times = check, observer, times
         self._seed, self._rate, self._stop_requested = seed, learning_rate, stop_requested
@@ -80,9 +77,11 @@ class TrainingLoop:
             started = time.perf_counter()
             for features, labels in prefetched:
                 waited = time.perf_counter() - started
-                self._optimizer.learning_rate = rate = self._learning_rate()
+                rate = self._learning_rate()
                 fewest_rows = self._sharding.fewest_rows(len(self._data.train), state.consumed)
-                status = self._steps.train(features, labels, self._stop_requested(), fewest_rows)
+                status = self._steps.train(
+                    features, labels, self._stop_requested(), fewest_rows, rate
+                )
                 loss, correct, rows = status[:3]
                 state.step += 1
                 state.consumed += int(rows)

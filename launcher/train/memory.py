@@ -111,7 +111,7 @@ class StepTrial:
         optimizer.build(model.trainable_variables)
         steps = self._new_steps(model, optimizer, alone, Replicas(), micro_batches=micro_batches)
         features = np.zeros((rows, *self._shape), np.float32)
-        steps.train(features, np.zeros(rows, np.int32), False, rows)
+        steps.train(features, np.zeros(rows, np.int32), False, rows, learning_rate=0.0)
 
 
 def fit_micro_batches(

@@ -197,7 +197,6 @@ def _run(config: TrainConfig, heartbeat: Heartbeat, startup: StartupTimes) -> in
         loop = TrainingLoop(
             data,
             model,
-            optimizer,
             steps,
             state,
             sharding,

@@ -92,17 +92,22 @@ class Steps:
         ]
         self._evaluate = replicas.compiled(self._evaluation_body, batch)
         if micro_batches == 1:
-            step = [*batch, tf.TensorSpec([])]
+            step = [*batch, tf.TensorSpec([2])]
             self._train = replicas.compiled(self._train_body, step)
             self._train_empty = replicas.compiled(self._train_empty_body, step)
         else:
             self._pass_sums = GradientAccumulator(model.trainable_variables, _zeros)
             self._accumulate = replicas.compiled(self._accumulate_body, batch)
             self._accumulate_empty = replicas.compiled(self._accumulate_empty_body, batch)
-            self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([4])])
+            self._finish = replicas.compiled(self._finish_body, [tf.TensorSpec([5])])
 
     def train(
-        self, features: np.ndarray, labels: np.ndarray, stop: bool, fewest_rows: int
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        stop: bool,
+        fewest_rows: int,
+        learning_rate: float,
     ) -> StepStatus:
         """Runs one optimizer step over all ranks. A collective call.
 
@@ -114,6 +119,8 @@ class Steps:
             fewest_rows: The smallest number of rows of any rank in this step. It bounds the number
                 of micro-batches, which must be equal on all ranks (each is a collective), and none
                 may be empty.
+            learning_rate: Of this step; set within the compiled step, which is much cheaper than
+                an assignment before it.
         """
         empty = len(labels) == 0
         if empty:
@@ -121,11 +128,13 @@ class Steps:
             labels = np.full(self._batch_size, _NO_LABEL, np.int32)
         if self._micro_batches == 1:
             step = self._train_empty if empty else self._train
-            status = StepStatus(*step(features, labels, tf.constant(float(stop))).tolist())
+            control = tf.constant([float(stop), learning_rate])
+            status = StepStatus(*step(features, labels, control).tolist())
         else:
             before = [(v, v.numpy()) for v in self._statistics]
             count = min(self._micro_batches, max(1, fewest_rows))
-            status = self._train_in_parts(features, labels, stop, count, empty)
+            control = [float(stop), learning_rate]
+            status = self._train_in_parts(features, labels, control, count, empty)
             if status.skipped > self._skipped:
                 for variable, value in before:
                     variable.assign(value)
@@ -145,33 +154,41 @@ class Steps:
         return [v for v in self._model.non_trainable_variables if "float" in v.dtype]
 
     def _train_in_parts(
-        self, features: np.ndarray, labels: np.ndarray, stop: bool, count: int, empty: bool
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        control: list[float],
+        count: int,
+        empty: bool,
     ) -> StepStatus:
         """Like `train`; counts the skipped updates since the beginning."""
         parts = zip(np.array_split(features, count), np.array_split(labels, count), strict=True)
         accumulate = self._accumulate_empty if empty else self._accumulate
         sums = np.sum([accumulate(*part) for part in parts], axis=0)
-        status = tf.constant([*sums, float(stop)], tf.float32)
+        status = tf.constant([*sums, *control], tf.float32)
         return StepStatus(*self._finish(status).tolist())
 
     def evaluate(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Σ loss, Σ correct and rows of the batch of this process, without communication."""
         return self._evaluate(features, labels)
 
-    def _train_body(self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+    def _train_body(self, features: tf.Tensor, labels: tf.Tensor, control: tf.Tensor) -> tf.Tensor:
+        """`control`: whether to stop, and the learning rate, (2,)."""
+        self._optimizer.learning_rate = control[1]
         with self._restored_if_skipped():
             gradients, sums = self._gradients(features, labels)
             self._apply(gradients, sums[2])
-        return self._over_ranks(tf.concat([sums, [stop]], axis=0))
+        return self._over_ranks(tf.concat([sums, control[:1]], axis=0))
 
     def _train_empty_body(
-        self, features: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor
+        self, features: tf.Tensor, labels: tf.Tensor, control: tf.Tensor
     ) -> tf.Tensor:
         """The collectives of `_train_body` for an empty batch, on placeholder rows."""
+        self._optimizer.learning_rate = control[1]
         with self._restored_if_skipped():
             gradients, sums = self._empty_gradients(features, labels)
             self._apply(gradients, sums[2])
-        return self._over_ranks(tf.concat([sums, [stop]], axis=0))
+        return self._over_ranks(tf.concat([sums, control[:1]], axis=0))
 
     def _restored_if_skipped(self) -> AbstractContextManager[None]:
         """Restores the moving statistics on exit if the update was skipped."""
@@ -207,8 +224,9 @@ class Steps:
         def apply(sums: list[tf.Tensor], presence: tf.Tensor, rows: tf.Tensor) -> None:
             self._apply(sums, rows)
 
+        self._optimizer.learning_rate = status[4]
         self._pass_sums.apply(range(len(self._model.trainable_variables)), apply)
-        return self._over_ranks(status)
+        return self._over_ranks(status[:4])
 
     def _gradients(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
         rows = tf.cast(tf.shape(labels)[0], tf.float32)
