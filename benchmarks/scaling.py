@@ -134,12 +134,15 @@ COSTS = {"tree": tree, "ring": ring}
 
 
 def of_layers(kind: str, ranks: int, channels: Sequence[int], alpha: float, beta: float) -> float:
-    """Seconds of the sums of these layers in one step: 4C+2 numbers forward, 2C backward."""
+    """Seconds of the sums of these layers in one step."""
     return sum(
-        COSTS[kind](ranks, 8 * length, alpha, beta)
-        for count in channels
-        for length in (4 * count + 2, 2 * count)
+        COSTS[kind](ranks, 8 * length, alpha, beta) for c in channels for length in lengths(c)
     )
+
+
+def lengths(channels: int) -> tuple[int, int]:
+    """The numbers of values that a layer sums, forward and backward."""
+    return 4 * channels + 2, 2 * channels
 
 
 def in_ranks(count: int) -> str:
