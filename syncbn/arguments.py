@@ -37,7 +37,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 def check_numbers(momentum: float, renorm_momentum: float, epsilon: float) -> None:
     for name, value in (("momentum", momentum), ("renorm_momentum", renorm_momentum)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1]. Received: {name}={value}")
+            raise ValueError(f"`{name}` must be in [0, 1]. Received: {name}={value}")
     if not epsilon >= 0.0:
         raise ValueError(f"epsilon must not be negative. Received: epsilon={epsilon}")
 
@@ -50,16 +50,18 @@ def check_adjustment(adjustment: Any) -> None:
 
 
 def check_renorm_clipping(limits: dict[str, float] | None) -> None:
-    """Keras' checks, with the received value in the message."""
+    """Keras' checks and words, which its tests expect, with the received value."""
     received = f"Received: renorm_clipping={limits}"
     limits = limits or {}
     if set(limits) - {"rmax", "rmin", "dmax"}:
-        raise ValueError(f"renorm_clipping may have the keys rmax, rmin and dmax. {received}")
+        raise ValueError(
+            f"Received invalid keys: renorm_clipping may have rmax, rmin and dmax. {received}"
+        )
     rmin, rmax, dmax = (limits.get(key) for key in ("rmin", "rmax", "dmax"))
     if rmin is not None and rmax is not None and rmax < rmin:
-        raise ValueError(f"rmax of renorm_clipping must not be less than rmin. {received}")
+        raise ValueError(f"rmax should be at least rmin in renorm_clipping. {received}")
     if dmax is not None and dmax < 0:
-        raise ValueError(f"dmax of renorm_clipping must not be negative. {received}")
+        raise ValueError(f"dmax should be non-negative in renorm_clipping. {received}")
 
 
 def check_compatible(renorm: bool, virtual_batch_size: int | None, group_size: int | None) -> None:

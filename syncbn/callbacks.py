@@ -104,7 +104,7 @@ class AverageMetrics(RanksCallback):
     The state variables of each metric are summed over the ranks, so a metric is weighted by rows,
     not by rank, and exact for accuracy, AUC, precision and every other Keras metric whose state is
     a sum. Place it before callbacks that read the logs (early stopping, checkpoints of the best
-    value).
+    value). What a custom `train_step` returns without updating a metric remains that of this rank.
 
     `evaluate` returns its results before callbacks run, so they cover this rank only: read
     `model.get_metrics_result()` afterwards instead.
@@ -145,15 +145,26 @@ class AverageMetrics(RanksCallback):
 
     def _over_ranks(self, keep: bool = False) -> dict[str, Any]:
         """Results of the metrics over all ranks; the states are summed in place if `keep`."""
-        states = [variable for metric in self.model.metrics for variable in metric.variables]
+        metrics = list(self.model.metrics)
+        states = [variable for metric in metrics for variable in metric.variables]
         mine = [tf.identity(state.value) for state in states]
         sums = self.communicator.all_reduce_many(mine, "metrics")
         for state, total in zip(states, sums, strict=True):
             state.assign(total)
-        results = {name: _number(value) for name, value in self.model.get_metrics_result().items()}
+        # A custom `train_step` may leave Keras' own metrics without an update: what the step returns
+        # under their names remains in the logs.
+        updated = [m for m in metrics if any(np.any(state.numpy()) for state in m.variables)]
+        if len(updated) == len(metrics):
+            results = self.model.get_metrics_result()
+        else:
+            results = {}
+            for metric in updated:
+                result = metric.result()
+                results.update(result if isinstance(result, dict) else {metric.name: result})
+        numbers = {name: _number(value) for name, value in results.items()}
         for state, value in zip(states, () if keep else mine, strict=not keep):
             state.assign(value)
-        return results
+        return numbers
 
 
 class WarmUpLearningRate(RanksCallback):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from syncbn import callbacks, weigh_rows
 from syncbn.errors import NonFiniteError
@@ -42,6 +43,39 @@ def _model(optimizer: keras.optimizers.Optimizer, **options: object) -> keras.Mo
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="out")])
     model.compile(optimizer, loss="mse", **options)
     return model
+
+
+class OwnStep(keras.Model):
+    """Computes its loss without the compiled metrics, and has a metric of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.error = keras.metrics.MeanAbsoluteError(name="error")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.dense(inputs)
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = tf.reduce_mean((predicted - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.error.update_state(y, predicted)
+        return {"loss": loss, "twice": 2 * loss}
+
+
+def test_metrics_that_a_custom_step_does_not_update_keep_their_logs() -> None:
+    x, y = np.ones((4, 2), np.float32), np.full((4, 1), 9.0, np.float32)
+    model = OwnStep()
+    model.compile(keras.optimizers.SGD(0.0), loss="mse")
+    history = model.fit(x, y, verbose=0, epochs=2, callbacks=[callbacks.AverageMetrics()]).history
+    assert set(history) == {"loss", "twice", "error"}
+    assert history["loss"][1] > 0
+    assert history["twice"] == pytest.approx([2 * value for value in history["loss"]])
+    assert history["error"][1] ** 2 == pytest.approx(history["loss"][1])
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -28,12 +28,12 @@ X = np.random.default_rng(0).normal(size=(6, 4, 3)).astype("float32")
         ({"virtual_batch_size": 2, "renorm": True}, "choose one.*virtual_batch_size=2"),
         ({"virtual_batch_size": 2, "group_size": 2}, "choose one.*group_size=2"),
         ({"adjustment": 3}, "adjustment must be callable or None. Received: adjustment=3"),
-        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\]. Received: momentum=1.5"),
-        ({"renorm_momentum": -0.1, "renorm": True}, r"renorm_momentum must lie in \[0, 1\]"),
+        ({"momentum": 1.5}, r"`momentum` must be in \[0, 1\]. Received: momentum=1.5"),
+        ({"renorm_momentum": -0.1, "renorm": True}, r"`renorm_momentum` must be in \[0, 1\]"),
         ({"epsilon": -1e-3}, "epsilon must not be negative. Received: epsilon=-0.001"),
         (
             {"renorm": True, "renorm_clipping": {"rmaxx": 1.0}},
-            "renorm_clipping may have .* Received: .*rmaxx",
+            "Received invalid keys: renorm_clipping may have .* Received: .*rmaxx",
         ),
         (
             {"renorm": True, "renorm_clipping": {"rmax": 1.0, "rmin": 2.0}},
