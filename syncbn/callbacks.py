@@ -151,8 +151,8 @@ class AverageMetrics(RanksCallback):
         sums = self.communicator.all_reduce_many(mine, "metrics")
         for state, total in zip(states, sums, strict=True):
             state.assign(total)
-        # A custom `train_step` may leave Keras' own metrics without an update: what the step returns
-        # under their names remains in the logs.
+        # A custom `train_step` may not update Keras' own metrics: what it returns under their names
+        # remains in the logs.
         updated = [m for m in metrics if any(np.any(state.numpy()) for state in m.variables)]
         if len(updated) == len(metrics):
             results = self.model.get_metrics_result()

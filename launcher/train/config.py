@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from launcher.errors import UsageError
 
-DATASETS = ("digits", "mnist", "cifar10", "folder", "tfrecord")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "tfrecord")
 MODELS = ("dnn", "cnn", "resnet18", "resnet34", "resnet50")
 
 

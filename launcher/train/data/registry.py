@@ -20,8 +20,9 @@ def load_dataset(
     """Loads a data set.
 
     Args:
-        name: `digits`, `mnist`, `cifar10`, `folder`, `tfrecord`, or `package.module:function`.
-        path: Its file or directory; only digits and functions need none.
+        name: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `folder`, `tfrecord`, or
+            `package.module:function`.
+        path: Its file or directory; digits, functions and an installed Fashion-MNIST need none.
         image_size: Side in pixels that images of a folder or of TFRecord files are resized to;
             None for the format's default.
         validation_part: Fraction to hold out if the data set has no test part.
@@ -55,6 +56,10 @@ def _load(
         from launcher.train.data import user
 
         return user.load(name, validation_part, skip_bad_records)
+    if name == "fashion-mnist":
+        from launcher.train.data import fashion_mnist
+
+        return fashion_mnist.load(path)
     if path is None:
         raise UsageError(f"--dataset {name} needs --data PATH")
     if name == "mnist":

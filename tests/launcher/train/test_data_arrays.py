@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from launcher.errors import UsageError
-from launcher.train.data import DataError, load_dataset
+from launcher.train.data import DataError, fashion_mnist, load_dataset
 
 RANDOM = np.random.default_rng(5)
 
@@ -73,6 +73,37 @@ def test_mnist_in_idx_files(tmp_path: Path, compress: bool) -> None:
     expected = (images - images.mean()) / images.std()
     np.testing.assert_allclose(features[..., 0], expected, atol=1e-5)
     np.testing.assert_array_equal(labels, arrays["train-labels-idx1-ubyte"])
+
+
+def test_fashion_mnist_is_found_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    with pytest.raises(UsageError, match=r"apt-get install dataset-fashion-mnist.*keras.*debian"):
+        load_dataset("fashion-mnist")
+    cache = tmp_path / "keras" / "datasets" / "fashion-mnist"
+    cache.mkdir(parents=True)
+    _mnist(cache, compress=True)
+    data = load_dataset("fashion-mnist")
+    assert (data.name, len(data.train), data.shape) == ("fashion-mnist", 20, (5, 4, 1))
+    _mnist(tmp_path)
+    assert len(load_dataset("fashion-mnist", tmp_path).train) == 20
+    (tmp_path / "debian").mkdir()
+    with pytest.raises(DataError, match="debian"):  # before Keras' cache
+        load_dataset("fashion-mnist")
+
+
+def test_the_real_fashion_mnist() -> None:
+    if not fashion_mnist.DEBIAN.is_dir():
+        pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    data = load_dataset("fashion-mnist")
+    assert (len(data.train), len(data.validation), data.classes) == (60_000, 10_000, 10)
+    assert data.shape == (28, 28, 1)
+    images, labels = data.train.read(np.arange(60_000))
+    assert np.bincount(labels).tolist() == [6000] * 10
+    assert abs(float(images.mean())) < 1e-3
+    assert float(images.std()) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_mnist_in_an_npz_file(tmp_path: Path) -> None:
