@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.training`: ResNet-20 on small images, gradients averaged over ranks."""
+"""The steps of `benchmarks.training`: whole models, gradients averaged over ranks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +35,18 @@ def resnet20(norm: Norm, pixels: int, blocks: int = 3) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(10)(features))
 
 
+def application(contender: str, name: str, pixels: int) -> keras.Model:
+    """A network of keras.applications with the normalization of a contender."""
+    build = getattr(keras.applications, name)
+    model = build(weights=None, input_shape=(pixels, pixels, 3), classes=10)
+    if contender == "ours":
+        return syncbn.convert_sync_batchnorm(model)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = contender == "keras synchronized"
+    return model
+
+
 NORMS: dict[str, Norm] = {
     "ours": syncbn.SyncBatchNormalization,
     "keras": keras.layers.BatchNormalization,
@@ -51,7 +63,10 @@ class Service(rank.TimingService):
         replicas = strategy.num_replicas_in_sync
         keras.utils.set_random_seed(1)
         with strategy.scope():
-            model = resnet20(NORMS[contender], pixels, case["blocks"])
+            if "application" in case:
+                model = application(contender, case["application"], pixels)
+            else:
+                model = resnet20(NORMS[contender], pixels, case["blocks"])
             optimizer: Any = keras.optimizers.SGD(0.01, momentum=0.9)
             if replicas == 1:
                 optimizer = syncbn.DistributedOptimizer(optimizer)
