@@ -47,17 +47,18 @@ def normalization(
         )
         return outputs, _average(sums, context)
     packed = _blocks_to_channels(inputs, layout, blocks, block_size)
-    packed_weights = None
-    if weights is not None:
-        spread = tf.broadcast_to(weights, tf.shape(inputs))
-        packed_weights = _blocks_to_channels(spread, layout, blocks, block_size)
+    spread = None if weights is None else tf.broadcast_to(weights, tf.shape(inputs))
+    others = [
+        None if values is None else _blocks_to_channels(values, layout, blocks, block_size)
+        for values in (spread, context.residual)
+    ]
     inner = Layout(layout.rank, layout.rank - 1)
-    alone = dataclasses.replace(alone, layout=inner, weights=packed_weights)
+    alone = dataclasses.replace(alone, layout=inner, weights=others[0], residual=others[1])
     statistics = normalize.batch_moments(packed, alone)
     outputs = normalize.apply_moments(
         packed, statistics, tf.tile(scale, [blocks]), tf.tile(offset, [blocks]), alone
     )
-    outputs = context.activated(_channels_to_blocks(outputs, inputs, layout, blocks, block_size))
+    outputs = _channels_to_blocks(outputs, inputs, layout, blocks, block_size)
     return outputs, _average(_sums(statistics, channels), context)
 
 

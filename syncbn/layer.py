@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from syncbn import arguments, consistency, ghost, moving_statistics, normalize
+from syncbn import arguments, consistency, ghost, moving_statistics, normalize, residuals
 from syncbn.communicators import Communicator, resolve
 from syncbn.communicators.contribution import contributing
 from syncbn.errors import SyncbnError
@@ -57,7 +57,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             bias of its initial zero (adds two non-trainable weights).
         bessel_correction: Update the moving variance with the unbiased n/(n−1) estimate, n being
             the count over all ranks. Keras uses the population variance.
-        activation: Applied to the outputs.
+        activation: Applied to the outputs, after the addition of a residual.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -69,6 +69,10 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             not affect the statistics of any rank.
         batch_weights: Frequency weight of each sample, shape (batch,), not negative; a sample of
             weight 2 counts as two equal samples.
+        residual: Added to the normalized values before the activation, as in residual networks
+            (He et al., 2015): a tensor of the shape of `inputs`, of any float dtype if the layer
+            casts its inputs (`autocast`, the default), else of the same. Masks and weights do not
+            affect it, and half precision is rounded once, after the activation.
 
     Raises:
         ValueError: An invalid argument; the message has the expected and the received value.
@@ -78,6 +82,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         - Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
         - Ioffe, 2017, https://arxiv.org/abs/1702.03275
         - Hoffer et al., 2017, https://arxiv.org/abs/1705.08741
+        - He et al., 2015, https://arxiv.org/abs/1512.03385
     """
 
     def __init__(
@@ -156,14 +161,25 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             for name in ("moving_mean_biased", "moving_mean_step"):
                 setattr(self, name, self.add_weight(name=name, autocast=False, **options))
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, residual: Any = None, **kwargs: Any) -> Any:
         # Keras casts every float argument to the compute dtype, but batch_weights in half precision
         # would lose counts.
-        mask = getattr(inputs, "_keras_mask", None)
-        inputs = self.dtype_policy.convert_input(inputs, self.autocast, self.input_dtype)
+        inputs = self._converted(inputs)
+        if residual is None:
+            return super().__call__(inputs, *args, **kwargs)
+        residual = self._converted(residual)
+        residuals.check(inputs, residual)
+        outputs = super().__call__(inputs, *args, residual=residual, **kwargs)
+        residuals.set_mask(outputs, inputs, residual)
+        return outputs
+
+    def _converted(self, value: Any) -> Any:
+        """`value` as a tensor of the compute dtype, with its mask."""
+        mask = getattr(value, "_keras_mask", None)
+        value = self.dtype_policy.convert_input(value, self.autocast, self.input_dtype)
         if mask is not None:
-            inputs._keras_mask = mask
-        return super().__call__(inputs, *args, **kwargs)
+            value._keras_mask = mask
+        return value
 
     def call(
         self,
@@ -171,35 +187,43 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         training: bool | None = None,
         mask: tf.Tensor | None = None,
         batch_weights: tf.Tensor | None = None,
+        residual: tf.Tensor | None = None,
     ) -> tf.Tensor:
         weights = arguments.joint_weights(inputs, self._layout, mask, batch_weights)
         gamma, beta = self._gamma_beta(compute_dtype(inputs.dtype))
         if training and self.trainable:
             if self.synchronized and self.communicator == "auto" and self.group_size is None:
                 consistency.note_layer(self)
-            return self._by_batch_statistics(inputs, weights, gamma, beta)
+            return self._by_batch_statistics(inputs, weights, gamma, beta, residual)
         outputs = normalize.by_moving_statistics(
             inputs, self._moving(), gamma, beta, self._layout, self.epsilon
         )
+        outputs = residuals.add(outputs, residual)
         return self.activation(tf.cast(outputs, self.compute_dtype))
 
     def _by_batch_statistics(
-        self, inputs: tf.Tensor, weights: tf.Tensor | None, gamma: tf.Tensor, beta: tf.Tensor
+        self,
+        inputs: tf.Tensor,
+        weights: tf.Tensor | None,
+        gamma: tf.Tensor,
+        beta: tf.Tensor,
+        residual: tf.Tensor | None,
     ) -> tf.Tensor:
         """Training: normalizes by the moments of the global batch, updates moving statistics."""
         if self.adjustment is None:
             if inputs.dtype != self.compute_dtype:
                 inputs = tf.cast(inputs, gamma.dtype)  # to round to half precision only once
-            return self._normalize(inputs, gamma, beta, weights, self.activation)
+            return self._normalize(inputs, gamma, beta, weights, residual, self.activation)
         adjusted, bias = (tf.cast(v, gamma.dtype) for v in self.adjustment(tf.shape(inputs)))
         scale = adjusted * self._layout.spread(gamma)
         offset = bias * self._layout.spread(gamma) + self._layout.spread(beta)
         inputs = tf.cast(inputs, gamma.dtype)
         if self._layout.by_channel(scale.shape) and self._layout.by_channel(offset.shape):
             scale, offset = (tf.reshape(v, [-1]) for v in (scale, offset))
-            return self._normalize(inputs, scale, offset, weights, self.activation)
+            return self._normalize(inputs, scale, offset, weights, residual, self.activation)
         outputs = self._normalize(inputs, tf.ones_like(gamma), tf.zeros_like(beta), weights)
-        return self.activation(tf.cast(outputs * scale + offset, self.compute_dtype))
+        outputs = residuals.add(outputs * scale + offset, residual)
+        return self.activation(tf.cast(outputs, self.compute_dtype))
 
     def _normalize(
         self,
@@ -207,13 +231,15 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         scale: tf.Tensor,
         offset: tf.Tensor,
         weights: tf.Tensor | None,
+        residual: tf.Tensor | None = None,
         activation: Any = None,
     ) -> tf.Tensor:
-        """activation(x̂·scale + offset), with renorm activation((x̂·r + d)·scale + offset)."""
+        """activation(x̂·scale + offset + residual); x̂·r + d instead of x̂ with renorm."""
         # Not `path`, which lacks the model's name in a loaded layer: ranks may load or build.
         rectifier = rectifier_of(activation)
+        residual = None if residual is None else tf.cast(residual, inputs.dtype)
         context = NormContext(
-            self._layout, self.epsilon, self._group(), self.name, weights, rectifier
+            self._layout, self.epsilon, self._group(), self.name, weights, residual, rectifier
         )
         moving, block_size = self._moving(), self.virtual_batch_size
         renorm = self._renorm() if self.renorm else None

@@ -28,6 +28,13 @@ class Rectifier:
         positive = tf.nn.relu(values) if self.cap == math.inf else tf.nn.relu6(values)
         return positive if self.slope == 0.0 else tf.nn.leaky_relu(values, self.slope)
 
+    def gradient(self, values: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        """`upstream` times the derivative at `values`."""
+        if self.slope != 0.0:
+            return tf.raw_ops.LeakyReluGrad(gradients=upstream, features=values, alpha=self.slope)
+        of = tf.raw_ops.ReluGrad if self.cap == math.inf else tf.raw_ops.Relu6Grad
+        return of(gradients=upstream, features=values)
+
 
 _RECTIFIERS = (
     (keras.activations.relu, Rectifier()),
@@ -52,6 +59,8 @@ class NormContext:
         name: Prefix of the names of the collectives, the same on every rank.
         weights: As in `moments.local`: in the compute dtype and broadcastable to the inputs, zero
             at masked positions. None: all positions have weight 1.
+        residual: Added to the normalized values, before the rectifier: of the shape and dtype of
+            the inputs, or None.
         rectifier: Applied to the normalized values, or None.
     """
 
@@ -60,11 +69,8 @@ class NormContext:
     communicator: Communicator
     name: str
     weights: tf.Tensor | None = None
+    residual: tf.Tensor | None = None
     rectifier: Rectifier | None = None
-
-    def activated(self, outputs: tf.Tensor) -> tf.Tensor:
-        """`outputs` after the rectifier, if there is one."""
-        return outputs if self.rectifier is None else self.rectifier(outputs)
 
     def all_reduce(self, wire: tf.Tensor, direction: str) -> tf.Tensor:
         """The sum of `wire` over all ranks, measured by `telemetry` as sync_batch_norm.

@@ -1,9 +1,9 @@
 """Normalization by synchronized statistics, combining `moments` with collectives.
 
 Forward: local sums → one all-reduce → moments → normalize. Backward, through one custom gradient:
-local gradient sums → one all-reduce → input gradient. Only the inputs and O(C) numbers are stored
-between the two. The gradients of scale and offset are local sums: the optimizer averages them over
-ranks like every other gradient.
+local gradient sums → one all-reduce → input gradient. Only the inputs, the residual if a rectifier
+follows, and O(C) numbers are stored between the two. The gradients of scale and offset are local
+sums: the optimizer averages them over ranks like every other gradient.
 
 Two implementations, same result, with any communicator: TensorFlow operations (`moments.py`) on
 every device, and fused C++ operations (`native/fused.py`), which make fewer passes over the tensor,
@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn import dispatch, moments
+from syncbn import dispatch, moments, residuals
 from syncbn.moments import Layout, Moments
 from syncbn.moving_statistics import MovingStatistics, RenormStatistics, renorm_correction
 from syncbn.native import fused
@@ -47,14 +47,16 @@ def apply_moments(
 ) -> tf.Tensor:
     """Normalizes by the moments of the global batch; the gradient includes that of the moments.
 
-    The backward pass contains one all-reduce. `scale` and `offset` (shape (C,), compute dtype) may
-    depend on the moments (renorm), but no gradient flows through that dependency.
+    Adds the residual and applies the rectifier of the context. The backward pass contains one
+    all-reduce. `scale` and `offset` (shape (C,), compute dtype) may depend on the moments (renorm),
+    but no gradient flows through that dependency.
 
     Returns:
         A tensor of the shape of `inputs` in the compute dtype (float32 for half precision).
     """
     dtype = moments.compute_dtype(inputs.dtype)
     layout, epsilon, weights = context.layout, context.epsilon, context.weights
+    rectifier = context.rectifier
 
     def center(values: tf.Tensor) -> tf.Tensor:
         """x − mean, and 0 where a masked input is NaN or infinite."""
@@ -65,12 +67,24 @@ def apply_moments(
         return tf.where(keep, centered, tf.zeros_like(centered))
 
     @tf.custom_gradient
-    def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
+    def normalized(
+        values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *residual: tf.Tensor
+    ) -> Any:
         factor = tf.cast(statistics.inverse_stddev(epsilon), dtype) * scale
-        outputs = center(values) * layout.spread(factor) + layout.spread(offset)
 
-        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def total(centered: tf.Tensor) -> tf.Tensor:
+            """The values before the rectifier."""
+            scaled = centered * layout.spread(factor) + layout.spread(offset)
+            return residuals.add(scaled, *residual)
+
+        outputs = total(center(values))
+        if rectifier is not None:
+            outputs = rectifier(outputs)
+
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             centered = center(values)
+            if rectifier is not None:
+                upstream = rectifier.gradient(total(centered), upstream)
             first, second = moments.local_gradient_sums(upstream, centered, layout)
             wide = tf.cast(scale, tf.float64)
             wire = tf.concat([wide * first, wide * second], axis=0)
@@ -89,12 +103,14 @@ def apply_moments(
                     tf.cast(second * statistics.inverse_stddev(epsilon), dtype)
                 ),
                 moments.without_derivative(tf.cast(first, dtype)),
+                *(moments.without_derivative(tf.cast(upstream, r.dtype)) for r in residual),
             )
 
         return outputs, gradients
 
+    residual = [] if context.residual is None else [context.residual]
     with tf.name_scope("normalize"):
-        return normalized(inputs, scale, offset)
+        return normalized(inputs, scale, offset, *residual)
 
 
 def synchronized_normalization(
@@ -107,7 +123,7 @@ def synchronized_normalization(
 ) -> tuple[tf.Tensor, Moments]:
     """Computes the moments and normalizes, with the implementation that `dispatch` chooses.
 
-    With `renorm` outputs are (x̂·r + d)·scale + offset; the context's rectifier follows.
+    With `renorm` outputs are (x̂·r + d)·scale + offset; the context's residual and rectifier follow.
 
     Returns:
         The outputs, in the compute dtype or in that of half-precision inputs, and the moments of
@@ -120,8 +136,7 @@ def synchronized_normalization(
     if renorm is not None:
         r, d = renorm_correction(statistics, renorm, context.epsilon, scale.dtype)
         scale, offset = r * scale, d * scale + offset
-    outputs = apply_moments(inputs, statistics, scale, offset, context)
-    return context.activated(outputs), statistics
+    return apply_moments(inputs, statistics, scale, offset, context), statistics
 
 
 def by_moving_statistics(

@@ -23,13 +23,15 @@ constexpr syncbn::Kernels kernels() {
       [](const void* x, Planes p, const void* weights, const double* pivot, double* r, double* q) {
         local_sums(static_cast<const In*>(x), p, static_cast<const T*>(weights), pivot, r, q);
       },
-      [](const void* g, const void* x, Planes p, const void* weights, const double* moments,
-         const void* terms, Rectifier rectifier, double* r, double* q) {
-        const auto sums =
-            rectifier.rectifies() ? gradient_sums<In, true> : gradient_sums<In, false>;
-        sums(static_cast<const In*>(g), static_cast<const In*>(x), p,
-             static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r,
-             q);
+      [](const void* g, const void* x, const void* residual, Planes p, const void* weights,
+         const double* moments, const void* terms, Rectifier rectifier, double* r, double* q,
+         void* through) {
+        const auto sums = residual != nullptr     ? gradient_sums<In, After::kSum>
+                          : rectifier.rectifies() ? gradient_sums<In, After::kRectifier>
+                                                  : gradient_sums<In, After::kNothing>;
+        sums(static_cast<const In*>(g), static_cast<const In*>(x), static_cast<const In*>(residual),
+             p, static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r,
+             q, static_cast<In*>(through));
       },
       [](const double* sums, const double* moments, int64_t channels, double epsilon,
          const void* scale, double* wire, void* of_scale, void* of_offset) {
@@ -47,11 +49,14 @@ constexpr syncbn::Kernels kernels() {
         gradient_terms(moments, channels, epsilon, static_cast<const T*>(scale),
                        static_cast<const T*>(offset), sums, static_cast<T*>(terms));
       },
-      [](const void* x, Planes p, const void* weights, const void* terms, Rectifier rectifier,
-         void* y) {
-        const auto all = rectifier.rectifies() ? normalize<In, true> : normalize<In, false>;
-        all(static_cast<const In*>(x), p, static_cast<const T*>(weights),
-            static_cast<const T*>(terms), rectifier, static_cast<In*>(y));
+      [](const void* x, const void* residual, Planes p, const void* weights, const void* terms,
+         Rectifier rectifier, void* y) {
+        const auto all = residual != nullptr     ? normalize<In, After::kSum>
+                         : rectifier.rectifies() ? normalize<In, After::kRectifier>
+                                                 : normalize<In, After::kNothing>;
+        all(static_cast<const In*>(x), static_cast<const In*>(residual), p,
+            static_cast<const T*>(weights), static_cast<const T*>(terms), rectifier,
+            static_cast<In*>(y));
       },
       [](const void* g, const void* x, Planes p, const void* weights, const void* terms,
          Rectifier rectifier, void* dx) {

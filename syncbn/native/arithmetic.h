@@ -41,10 +41,11 @@ struct Kernels {
                      double* q);
 
   // r += Σg, q += Σg·(x − mean), with g the gradient of the rectifier's input: `terms` are those of
-  // `normalization_terms`, used only if there is a rectifier.
-  void (*gradient_sums)(const void* g, const void* x, Planes p, const void* weights,
-                        const double* moments, const void* terms, Rectifier rectifier, double* r,
-                        double* q);
+  // `normalization_terms`, used only if there is a rectifier. If a residual was added before the
+  // rectifier, g is stored in `through`, which may alias the argument.
+  void (*gradient_sums)(const void* g, const void* x, const void* residual, Planes p,
+                        const void* weights, const double* moments, const void* terms,
+                        Rectifier rectifier, double* r, double* q, void* through);
 
   // The wire (2, C) and the gradients of γ and β from this rank's sums (2, C) about the rounded
   // mean.
@@ -59,9 +60,10 @@ struct Kernels {
   void (*gradient_terms)(const double* moments, int64_t channels, double epsilon, const void* scale,
                          const void* offset, const double* sums, void* terms);
 
-  // These use the coefficients. dx may alias g.
-  void (*normalize)(const void* x, Planes p, const void* weights, const void* terms,
-                    Rectifier rectifier, void* y);
+  // These use the coefficients. `residual`, here and above: values like x, added before the
+  // rectifier, or null. dx may alias g, which must be `through` if a residual was added.
+  void (*normalize)(const void* x, const void* residual, Planes p, const void* weights,
+                    const void* terms, Rectifier rectifier, void* y);
   void (*input_gradient)(const void* g, const void* x, Planes p, const void* weights,
                          const void* terms, Rectifier rectifier, void* dx);
 

@@ -4,6 +4,7 @@
 #define SYNCBN_NATIVE_BATCHES_H_
 
 #include <stdint.h>
+#include <stdio.h>
 
 #include "arithmetic.h"
 #include "library.h"
@@ -16,6 +17,16 @@ namespace {
 
 // Fewer values are not worth an additional thread.
 constexpr int64_t kValuesPerThread = 1 << 16;
+
+// Writes the shape of a tensor as text, truncated if it is long.
+template <int size>
+void describe(const Tensor& tensor, char (&text)[size]) {
+  int end = snprintf(text, size, "(");
+  for (int i = 0; i < tensor.rank() && end < size; ++i)
+    end += snprintf(text + end, size - end, i > 0 ? ", %lld" : "%lld",
+                    static_cast<long long>(tensor.dim(i)));
+  if (end < size) snprintf(text + end, size - end, ")");
+}
 
 // The attributes of each of the four operations.
 struct Layer {
@@ -41,11 +52,29 @@ struct Layer {
     return true;
   }
 
+  // The residual, or null if there is none: a vector. Sets an error in `run` if its shape is not
+  // that of x.
+  const void* residual(const Tensor& values, const Tensor& x, Run& run) const {
+    if (values.rank() == 1) return nullptr;
+    bool equal = values.rank() == x.rank();
+    for (int i = 0; equal && i < x.rank(); ++i) equal = values.dim(i) == x.dim(i);
+    if (equal) return values.data();
+    char shapes[2][64];
+    describe(values, shapes[0]), describe(x, shapes[1]);
+    run.status.set(kInvalidArgument,
+                   "residual must have the shape of inputs. Received: residual of shape %s, inputs "
+                   "of shape %s",
+                   shapes[0], shapes[1]);
+    return nullptr;
+  }
+
+  // The value at `offset`; null stays null.
   const void* at(const void* values, int64_t offset) const {
-    return static_cast<const char*>(values) + offset * kernels->value_size;
+    return values == nullptr ? nullptr
+                             : static_cast<const char*>(values) + offset * kernels->value_size;
   }
   void* at(void* values, int64_t offset) const {
-    return static_cast<char*>(values) + offset * kernels->value_size;
+    return values == nullptr ? nullptr : static_cast<char*>(values) + offset * kernels->value_size;
   }
 
   int64_t axis;

@@ -13,6 +13,8 @@ from syncbn.moments import NO_SECOND_DERIVATIVE, Moments, compute_dtype
 from syncbn.moving_statistics import MovingStatistics, RenormStatistics
 from syncbn.norm_context import NormContext, Rectifier
 
+_IDENTITY = Rectifier(slope=1.0, cap=math.inf)
+
 
 @tf.RegisterGradient("SyncbnGradientSums")
 @tf.RegisterGradient("SyncbnInputGradient")
@@ -36,6 +38,9 @@ def normalization(
     renorm: RenormStatistics | None = None,
 ) -> tuple[tf.Tensor, Moments]:
     """`normalize.synchronized_normalization` with the operations of `native`.
+
+    The gradient of a residual before a rectifier is computed with the gradient sums, in the memory
+    of dy if nothing else uses that, and the gradient of the inputs is computed from it.
 
     Half precision is read and written as such, computed in float32, and rounded once.
 
@@ -112,21 +117,28 @@ class _Layer:
     ) -> None:
         dtype = compute_dtype(inputs.dtype)
         numbers = [context.epsilon, moving.momentum, moving.bessel_correction]
-        rectifier = context.rectifier or Rectifier(slope=1.0, cap=math.inf)
-        rest = [rectifier.slope, rectifier.cap]
-        if blocks is None:
-            options = tf.constant([*numbers, 1, *rest], tf.float64)
-        else:
+
+        def options(rectifier: Rectifier) -> tf.Tensor:
+            rest = [rectifier.slope, rectifier.cap]
+            if blocks is None:
+                return tf.constant([*numbers, 1, *rest], tf.float64)
             parts = (numbers, tf.cast([blocks], tf.float64), rest)
-            options = tf.concat([tf.convert_to_tensor(part, tf.float64) for part in parts], 0)
+            return tf.concat([tf.convert_to_tensor(part, tf.float64) for part in parts], 0)
+
         self._operations = operations
         self._moving_mean = tf.cast(moving.mean, dtype)
         self._moving_variance = tf.cast(moving.variance, dtype)
+        self._residual = context.residual
+        # The gradient of a sum is that of its terms: nothing to compute without a rectifier.
+        self._rectifies_sum = not (context.residual is None or context.rectifier is None)
         self._common = {
             "weights": _by_position(inputs, context, dtype),
-            "options": options,
+            "options": options(context.rectifier or _IDENTITY),
             "axis": context.layout.axis,
         }
+        self._common_after_rectifier = self._common
+        if self._rectifies_sum:
+            self._common_after_rectifier = {**self._common, "options": options(_IDENTITY)}
 
     def local_sums(self, inputs: tf.Tensor) -> tf.Tensor:
         """The vector to send for each block, concatenated."""
@@ -145,9 +157,12 @@ class _Layer:
         `total` sums the backward vector over all ranks.
         """
         operations, common = self._operations, self._common
+        none = tf.zeros([0], inputs.dtype)
 
         @tf.custom_gradient
-        def normalized(values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
+        def normalized(
+            values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *residual: tf.Tensor
+        ) -> Any:
             outputs, moments, *moved = operations.syncbn_normalize(
                 x=values,
                 wire=wire,
@@ -155,25 +170,39 @@ class _Layer:
                 offset=offset,
                 moving_mean=self._moving_mean,
                 moving_variance=self._moving_variance,
+                residual=residual[0] if residual else none,
                 **common,
             )
 
-            def gradients(
-                upstream: tf.Tensor, *_: tf.Tensor | None
-            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-                known = {"gradient": upstream, "x": values, "moments": moments}
-                known |= {"scale": scale, "offset": offset}
-                backward, scale_gradient, offset_gradient = operations.syncbn_gradient_sums(
-                    **known, **common
+            def gradients(upstream: tf.Tensor, *_: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+                known = {"x": values, "moments": moments, "scale": scale, "offset": offset}
+                backward, scale_gradient, offset_gradient, through = (
+                    operations.syncbn_gradient_sums(
+                        gradient=upstream,
+                        residual=residual[0] if self._rectifies_sum else none,
+                        **known,
+                        **common,
+                    )
                 )
+                if self._rectifies_sum:
+                    upstream = through
                 inputs_gradient = operations.syncbn_input_gradient(
-                    wire=total(backward), **known, **common
+                    gradient=upstream,
+                    wire=total(backward),
+                    **known,
+                    **self._common_after_rectifier,
                 )
-                return inputs_gradient, scale_gradient, offset_gradient
+                return (
+                    inputs_gradient,
+                    scale_gradient,
+                    offset_gradient,
+                    *(upstream for _ in residual),
+                )
 
             return (outputs, moments, *moved), gradients
 
-        outputs, *statistics = normalized(inputs, scale, offset)
+        residual = [] if self._residual is None else [self._residual]
+        outputs, *statistics = normalized(inputs, scale, offset, *residual)
         return [outputs, *map(tf.stop_gradient, statistics)]
 
 

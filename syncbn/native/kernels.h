@@ -4,7 +4,8 @@
 // otherwise float).
 //
 // Memory traffic determines the speed: forward reads x twice and writes y, backward reads dy and x
-// twice and writes dx.
+// twice and writes dx. A residual is read once forward; with a rectifier it is read once backward,
+// and its gradient, dy behind the rectifier, is written once and read instead of dy.
 
 #ifndef SYNCBN_NATIVE_KERNELS_H_
 #define SYNCBN_NATIVE_KERNELS_H_
@@ -106,6 +107,13 @@ struct Terms {
         slope(constant + width_of(channels)) {}
 };
 
+// What follows the normalization.
+enum class After {
+  kNothing,
+  kRectifier,
+  kSum,  // the addition of a residual, then the rectifier, which may be the identity
+};
+
 // The rectifier; NaN stays NaN.
 template <typename T>
 inline T rectified(T z, T slope, T cap) {
@@ -119,11 +127,13 @@ inline T rectified_slope(T z, T slope, T cap) {
 }
 
 // r += Σg, q += Σg·(x − mean), with the mean rounded to T, and g multiplied by the derivative of
-// the rectifier, if there is one. A non-finite value of weight zero is replaced by the mean.
-template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
-void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, const T* weights,
-                   const double* moments, const T* rows, Rectifier rectifier, double* r,
-                   double* q) {
+// the rectifier, if there is one. With a residual that product is stored in `through`, which may
+// alias g. A non-finite value of weight zero is replaced by the mean.
+template <typename In, After after, typename T = typename ComputeType<In>::type>
+void gradient_sums(const In* g, const In* __restrict x, const In* __restrict residual, Planes p,
+                   const T* weights, const double* moments, const T* rows, Rectifier rectifier,
+                   double* r, double* q, In* through) {
+  constexpr bool rectifies = after != After::kNothing;
   const double* mean = moments + 1;
   const int64_t width = width_of(p.channels);
   Buffer<T> folded(width), rounded_off(weights == nullptr ? 0 : width);
@@ -138,20 +148,26 @@ void gradient_sums(const In* __restrict g, const In* __restrict x, Planes p, con
   const T* __restrict f = terms.factor;
   const T* __restrict b = terms.offset;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto through_rectifier = [=](T value, T d, int64_t c) {
-    return rectifies ? value * rectified_slope((d - l[c]) * f[c] + b[c], slope, cap) : value;
+  const auto through_rectifier = [=](int64_t i, T d, int64_t c) {
+    const T value = static_cast<T>(g[i]);
+    if (!rectifies) return value;
+    T z = (d - l[c]) * f[c] + b[c];
+    if (after == After::kSum) z += static_cast<T>(residual[i]);
+    const T product = value * rectified_slope(z, slope, cap);
+    if (after == After::kSum) through[i] = static_cast<In>(product);
+    return product;
   };
   if (weights != nullptr) {
     weighted_sums<T>(p, weights, r, q, [=](int64_t i, int64_t c, T w, T& s, T& t) {
       const T off = static_cast<T>(x[i]) - h[c], d = w > 0 || finite(off) ? off : m[c];
-      const T value = through_rectifier(static_cast<T>(g[i]), d, c);
+      const T value = through_rectifier(i, d, c);
       s += value;
       t += value * d;
     });
     return;
   }
   channel_sums<T>(p, r, q, [=](int64_t i, int64_t c, T& s, T& t) {
-    const T d = static_cast<T>(x[i]) - h[c], value = through_rectifier(static_cast<T>(g[i]), d, c);
+    const T d = static_cast<T>(x[i]) - h[c], value = through_rectifier(i, d, c);
     s += value;
     t += value * d;
   });
@@ -211,25 +227,28 @@ void gradient_terms(const double* moments, int64_t channels, double epsilon, con
 }
 
 // A non-finite value of weight zero is replaced by the mean.
-template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
-void normalize(const In* __restrict x, Planes p, const T* weights, const T* rows,
-               Rectifier rectifier, In* __restrict y) {
+template <typename In, After after, typename T = typename ComputeType<In>::type>
+void normalize(const In* __restrict x, const In* __restrict residual, Planes p, const T* weights,
+               const T* rows, Rectifier rectifier, In* __restrict y) {
   const Terms<const T*> terms(rows, p.channels);
   const T* __restrict h = terms.high;
   const T* __restrict l = terms.low;
   const T* __restrict f = terms.factor;
   const T* __restrict b = terms.offset;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto activated = [=](T z) { return rectifies ? rectified(z, slope, cap) : z; };
+  const auto finished = [=](T z, int64_t i) {
+    if (after == After::kSum) z += static_cast<T>(residual[i]);
+    return static_cast<In>(after == After::kNothing ? z : rectified(z, slope, cap));
+  };
   if (weights != nullptr) {
     each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
       const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-      y[i] = static_cast<In>(activated((w > 0 || finite(d) ? d : T(0)) * f[c] + b[c]));
+      y[i] = finished((w > 0 || finite(d) ? d : T(0)) * f[c] + b[c], i);
     });
     return;
   }
   each_value(p, [=](int64_t i, int64_t c) {
-    y[i] = static_cast<In>(activated(((static_cast<T>(x[i]) - h[c]) - l[c]) * f[c] + b[c]));
+    y[i] = finished(((static_cast<T>(x[i]) - h[c]) - l[c]) * f[c] + b[c], i);
   });
 }
 

@@ -6,6 +6,9 @@
 // outermost axis with its own statistics (ghost batches); wires and moments of blocks are
 // concatenated.
 //
+// `residual` has values like x, added to the normalized ones before the rectifier, or is an empty
+// vector.
+//
 // Work is divided by the number of threads only, and partial sums are added in order, so results
 // are reproducible bit for bit.
 
@@ -62,15 +65,16 @@ void move_statistics(const Kernels& kernels, const double* moments, int64_t chan
   kernels.move(variance_now.data(), target, momentum, channels, variance_next.data());
 }
 
-// x, weights, wire, scale, offset, moving mean, moving variance, options → y, moments, next mean,
-// next variance (of the first batch)
+// x, weights, wire, scale, offset, moving mean, moving variance, options, residual → y, moments,
+// next mean, next variance (of the first batch)
 void normalize(const Layer& layer, Run& run) {
   const Tensor x = run.input(0), weights = run.input(1), wire = run.input(2), scale = run.input(3),
                offset = run.input(4), mean_now = run.input(5), variance_now = run.input(6),
-               options = run.input(7);
+               options = run.input(7), residual = run.input(8);
   Planes p;
   if (!run.ok() || !layer.planes(x, run, &p)) return;
   const Batches batches(layer, p, x, weights, options, run);
+  const void* added = layer.residual(residual, x, run);
   const Kernels& kernels = *layer.kernels;
   const Shape by_channel = Shape::vector(p.channels);
   const int64_t length = 3 * p.channels + 1;
@@ -97,8 +101,9 @@ void normalize(const Layer& layer, Run& run) {
     kernels.normalization_terms(all + batch * length, p.channels, batches.epsilon(), scale.data(),
                                 offset.data(), terms.data());
     in_parts(one, batches.parts(), [&](int64_t, int64_t offset, Planes piece) {
-      kernels.normalize(layer.at(from, start + offset), piece, batches.weights_at(start + offset),
-                        terms.data(), batches.rectifier(), layer.at(to, start + offset));
+      kernels.normalize(layer.at(from, start + offset), layer.at(added, start + offset), piece,
+                        batches.weights_at(start + offset), terms.data(), batches.rectifier(),
+                        layer.at(to, start + offset));
     });
   });
 }
@@ -115,11 +120,12 @@ void add_up(const void* parts, int64_t count, int64_t channels, void* sum) {
   }
 }
 
-// gradient, x, weights, moments, scale, offset, options → wire, gradients of γ and β
+// gradient, x, weights, moments, scale, offset, options, residual → wire, gradients of γ and β, and
+// of the residual (an empty vector without one)
 void gradient_sums(const Layer& layer, Run& run) {
-  const Tensor gradient = run.input(0), x = run.input(1), weights = run.input(2),
-               moments = run.input(3), scale = run.input(4), shift = run.input(5),
-               options = run.input(6);
+  const Tensor x = run.input(1), weights = run.input(2), moments = run.input(3),
+               scale = run.input(4), shift = run.input(5), options = run.input(6),
+               residual = run.input(7);
   Planes p;
   if (!run.ok() || !layer.planes(x, run, &p)) return;
   const Batches batches(layer, p, x, weights, options, run);
@@ -129,24 +135,31 @@ void gradient_sums(const Layer& layer, Run& run) {
                                  Shape::vector(batches.count() * 2 * p.channels)),
                of_scale = run.output(1, layer.computed(), kernels.compute_size, by_channel),
                of_offset = run.output(2, layer.computed(), kernels.compute_size, by_channel);
+  const void* added = layer.residual(residual, x, run);
+  const Tensor of_residual = residual.rank() == 1
+                                 ? run.output(3, layer.type, kernels.value_size, Shape::vector(0))
+                                 : run.output_in_place_of(0, 3, Shape::of(x));
+  const Tensor gradient = run.input(0);
   if (!run.ok()) return;
 
   const void *g = gradient.data(), *values = x.data();
+  void* through = added == nullptr ? nullptr : of_residual.data();
   const double* all_moments = moments.data<double>();
   const Planes one = batches.one();
   const int64_t vector = p.channels * kernels.compute_size;
   Scratch scales(batches.count() * vector), offsets(batches.count() * vector);
   batches.each([&](int64_t batch, int64_t start) {
     const double* of_batch = all_moments + batch * (3 * p.channels + 1);
-    const bool rectifies = batches.rectifier().rectifies();
+    const bool rectifies = added != nullptr || batches.rectifier().rectifies();
     Scratch terms(rectifies ? kernels.terms_size(p.channels) : 0);
     if (rectifies)
       kernels.normalization_terms(of_batch, p.channels, batches.epsilon(), scale.data(),
                                   shift.data(), terms.data());
     Sums sums(one, batches.parts(), [&](int64_t offset, Planes piece, double* r, double* q) {
-      kernels.gradient_sums(layer.at(g, start + offset), layer.at(values, start + offset), piece,
+      kernels.gradient_sums(layer.at(g, start + offset), layer.at(values, start + offset),
+                            layer.at(added, start + offset), piece,
                             batches.weights_at(start + offset), of_batch, terms.data(),
-                            batches.rectifier(), r, q);
+                            batches.rectifier(), r, q, layer.at(through, start + offset));
     });
     kernels.finish_gradient_sums(sums.data(), of_batch, p.channels, batches.epsilon(), scale.data(),
                                  wire.data<double>() + batch * 2 * p.channels,
@@ -167,7 +180,7 @@ void input_gradient(const Layer& layer, Run& run) {
   if (!run.ok() || !layer.planes(x, run, &p)) return;
   const Batches batches(layer, p, x, weights, options, run);
   // In the memory of the gradient if possible: one tensor fewer to allocate and to stream.
-  const Tensor output = run.output_in_place_of(0, Shape::of(x));
+  const Tensor output = run.output_in_place_of(0, 0, Shape::of(x));
   const Tensor gradient = run.input(0);
   if (!run.ok()) return;
 
@@ -200,15 +213,15 @@ void register_layer() {
   register_operation(define<Layer, normalize>(
       "SyncbnNormalize", {type, compute, "axis: int"},
       {"x: T", "weights: Compute", "wire: double", "scale: Compute", "offset: Compute",
-       "moving_mean: Compute", "moving_variance: Compute", "options: double"},
+       "moving_mean: Compute", "moving_variance: Compute", "options: double", "residual: T"},
       {"y: T", "moments: double", "next_mean: Compute", "next_variance: Compute"},
       shapes<0, kUnknown, 5, 6>));
   register_operation(define<Layer, gradient_sums>(
       "SyncbnGradientSums", {type, compute, "axis: int"},
       {"gradient: T", "x: T", "weights: Compute", "moments: double", "scale: Compute",
-       "offset: Compute", "options: double"},
-      {"wire: double", "towards_scale: Compute", "towards_offset: Compute"},
-      shapes<kUnknown, 4, 4>));
+       "offset: Compute", "options: double", "residual: T"},
+      {"wire: double", "towards_scale: Compute", "towards_offset: Compute", "towards_residual: T"},
+      shapes<kUnknown, 4, 4, 7>));
   register_operation(define<Layer, input_gradient>(
       "SyncbnInputGradient", {type, compute, "axis: int"},
       {"gradient: T", "x: T", "weights: Compute", "moments: double", "scale: Compute",

@@ -62,7 +62,7 @@ void all_reduce(const AllReduce& operation, Run& run) {
           "in %d dimensions",
           INT_MAX, kMaxDims, static_cast<long long>(input.size()), input.rank());
   }
-  const Tensor output = run.output_in_place_of(0, shape);
+  const Tensor output = run.output_in_place_of(0, 0, shape);
   const Tensor input = run.input(0);
   if (!run.ok()) return;
 

@@ -105,12 +105,12 @@ class Run {
                                             shape.size() * value_size, status));
   }
 
-  // Output 0, in the memory of input `index` if nothing else uses that. There must be no handle to
+  // An output in the memory of input `index` if nothing else uses that. There must be no handle to
   // the input yet.
-  Tensor output_in_place_of(int index, const Shape& shape) {
+  Tensor output_in_place_of(int index, int output, const Shape& shape) {
     if (!ok()) return Tensor(nullptr);
     int forwarded;
-    return Tensor(tensorflow.ForwardInputOrAllocateOutput(context_, &index, 1, 0, shape.dims,
+    return Tensor(tensorflow.ForwardInputOrAllocateOutput(context_, &index, 1, output, shape.dims,
                                                           shape.rank, &forwarded, status));
   }
 
@@ -155,7 +155,7 @@ class Construction {
   TF_OpKernelConstruction* context_;
 };
 
-constexpr int kMaxNames = 8;
+constexpr int kMaxNames = 9;
 
 // The names of an operation's attributes, inputs or outputs, in TensorFlow's notation.
 struct Names {
