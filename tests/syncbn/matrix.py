@@ -2,9 +2,11 @@
 
 Every rank generates the data of all ranks, computes the oracle of the global batch, and reports,
 for each case and quantity, its contribution to ‖ours − oracle‖² and ‖oracle‖², which the tests sum.
-A case is a training step through a dense layer followed by the batch normalization.
+A case is a training step through a dense layer followed by the batch normalization; in those of
+kind "residual" a residual is added, and a ReLU follows.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +20,7 @@ from syncbn import SyncBatchNormalization
 from tests.syncbn import oracle
 from tests.syncbn.worlds import World
 
-KINDS = ("even", "uneven", "empty", "mask", "weights")
+KINDS = ("even", "uneven", "empty", "mask", "weights", "residual")
 MODES = ("eager", "graph")
 POLICIES = {
     "float32": "float32",
@@ -37,10 +39,18 @@ ROWS = {
     "empty": {1: (0,), 2: (11, 0), 3: (7, 0, 6)},
     "mask": {1: (12,), 2: (8, 6), 3: (6, 4, 7)},
     "weights": {1: (12,), 2: (8, 6), 3: (6, 4, 7)},
+    "residual": {1: (13,), 2: (9, 4), 3: (4, 0, 9)},
 }
 STEPS, CHANNELS, EPSILON = 4, 8, 1e-3
 
+# The argument of the layer by kind.
+_ARGUMENTS = {"mask": "mask", "weights": "batch_weights", "residual": "residual"}
+
 QUANTITIES = ("outputs", "dx", "dgamma", "dbeta", "upstream", "moving_mean", "moving_variance")
+
+
+def quantities(kind: str) -> tuple[str, ...]:
+    return (*QUANTITIES, "dresidual") if kind == "residual" else QUANTITIES
 
 
 def conditions(dtype: str) -> dict[str, float]:
@@ -73,6 +83,7 @@ class Joined:
     beta: np.ndarray
     mask: np.ndarray | None
     weights: np.ndarray | None
+    residual: np.ndarray | None
     cuts: tuple[int, ...]
 
     @cached_property
@@ -87,9 +98,15 @@ class Joined:
             weights = self.mask[..., None].astype(np.float64)
         if self.weights is not None:
             weights = self.weights[:, None, None].astype(np.float64)
-        return oracle.normalize(
-            inputs, self.upstream_gradient, self.gamma, self.beta, -1, EPSILON, weights
-        )
+
+        def normalized(dy: np.ndarray) -> oracle.Normalized:
+            return oracle.normalize(inputs, dy, self.gamma, self.beta, -1, EPSILON, weights)
+
+        if self.residual is None:
+            return normalized(self.upstream_gradient)
+        total = normalized(self.upstream_gradient).outputs + self.residual.astype(np.float64)
+        gated = normalized(np.where(total > 0, self.upstream_gradient, 0.0))
+        return dataclasses.replace(gated, outputs=np.maximum(total, 0.0))
 
     def shard(self, rank: int) -> slice:
         return slice(self.cuts[rank], self.cuts[rank + 1])
@@ -97,9 +114,8 @@ class Joined:
     def arguments(self, rank: int) -> list[np.ndarray]:
         """The arguments of the step of this rank."""
         rows = self.shard(rank)
-        extra = self.mask if self.mask is not None else self.weights
-        parts = [self.hidden, self.upstream_gradient, *([] if extra is None else [extra])]
-        return [part[rows] for part in parts]
+        extra = [part for part in (self.mask, self.weights, self.residual) if part is not None]
+        return [part[rows] for part in (self.hidden, self.upstream_gradient, *extra)]
 
 
 def draw(kind: str, size: int, dtype: str, condition: str) -> Joined:
@@ -122,15 +138,18 @@ def draw(kind: str, size: int, dtype: str, condition: str) -> Joined:
     kernel = np.eye(CHANNELS)[generator.permutation(CHANNELS)]
     kernel *= generator.choice([-1.0, 1.0], size=CHANNELS)
     mean = conditions(dtype)[condition] * generator.uniform(0.6, 1.0, CHANNELS)
+    upstream_gradient = generator.normal(size=shape)
+    residual = generator.normal(size=shape) if kind == "residual" else None
     return Joined(
         hidden.astype(numpy_dtype),
-        generator.normal(size=shape).astype(numpy_dtype),
+        upstream_gradient.astype(numpy_dtype),
         kernel.astype("float32"),
         mean.astype("float32"),
         generator.uniform(0.5, 2.0, CHANNELS).astype("float32"),
         generator.normal(size=CHANNELS).astype("float32"),
         mask,
         weights,
+        None if residual is None else residual.astype(numpy_dtype),
         tuple(np.cumsum((0, *rows)).tolist()),
     )
 
@@ -153,26 +172,30 @@ def _run(
     with world.scope():
         dense = keras.layers.Dense(CHANNELS, dtype=policy)
         # With momentum 0 the moving statistics are those of the batch.
-        layer = SyncBatchNormalization(momentum=0.0, epsilon=EPSILON, dtype=policy)
+        activation = "relu" if kind == "residual" else None
+        layer = SyncBatchNormalization(
+            momentum=0.0, epsilon=EPSILON, dtype=policy, activation=activation
+        )
         dense.build((None, STEPS, CHANNELS))
         layer.build((None, STEPS, CHANNELS))
 
     def step(hidden: tf.Tensor, dy: tf.Tensor, *extra: tf.Tensor) -> dict[str, tf.Tensor]:
-        options = {}
-        if extra:
-            options["mask" if kind == "mask" else "batch_weights"] = extra[0]
+        options = {_ARGUMENTS[kind]: extra[0]} if extra else {}
         with tf.GradientTape() as tape:
             inputs = dense(hidden)
-            tape.watch(inputs)
+            tape.watch([inputs, *extra[:1]] if kind == "residual" else inputs)
             outputs = layer(inputs, training=True, **options)
-        sources = [inputs, layer.gamma.value, layer.beta.value, dense.kernel.value]
-        dx, dgamma, dbeta, upstream = tape.gradient(outputs, sources, output_gradients=dy)
+        sources = {
+            "dx": inputs,
+            "dgamma": layer.gamma.value,
+            "dbeta": layer.beta.value,
+            "upstream": dense.kernel.value,
+        }
+        if kind == "residual":
+            sources["dresidual"] = extra[0]
         return {
             "outputs": outputs,
-            "dx": dx,
-            "dgamma": dgamma,
-            "dbeta": dbeta,
-            "upstream": upstream,
+            **tape.gradient(outputs, sources, output_gradients=dy),
         }
 
     runner = world.compile(step, graph=mode == "graph")
@@ -216,9 +239,11 @@ def _report(
         "moving_mean": np.zeros(CHANNELS) if nothing else exact.moments.mean,
         "moving_variance": np.ones(CHANNELS) if nothing else exact.moments.variance,
     }
+    if joined.residual is not None:
+        expected["dresidual"] = exact.dbeta[rows]
     ours = {**result, "moving_mean": moving_mean, "moving_variance": moving_variance}
     shares = {}
-    for name in QUANTITIES:
+    for name in expected:
         if ours[name].shape != expected[name].shape:
             raise AssertionError(f"{name}: {ours[name].shape} is not {expected[name].shape}")
         difference = ours[name].astype(np.float64) - expected[name]
@@ -230,7 +255,7 @@ def _report(
             for name in ("outputs", "dx")
             if ours[name].dtype.itemsize == 2
         },
-        "dtypes": {name: tf.as_dtype(ours[name].dtype).name for name in QUANTITIES},
+        "dtypes": {name: tf.as_dtype(ours[name].dtype).name for name in expected},
         "moving": moving_mean.tobytes().hex() + moving_variance.tobytes().hex(),
     }
 
