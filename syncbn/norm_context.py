@@ -12,13 +12,14 @@ from syncbn.communicators.base import Communicator, unique_name
 from syncbn.moments import Layout
 
 
+@keras.saving.register_keras_serializable(package="syncbn")
 @dataclass(frozen=True)
 class Rectifier:
     """A piecewise linear activation: z·slope below zero, z up to `cap`, `cap` above.
 
     Attributes:
-        slope: 0 for ReLU and ReLU6, 0.2 for Keras' leaky ReLU.
-        cap: 6 for ReLU6, else infinite.
+        slope: 0 for ReLU and ReLU6, otherwise that of a leaky ReLU.
+        cap: 6 for ReLU6, otherwise infinite.
     """
 
     slope: float = 0.0
@@ -35,6 +36,14 @@ class Rectifier:
         of = tf.raw_ops.ReluGrad if self.cap == math.inf else tf.raw_ops.Relu6Grad
         return of(gradients=upstream, features=values)
 
+    def get_config(self) -> dict[str, float | None]:
+        return {"slope": self.slope, "cap": None if self.cap == math.inf else self.cap}
+
+    @classmethod
+    def from_config(cls, config: dict[str, float | None]) -> "Rectifier":
+        cap = config["cap"]
+        return cls(slope=config["slope"] or 0.0, cap=math.inf if cap is None else cap)
+
 
 _RECTIFIERS = (
     (keras.activations.relu, Rectifier()),
@@ -44,7 +53,9 @@ _RECTIFIERS = (
 
 
 def rectifier_of(activation: Any) -> Rectifier | None:
-    """The rectifier equal to `activation`; None if `activation` is no Keras ReLU variant."""
+    """The rectifier equal to `activation`; None if `activation` is no ReLU variant."""
+    if isinstance(activation, Rectifier):
+        return activation
     return next((ours for theirs, ours in _RECTIFIERS if theirs is activation), None)
 
 

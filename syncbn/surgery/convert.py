@@ -10,6 +10,7 @@ import keras
 from syncbn.layer import SyncBatchNormalization
 from syncbn.surgery.assigning import assign_debiasing, assign_renorm
 from syncbn.surgery.copying import UncopyableError, carry_compilation, copy_model, is_copyable
+from syncbn.surgery.fuse import adds_residual, fused, unfused
 from syncbn.surgery.replacing import build_with_weights_of, replace_layers
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ _CHANGEABLE = tuple(
 )
 
 
-def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.Model:
+def convert_sync_batchnorm(
+    model: keras.Model, *, fuse: bool = False, **layer_arguments: Any
+) -> keras.Model:
     """Replaces every batch normalization of a model by a synchronized one.
 
     Each `keras.layers.BatchNormalization` becomes a `syncbn.SyncBatchNormalization` with the same
@@ -65,8 +68,18 @@ def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.
     `DistributedOptimizer`; if the loss or the optimizer has no configuration, the copy is not
     compiled, with a warning.
 
+    **With `fuse`** the copied models compute in one pass what follows a batch normalization that
+    is called once and whose outputs nothing else uses: a ReLU, ReLU6 or leaky ReLU (a layer, an
+    `Activation` or a function), or the addition of one other tensor of the same shape (`Add` or
+    `+`) followed by such an activation. Outputs and gradients stay the same, except that half
+    precision is rounded once instead of after every layer. Weights keep their paths, their order
+    and the place in saved files; layers that only pass tensors on (`FusedActivation`,
+    `FusedInput`, `FusedSum`) are in place of the others. Shared layers, other sums and models that
+    are changed in place are not fused.
+
     Args:
         model: A Keras model, built or not, compiled or not.
+        fuse: Whether to fuse batch normalizations with the activations after them.
         **layer_arguments: Arguments of `SyncBatchNormalization` for all its batch normalizations,
             for example `communicator="mpi"`, `group_size=4`, `momentum=0.9`. Not `axis`, `center`,
             `scale`, `name`, `dtype` or `trainable`, which each layer keeps.
@@ -95,44 +108,61 @@ def convert_sync_batchnorm(model: keras.Model, **layer_arguments: Any) -> keras.
             return None
         return _rebuilt(layer, SyncBatchNormalization, {**arguments, **layer_arguments})
 
-    return _apply(model, converted)
+    target = _copied(model)
+    count = _replace(target, converted)
+    if fuse and target is not model:
+        target = fused(target)
+    return _finished(model, target, count)
 
 
 def revert_sync_batchnorm(model: keras.Model) -> keras.Model:
     """Replaces every synchronized batch normalization of a model by Keras' layer.
 
-    The inverse of `convert_sync_batchnorm`, with the same rules for what is copied and what is
-    changed in place. Weights, names, trainable flags and inference do not change. Training
-    statistics are then local to a process, and options that Keras' layer lacks (`group_size`,
-    `virtual_batch_size`, `adjustment`, `zero_debias_moving_mean`, `bessel_correction`, and the
-    communicator) are dropped.
+    The inverse of `convert_sync_batchnorm`, also with `fuse`, with the same rules for what is
+    copied and what is changed in place. Weights, names, trainable flags and inference do not
+    change. Training statistics are then local to a process, and options that Keras' layer lacks
+    (`group_size`, `virtual_batch_size`, `adjustment`, `zero_debias_moving_mean`,
+    `bessel_correction`, and the communicator) are dropped.
 
     Returns:
         The model with Keras' layers: a copy, or `model` itself if it was changed in place.
 
     Raises:
-        ValueError: `model` is not a Keras model, or a layer has an `activation`, which Keras' layer
-            does not support.
+        ValueError: `model` is not a Keras model, or a layer that `fuse` did not create has an
+            `activation` or a `residual`, which Keras' layer does not support.
     """
     _check_model("revert_sync_batchnorm", model)
 
     def reverted(layer: keras.Layer) -> keras.Layer | None:
         if type(layer) is not SyncBatchNormalization:
             return None
-        if layer.activation is not keras.activations.linear:
-            raise ValueError(
-                "keras.layers.BatchNormalization has no activation: put a layer "
-                "keras.layers.Activation after it first. Received: layer "
-                f"{layer.name!r} with activation={keras.activations.serialize(layer.activation)!r}"
-            )
         arguments = {k: v for k, v in _arguments(layer).items() if k not in _OWN}
         return _rebuilt(
             layer, keras.layers.BatchNormalization, {**arguments, "synchronized": False}
         )
 
-    for layer in model._flatten_layers():
-        reverted(layer)  # raises before anything is changed in place
-    return _apply(model, reverted)
+    target = _copied(model)
+    if target is not model:
+        target = unfused(target)
+    for layer in target._flatten_layers():
+        if type(layer) is SyncBatchNormalization:
+            _check_revertible(layer)  # raises before anything is changed in place
+    return _finished(model, target, _replace(target, reverted))
+
+
+def _check_revertible(layer: SyncBatchNormalization) -> None:
+    if adds_residual(layer):
+        raise ValueError(
+            "keras.layers.BatchNormalization adds no residual: put a layer keras.layers.Add after "
+            "it first. "
+            f"Received: layer {layer.name!r} called with residual"
+        )
+    if layer.activation is not keras.activations.linear:
+        raise ValueError(
+            "keras.layers.BatchNormalization has no activation: put a layer "
+            "keras.layers.Activation after it first. Received: layer "
+            f"{layer.name!r} with activation={keras.activations.serialize(layer.activation)!r}"
+        )
 
 
 def _check_model(function: str, model: Any) -> None:
@@ -140,15 +170,18 @@ def _check_model(function: str, model: Any) -> None:
         raise ValueError(f"{function} expects a keras.Model. Received: {type(model).__name__}")
 
 
-def _apply(
-    model: keras.Model, replacement: Callable[[keras.Layer], keras.Layer | None]
-) -> keras.Model:
-    target = model
+def _copied(model: keras.Model) -> keras.Model:
+    """A copy, or `model` itself if it must be changed in place."""
     if is_copyable(model):
         try:
-            target = copy_model(model)
+            return copy_model(model)
         except UncopyableError as reason:
             _LOG.warning("model %r is changed in place: %s", model.name, reason)
+    return model
+
+
+def _replace(target: keras.Model, replacement: Callable[[keras.Layer], keras.Layer | None]) -> int:
+    """Replaces the batch normalizations of `target`; returns their number."""
     count = replace_layers(target, replacement)
     left = [
         layer.name
@@ -158,7 +191,12 @@ def _apply(
     ]
     if left:
         _LOG.warning("not replaced, since they are subclasses: %s", ", ".join(left))
-    _LOG.info("model %r: replaced %d batch normalizations", model.name, count)
+    _LOG.info("model %r: replaced %d batch normalizations", target.name, count)
+    return count
+
+
+def _finished(model: keras.Model, target: keras.Model, count: int) -> keras.Model:
+    """`target`, compiled like `model`, after the replacement of `count` layers."""
     if target is not model:
         carry_compilation(model, target)
     elif count and model.compiled:

@@ -5,19 +5,21 @@ convolution with the kernel scaled by s and another bias.
 """
 
 import logging
-from collections import Counter
 from typing import Any
 
 import keras
 import numpy as np
 
 from syncbn.layer import SyncBatchNormalization
-from syncbn.surgery.copying import (
-    UncopyableError,
-    carry_compilation,
-    copy_model,
-    input_like,
-    is_functional,
+from syncbn.surgery.copying import UncopyableError, carry_compilation, copy_model
+from syncbn.surgery.fuse import unfused
+from syncbn.surgery.graphs import (
+    consumers_of,
+    count_calls,
+    models_in,
+    nodes_of,
+    rebuild,
+    single_consumer,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +50,9 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
     Folds `keras.layers.BatchNormalization` and `syncbn.SyncBatchNormalization` layers that directly
     follow a Dense, Conv1D/2D/3D, Conv1D/2D/3DTranspose, DepthwiseConv1D/2D or SeparableConv1D/2D
     (channels first or last, grouped or not) without an activation, if nothing else uses that layer
-    or its outputs, in Sequential and functional models nested at any depth. Others remain; the log
-    has the number of folded layers. The folded layer keeps its name, and gets the `activation` of a
+    or its outputs, in Sequential and functional models nested at any depth. What
+    `convert_sync_batchnorm(model, fuse=True)` fused is separated first. Others remain; the log has
+    the number of folded layers. The folded layer keeps its name, and gets the `activation` of a
     `SyncBatchNormalization`.
 
     Predictions differ by rounding errors only. The copy is for `predict`, `evaluate` and `export`;
@@ -74,132 +77,57 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
             "fold_batchnorm expects a Sequential or functional model whose layers can be copied; "
             f"fold the functional parts of a subclassed one. Received: {reason}"
         ) from reason
-    folder = _Folder(copy)
-    folded = folder.fold(copy)
+    copy = unfused(copy)
     found = sum(type(layer) in _BATCH_NORMALIZATIONS for layer in copy._flatten_layers())
+    folded = rebuild(copy, _replacements(copy))
     left = sum(type(layer) in _BATCH_NORMALIZATIONS for layer in folded._flatten_layers())
     _LOG.info("model %r: folded %d of %d batch normalizations", model.name, found - left, found)
     carry_compilation(model, folded)
     return folded
 
 
-class _Folder:
-    """Rebuilds a model with folded layers; may modify it. Each nested model is rebuilt once."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._calls = _count_calls(model)
-        self._rebuilt: dict[int, Any] = {}
-
-    def fold(self, model: keras.Model) -> keras.Model:
-        if isinstance(model, keras.Sequential):
-            return self._sequential(model)
-        return self._functional(model)
-
-    def _part(self, layer: Any) -> Any:
-        """The replacement of a layer that is not folded: itself, or the rebuilt nested model."""
-        if not (is_functional(layer) or isinstance(layer, keras.Sequential)):
-            return layer
-        if id(layer) not in self._rebuilt:
-            self._rebuilt[id(layer)] = self.fold(layer)
-        return self._rebuilt[id(layer)]
-
-    def _sequential(self, model: keras.Sequential) -> keras.Sequential:
-        layers: list[Any] = []
-        for layer in model.layers:
-            if layers and self._can_fold(layers[-1], layer):
-                layers[-1] = _folded(layers[-1], layer)
-            else:
-                layers.append(self._part(layer))
-        return type(model)([input_like(model.inputs[0]), *layers], name=model.name)
-
-    def _functional(self, model: keras.Model) -> keras.Model:
-        folded = {
-            id(before): _folded(before, normalization)
-            for before, normalization in _single_consumers(model)
-            if self._can_fold(before, normalization)
-        }
-        new_layers = {id(layer) for layer in folded.values()}
-        normalized: dict[
-            int, Any
-        ] = {}  # outputs that still have their batch normalization before them
-
-        def call(layer: Any, *args: Any, **options: Any) -> Any:
-            inputs = args[0] if args else options.get("inputs")
-            if normalized.pop(id(inputs), None) is not None:
-                return inputs
-            outputs = layer(*args, **options)
-            if id(layer) in new_layers:
-                normalized[id(outputs)] = outputs
-            return outputs
-
-        rebuilt = keras.models.clone_model(
-            model,
-            clone_function=lambda layer: folded.get(id(layer)) or self._part(layer),
-            call_function=call,
-        )
-        if type(rebuilt) is type(model):
-            return rebuilt
-        return type(model)(rebuilt.input, rebuilt.output, name=model.name)
-
-    def _can_fold(self, before: Any, normalization: Any) -> bool:
-        if type(before) not in _FOLDABLE or type(normalization) not in _BATCH_NORMALIZATIONS:
-            return False
-        if self._calls[id(before)] != 1 or before.activation is not keras.activations.linear:
-            return False
-        if getattr(before, "lora_enabled", False) or getattr(before, "quantization_mode", None):
-            return False
-        if not (before.built and normalization.built):
-            return False
-        rank = normalization.input_spec.ndim
-        first = getattr(before, "data_format", "channels_last") == "channels_first"
-        return (
-            normalization.axis % rank == (1 if first else rank - 1)
-            and before.compute_dtype == normalization.compute_dtype
-        )
+def _replacements(model: keras.Model) -> dict[int, Any]:
+    """Each layer that is folded, by id, with its replacement; None for the normalizations."""
+    calls = count_calls(model)
+    replaced: dict[int, Any] = {}
+    for part in models_in(model):
+        for before, normalization in _neighbours(part):
+            if _can_fold(before, normalization) and calls[id(before)] == 1:
+                replaced[id(before)] = _folded(before, normalization)
+                replaced[id(normalization)] = None
+    return replaced
 
 
-def _count_calls(model: keras.Model) -> Counter[int]:
-    """The number of calls of each layer, by id; more than one if it is unknown."""
-    calls: Counter[int] = Counter()
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        part = waiting.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        graph = is_functional(part)
-        inside = [n.operation for n in _nodes(part)] if graph else part.layers
-        for layer in inside:
-            calls[id(layer)] += 1
-            if is_functional(layer) or isinstance(layer, keras.Sequential):
-                waiting.append(layer)
-            elif isinstance(layer, keras.Layer):
-                calls.update(2 * [id(s) for s in layer._flatten_layers(include_self=False)])
-    return calls
-
-
-def _nodes(model: keras.Model) -> list[Any]:
-    return [node for nodes in model._nodes_by_depth.values() for node in nodes]
-
-
-def _single_consumers(model: keras.Model) -> list[tuple[Any, Any]]:
+def _neighbours(model: keras.Model) -> list[tuple[Any, Any]]:
     """Pairs of layers in which only the second consumes the outputs of the first, at inference."""
-    consumers: dict[int, list[Any]] = {}
-    for node in _nodes(model):
-        for tensor in node.input_tensors:
-            consumers.setdefault(id(tensor), []).append(node)
-    for tensor in model.outputs:
-        consumers.setdefault(id(tensor), []).append(None)
+    if isinstance(model, keras.Sequential):
+        return list(zip(model.layers, model.layers[1:], strict=False))
+    consumers = consumers_of(model)
     pairs = []
-    for node in _nodes(model):
-        users = consumers.get(id(node.outputs[0]), [])
-        if len(node.outputs) != 1 or len(users) != 1 or users[0] is None:
+    for node in nodes_of(model):
+        user = single_consumer(node, consumers)
+        # A call with training=True uses batch statistics, one with two tensors adds a residual.
+        if user is None or user.arguments.kwargs.get("training") or len(user.input_tensors) != 1:
             continue
-        # A call with training=True uses batch statistics.
-        if not users[0].arguments.kwargs.get("training"):
-            pairs.append((node.operation, users[0].operation))
+        pairs.append((node.operation, user.operation))
     return pairs
+
+
+def _can_fold(before: Any, normalization: Any) -> bool:
+    if type(before) not in _FOLDABLE or type(normalization) not in _BATCH_NORMALIZATIONS:
+        return False
+    if before.activation is not keras.activations.linear:
+        return False
+    if getattr(before, "lora_enabled", False) or getattr(before, "quantization_mode", None):
+        return False
+    if not (before.built and normalization.built):
+        return False
+    rank = normalization.input_spec.ndim
+    first = getattr(before, "data_format", "channels_last") == "channels_first"
+    return (
+        normalization.axis % rank == (1 if first else rank - 1)
+        and before.compute_dtype == normalization.compute_dtype
+    )
 
 
 def _folded(before: Any, normalization: Any) -> keras.Layer:

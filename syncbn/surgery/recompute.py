@@ -199,10 +199,14 @@ def _observed(layers: list[Any], watch: Callable[..., None]) -> Iterator[None]:
         own = layer.call
 
         def call(
-            inputs: Any, training: Any = None, mask: Any = None, batch_weights: Any = None
+            inputs: Any,
+            training: Any = None,
+            mask: Any = None,
+            batch_weights: Any = None,
+            **options: Any,
         ) -> Any:
             watch(layer, tf.convert_to_tensor(inputs), mask, batch_weights)
-            return own(inputs, training=False)
+            return own(inputs, training=False, **options)
 
         return call
 
