@@ -10,6 +10,13 @@
 
 namespace {
 
+// The number of an `After`.
+int after(Rectifier rectifier) {
+  if (!rectifier.rectifies()) return int(After::kNothing);
+  const bool relu = rectifier.slope == 0 && rectifier.cap > 1.7976931348623157e308;
+  return int(relu ? After::kRelu : After::kRectifier);
+}
+
 // Untyped wrappers of the templates in kernels.h.
 template <typename In>
 constexpr syncbn::Kernels kernels() {
@@ -26,9 +33,11 @@ constexpr syncbn::Kernels kernels() {
       [](const void* g, const void* x, const void* residual, Planes p, const void* weights,
          const double* moments, const void* terms, Rectifier rectifier, double* r, double* q,
          void* through) {
-        const auto sums = residual != nullptr     ? gradient_sums<In, After::kSum>
-                          : rectifier.rectifies() ? gradient_sums<In, After::kRectifier>
-                                                  : gradient_sums<In, After::kNothing>;
+        constexpr decltype(&gradient_sums<In, After::kNothing, false>) all[3] = {
+            gradient_sums<In, After::kNothing, false>, gradient_sums<In, After::kRelu, false>,
+            gradient_sums<In, After::kRectifier, false>};
+        const auto sums =
+            residual != nullptr ? gradient_sums<In, After::kNothing, true> : all[after(rectifier)];
         sums(static_cast<const In*>(g), static_cast<const In*>(x), static_cast<const In*>(residual),
              p, static_cast<const T*>(weights), moments, static_cast<const T*>(terms), rectifier, r,
              q, static_cast<In*>(through));
@@ -51,19 +60,24 @@ constexpr syncbn::Kernels kernels() {
       },
       [](const void* x, const void* residual, Planes p, const void* weights, const void* terms,
          Rectifier rectifier, void* y) {
-        const auto all = residual != nullptr     ? normalize<In, After::kSum>
-                         : rectifier.rectifies() ? normalize<In, After::kRectifier>
-                                                 : normalize<In, After::kNothing>;
-        all(static_cast<const In*>(x), static_cast<const In*>(residual), p,
-            static_cast<const T*>(weights), static_cast<const T*>(terms), rectifier,
-            static_cast<In*>(y));
+        constexpr decltype(&normalize<In, After::kNothing, false>) all[2][3] = {
+            {normalize<In, After::kNothing, false>, normalize<In, After::kRelu, false>,
+             normalize<In, After::kRectifier, false>},
+            {normalize<In, After::kNothing, true>, normalize<In, After::kRelu, true>,
+             normalize<In, After::kRectifier, true>}};
+        const auto outputs = all[residual != nullptr][after(rectifier)];
+        outputs(static_cast<const In*>(x), static_cast<const In*>(residual), p,
+                static_cast<const T*>(weights), static_cast<const T*>(terms), rectifier,
+                static_cast<In*>(y));
       },
       [](const void* g, const void* x, Planes p, const void* weights, const void* terms,
          Rectifier rectifier, void* dx) {
-        const auto all =
-            rectifier.rectifies() ? input_gradient<In, true> : input_gradient<In, false>;
-        all(static_cast<const In*>(g), static_cast<const In*>(x), p, static_cast<const T*>(weights),
-            static_cast<const T*>(terms), rectifier, static_cast<In*>(dx));
+        constexpr decltype(&input_gradient<In, After::kNothing>) all[3] = {
+            input_gradient<In, After::kNothing>, input_gradient<In, After::kRelu>,
+            input_gradient<In, After::kRectifier>};
+        all[after(rectifier)](static_cast<const In*>(g), static_cast<const In*>(x), p,
+                              static_cast<const T*>(weights), static_cast<const T*>(terms),
+                              rectifier, static_cast<In*>(dx));
       },
       [](const void* weights, int64_t size) { return total(static_cast<const T*>(weights), size); },
       [](const void* now, const double* target, double momentum, int64_t channels, void* next) {

@@ -1,13 +1,18 @@
 // The two 16-bit floating-point types: widened exactly, rounded to the nearest, ties to even.
 //
 // Uses integer operations only, which compilers vectorize for every processor, and which do not
-// depend on whether denormals are flushed to zero.
+// depend on whether denormals are flushed to zero; or the instructions of F16C (x86-64-v3), which
+// give the same bits, also of NaN: the upper bits are kept, and the quiet bit is set.
 
 #ifndef SYNCBN_NATIVE_HALF_H_
 #define SYNCBN_NATIVE_HALF_H_
 
 #include <stdint.h>
 #include <string.h>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -34,14 +39,16 @@ struct Half {
     const uint32_t small = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
     const uint32_t normal = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
     const uint32_t finite = size < (113u << 23) ? small : normal;
-    const uint32_t huge = size > (255u << 23) ? 0x7E00 : 0x7C00;  // NaN or infinity
+    const uint32_t nan = 0x7E00 | (size >> 13 & 0x3FF);
+    const uint32_t huge = size > (255u << 23) ? nan : 0x7C00;  // or infinity
     bits = static_cast<uint16_t>(sign | (size >= (143u << 23) ? huge : finite));
   }
 
   explicit operator float() const {
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, size = bits & 0x7FFFu;
     const uint32_t normal = (size << 13) + (112u << 23);
-    const uint32_t special = (size << 13) + (224u << 23);
+    const uint32_t quiet = size > 0x7C00 ? 1u << 22 : 0;
+    const uint32_t special = ((size << 13) + (224u << 23)) | quiet;
     // mantissa · 2^-24, as the difference of two normal numbers
     const uint32_t small = bits_of(float_of((size << 13) + (113u << 23)) - float_of(113u << 23));
     return float_of(sign | (size < 0x400 ? small : size < 0x7C00 ? normal : special));
@@ -63,6 +70,32 @@ struct BFloat16 {
   explicit operator float() const { return float_of(static_cast<uint32_t>(bits) << 16); }
   explicit operator double() const { return static_cast<float>(*this); }
 };
+
+#ifdef __F16C__
+inline void widen(const Half* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+inline void narrow(const float* from, int64_t count, Half* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  for (; i < count; ++i) to[i] = Half(from[i]);
+}
+#else
+inline void widen(const Half* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+inline void narrow(const float* from, int64_t count, Half* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = Half(from[i]);
+}
+#endif
 
 }  // namespace
 

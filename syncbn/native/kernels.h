@@ -16,6 +16,8 @@
 #include "half.h"
 #include "loops.h"
 #include "moments.h"
+#include "pieces.h"
+#include "sums.h"
 
 namespace {
 
@@ -62,6 +64,26 @@ inline bool finite(T value) {
   return value - value == 0;
 }
 
+// Loop bodies have a weight as last argument, or none: then it is 1.
+inline bool positive() { return true; }
+template <typename T>
+inline bool positive(T weight) {
+  return weight > 0;
+}
+template <typename T>
+inline T weighted(T value) {
+  return value;
+}
+template <typename T>
+inline T weighted(T value, T weight) {
+  return weight * value;
+}
+// Whether a deviation is used: one that is not finite is ignored if its weight is zero.
+template <typename T, typename... Weight>
+inline bool counts(T deviation, Weight... weight) {
+  return positive(weight...) || finite(deviation);
+}
+
 // r += Σw(x − pivot), q += Σw(x − pivot)²; w = 1 without weights. A value of weight zero is
 // ignored, even if it is not finite.
 template <typename In, typename T = typename ComputeType<In>::type>
@@ -70,19 +92,16 @@ void local_sums(const In* __restrict x, Planes p, const T* weights, const double
   Buffer<T> folded(width_of(p.channels));
   fold(p.channels, folded.data(), [=](int64_t c) { return static_cast<T>(pivot[c]); });
   const T* __restrict k = folded.data();
-  if (weights != nullptr) {
-    weighted_sums<T>(p, weights, r, q, [x, k](int64_t i, int64_t c, T w, T& s, T& t) {
-      const T d = w > 0 ? static_cast<T>(x[i]) - k[c] : T(0);
-      s += w * d;
-      t += w * (d * d);
-    });
-    return;
-  }
-  channel_sums<T>(p, r, q, [x, k](int64_t i, int64_t c, T& s, T& t) {
-    const T d = static_cast<T>(x[i]) - k[c];
-    s += d;
-    t += d * d;
-  });
+  Source<In, T> source(x, longest_piece(p));
+  const auto piece = [&source, k](int64_t start, int64_t count) {
+    const auto v = source.at(start, count);
+    return [v, k](int64_t i, int64_t c, auto... weight) {
+      const T d = positive(weight...) ? v[i] - k[c] : T(0);
+      return Two<T>{weighted(d, weight...), weighted(d * d, weight...)};
+    };
+  };
+  if (weights != nullptr) return weighted_sums<T>(p, weights, r, q, piece);
+  channel_sums<T>(p, r, q, piece);
 }
 
 // The rounding error of a channel's mean in T.
@@ -107,35 +126,35 @@ struct Terms {
         slope(constant + width_of(channels)) {}
 };
 
-// What follows the normalization.
-enum class After {
-  kNothing,
-  kRectifier,
-  kSum,  // the addition of a residual, then the rectifier, which may be the identity
-};
+// The activation after the normalization, and after the addition of a residual.
+enum class After { kNothing, kRelu, kRectifier };
 
-// The rectifier; NaN stays NaN.
-template <typename T>
-inline T rectified(T z, T slope, T cap) {
-  return z < 0 ? z * slope : z > cap ? cap : z;
+// NaN stays NaN.
+template <After after, typename T>
+inline T activated(T z, T slope, T cap) {
+  if (after == After::kRelu) return z < 0 ? T(0) : z;
+  if (after == After::kRectifier) return z < 0 ? z * slope : z > cap ? cap : z;
+  return z;
 }
 
-// The derivative of the rectifier, with TensorFlow's values at the discontinuities.
-template <typename T>
-inline T rectified_slope(T z, T slope, T cap) {
-  return z > 0 ? (z < cap ? T(1) : T(0)) : slope;
+// g times the derivative of the activation at z, with TensorFlow's values at the discontinuities.
+template <After after, typename T>
+inline T through_activation(T g, T z, T slope, T cap) {
+  if (after == After::kRelu) return z > 0 ? g : T(0);
+  if (after == After::kRectifier) return g * (z > 0 ? (z < cap ? T(1) : T(0)) : slope);
+  return g;
 }
 
 // r += Σg, q += Σg·(x − mean), with the mean rounded to T, and g multiplied by the derivative of
-// the rectifier, if there is one. With a residual that product is stored in `through`, which may
-// alias g. A non-finite value of weight zero is replaced by the mean.
-template <typename In, After after, typename T = typename ComputeType<In>::type>
-void gradient_sums(const In* g, const In* __restrict x, const In* __restrict residual, Planes p,
-                   const T* weights, const double* moments, const T* rows, Rectifier rectifier,
-                   double* r, double* q, In* through) {
-  constexpr bool rectifies = after != After::kNothing;
+// the activation `after`; with a residual (`adds`) it is that of the rectifier, and the product is
+// stored in `through`, which may alias g.
+// A non-finite value of weight zero is replaced by the mean.
+template <typename In, After after, bool adds, typename T = typename ComputeType<In>::type>
+void gradient_sums(const In* g, const In* x, const In* residual, Planes p, const T* weights,
+                   const double* moments, const T* rows, Rectifier rectifier, double* r, double* q,
+                   In* through) {
   const double* mean = moments + 1;
-  const int64_t width = width_of(p.channels);
+  const int64_t width = width_of(p.channels), longest = longest_piece(p);
   Buffer<T> folded(width), rounded_off(weights == nullptr ? 0 : width);
   fold(p.channels, folded.data(), [=](int64_t c) { return static_cast<T>(mean[c]); });
   if (weights != nullptr)
@@ -143,34 +162,54 @@ void gradient_sums(const In* g, const In* __restrict x, const In* __restrict res
          [=](int64_t c) { return static_cast<T>(low_part<T>(moments, p.channels, c)); });
   const T* __restrict h = folded.data();
   const T* __restrict m = rounded_off.data();
-  const Terms<const T*> terms(rows, rectifies ? p.channels : 0);
+  const Terms<const T*> terms(rows, adds || after != After::kNothing ? p.channels : 0);
   const T* __restrict l = terms.low;
   const T* __restrict f = terms.factor;
   const T* __restrict b = terms.offset;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto through_rectifier = [=](int64_t i, T d, int64_t c) {
-    const T value = static_cast<T>(g[i]);
-    if (!rectifies) return value;
-    T z = (d - l[c]) * f[c] + b[c];
-    if (after == After::kSum) z += static_cast<T>(residual[i]);
-    const T product = value * rectified_slope(z, slope, cap);
-    if (after == After::kSum) through[i] = static_cast<In>(product);
-    return product;
+  Source<In, T> gs(g, longest), xs(x, longest), residuals(residual, adds ? longest : 0);
+  Sink<In, T> products(through, adds ? longest : 0);
+
+  const auto deviation = [=](T value, int64_t c, auto... weight) {
+    const T off = value - h[c];
+    return counts(off, weight...) ? off : m[c];
   };
-  if (weights != nullptr) {
-    weighted_sums<T>(p, weights, r, q, [=](int64_t i, int64_t c, T w, T& s, T& t) {
-      const T off = static_cast<T>(x[i]) - h[c], d = w > 0 || finite(off) ? off : m[c];
-      const T value = through_rectifier(i, d, c);
-      s += value;
-      t += value * d;
-    });
-    return;
+  if constexpr (adds) {
+    const auto piece = [&](int64_t start, int64_t count) {
+      const auto gv = gs.at(start, count), xv = xs.at(start, count);
+      const auto rv = residuals.at(start, count);
+      const auto product = products.at(start);
+      const auto multiply = [&](auto through) {
+        each_of_piece(p, weights, start, count, [=](int64_t i, int64_t c, auto... weight) {
+          const T d = deviation(xv[i], c, weight...);
+          product[i] = through(gv[i], ((d - l[c]) * f[c] + b[c]) + rv[i]);
+        });
+      };
+      if (slope == 0 && !finite(cap))
+        multiply([=](T v, T z) { return through_activation<After::kRelu>(v, z, slope, cap); });
+      else
+        multiply([=](T v, T z) { return through_activation<After::kRectifier>(v, z, slope, cap); });
+      products.store(start, count);
+      return [=](int64_t i, int64_t c, auto... weight) {
+        const T value = product[i];
+        return Two<T>{value, value * deviation(xv[i], c, weight...)};
+      };
+    };
+    if (weights != nullptr) return weighted_sums<T>(p, weights, r, q, piece);
+    return channel_sums<T>(p, r, q, piece);
   }
-  channel_sums<T>(p, r, q, [=](int64_t i, int64_t c, T& s, T& t) {
-    const T d = static_cast<T>(x[i]) - h[c], value = through_rectifier(i, d, c);
-    s += value;
-    t += value * d;
-  });
+  const auto piece = [&](int64_t start, int64_t count) {
+    const auto gv = gs.at(start, count), xv = xs.at(start, count);
+    return [=](int64_t i, int64_t c, auto... weight) {
+      const T d = deviation(xv[i], c, weight...);
+      T value = gv[i];
+      if (after != After::kNothing)
+        value = through_activation<after>(value, (d - l[c]) * f[c] + b[c], slope, cap);
+      return Two<T>{value, value * d};
+    };
+  };
+  if (weights != nullptr) return weighted_sums<T>(p, weights, r, q, piece);
+  channel_sums<T>(p, r, q, piece);
 }
 
 // The wire and the gradients of γ and β from Σg and Σg·(x − mean), the mean rounded to T.
@@ -227,34 +266,36 @@ void gradient_terms(const double* moments, int64_t channels, double epsilon, con
 }
 
 // A non-finite value of weight zero is replaced by the mean.
-template <typename In, After after, typename T = typename ComputeType<In>::type>
-void normalize(const In* __restrict x, const In* __restrict residual, Planes p, const T* weights,
-               const T* rows, Rectifier rectifier, In* __restrict y) {
+template <typename In, After after, bool adds, typename T = typename ComputeType<In>::type>
+void normalize(const In* x, const In* residual, Planes p, const T* weights, const T* rows,
+               Rectifier rectifier, In* y) {
   const Terms<const T*> terms(rows, p.channels);
   const T* __restrict h = terms.high;
   const T* __restrict l = terms.low;
   const T* __restrict f = terms.factor;
   const T* __restrict b = terms.offset;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto finished = [=](T z, int64_t i) {
-    if (after == After::kSum) z += static_cast<T>(residual[i]);
-    return static_cast<In>(after == After::kNothing ? z : rectified(z, slope, cap));
+  const int64_t longest = longest_piece(p);
+  Source<In, T> xs(x, longest), residuals(residual, adds ? longest : 0);
+  Sink<In, T> ys(y, longest);
+  const auto piece = [&](int64_t start, int64_t count) {
+    const auto xv = xs.at(start, count), rv = residuals.at(start, adds ? count : 0);
+    const auto yv = ys.at(start);
+    return [=](int64_t i, int64_t c, auto... weight) {
+      const T d = (xv[i] - h[c]) - l[c];
+      T z = (counts(d, weight...) ? d : T(0)) * f[c] + b[c];
+      if (adds) z += rv[i];
+      yv[i] = activated<after>(z, slope, cap);
+    };
   };
-  if (weights != nullptr) {
-    each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
-      const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-      y[i] = finished((w > 0 || finite(d) ? d : T(0)) * f[c] + b[c], i);
-    });
-    return;
-  }
-  each_value(p, [=](int64_t i, int64_t c) {
-    y[i] = finished(((static_cast<T>(x[i]) - h[c]) - l[c]) * f[c] + b[c], i);
-  });
+  const auto done = [&](int64_t start, int64_t count) { ys.store(start, count); };
+  if (weights != nullptr) return each_weighted_value(p, weights, piece, done);
+  each_value(p, piece, done);
 }
 
 // dx may alias g.
-template <typename In, bool rectifies, typename T = typename ComputeType<In>::type>
-void input_gradient(const In* g, const In* __restrict x, Planes p, const T* weights, const T* rows,
+template <typename In, After after, typename T = typename ComputeType<In>::type>
+void input_gradient(const In* g, const In* x, Planes p, const T* weights, const T* rows,
                     Rectifier rectifier, In* dx) {
   const Terms<const T*> terms(rows, p.channels);
   const T* __restrict h = terms.high;
@@ -264,22 +305,25 @@ void input_gradient(const In* g, const In* __restrict x, Planes p, const T* weig
   const T* __restrict a = terms.constant;
   const T* __restrict b = terms.slope;
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
-  const auto through_rectifier = [=](T value, T d, int64_t c) {
-    return rectifies ? value * rectified_slope(d * f[c] + o[c], slope, cap) : value;
+  const int64_t longest = longest_piece(p);
+  Source<In, T> gs(g, longest), xs(x, longest);
+  Sink<In, T> results(dx, longest);
+  const auto piece = [&](int64_t start, int64_t count) {
+    const auto gv = gs.at(start, count), xv = xs.at(start, count);
+    const auto result = results.at(start);
+    return [=](int64_t i, int64_t c, auto... weight) {
+      const T d = (xv[i] - h[c]) - l[c];
+      T value = gv[i];
+      if (after != After::kNothing)
+        value = through_activation<after>(value, d * f[c] + o[c], slope, cap);
+      const T shared = a[c] + d * b[c];
+      const T through = value * f[c] - weighted(shared, weight...);
+      result[i] = counts(d, weight...) ? through : T(0);
+    };
   };
-  if (weights != nullptr) {
-    each_weighted_value(p, weights, [=](int64_t i, int64_t c, T w) {
-      const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-      const T through =
-          through_rectifier(static_cast<T>(g[i]), d, c) * f[c] - w * (a[c] + d * b[c]);
-      dx[i] = static_cast<In>(w > 0 || finite(d) ? through : T(0));
-    });
-    return;
-  }
-  each_value(p, [=](int64_t i, int64_t c) {
-    const T d = (static_cast<T>(x[i]) - h[c]) - l[c];
-    dx[i] = static_cast<In>(through_rectifier(static_cast<T>(g[i]), d, c) * f[c] - a[c] - d * b[c]);
-  });
+  const auto done = [&](int64_t start, int64_t count) { results.store(start, count); };
+  if (weights != nullptr) return each_weighted_value(p, weights, piece, done);
+  each_value(p, piece, done);
 }
 
 template <typename T>

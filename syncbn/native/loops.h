@@ -1,12 +1,4 @@
-// Loops over all values by channel: sums in a fixed order, and elementwise loops.
-//
-// Sums accumulate in T over short blocks, and in double over blocks. The order of additions is
-// fixed here and independent of the processor: the number of lanes and columns does not depend on
-// the width of vector units, and products are rounded before they are added (-ffp-contract=off). So
-// all instruction set levels give bitwise equal results.
-//
-// The second pass of each direction starts where the first one ended, on data still in the cache;
-// so the first pass, which sums, runs from the last block to the first.
+// Loops over all values by channel, in pieces.
 
 #ifndef SYNCBN_NATIVE_LOOPS_H_
 #define SYNCBN_NATIVE_LOOPS_H_
@@ -51,14 +43,6 @@ void fold(int64_t channels, T* columns, Value value) {
     memcpy(columns + f * channels, columns, channels * sizeof(T));
 }
 
-// Adds the columns of each channel to total, and resets them to zero.
-template <typename T>
-void drain(int64_t channels, T* columns, double* total) {
-  for (int64_t f = 0; f < fold_of(channels); ++f)
-    for (int64_t c = 0; c < channels; ++c) total[c] += columns[f * channels + c];
-  memset(columns, 0, width_of(channels) * sizeof(T));
-}
-
 // Zeroed memory, aligned to a cache line.
 template <typename T>
 class Buffer {
@@ -81,155 +65,95 @@ class Buffer {
 
 constexpr int64_t kLanes = 16;
 
-// Adds the lanes of each channel to total, and resets them to zero.
-template <typename T>
-void drain_lanes(int64_t channels, T* lanes, double* total) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t l = 0; l < kLanes; ++l) total[c] += lanes[c * kLanes + l];
-  memset(lanes, 0, channels * kLanes * sizeof(T));
+// The number of rows, or of channels, whose sums are computed together.
+constexpr int64_t kJoined = 4;
+
+// Values are processed in pieces of at most this many, contiguous and of a few channels or rows.
+inline int64_t longest_piece(Planes p) {
+  return p.inner > 1 ? kBlock * kLanes : kJoined * width_of(p.channels);
 }
 
-// Sums if the values of a channel are contiguous: add(i, position, column, s, t) adds the two terms
-// of value i to s and t.
-template <typename T, typename Add>
-void sums_of_runs(Planes p, double* r, double* q, Add add) {
-  // As many values per lane before widening as in folded rows; long runs are divided.
-  const int64_t run = min_of(p.inner, kBlock * kLanes);
-  const int64_t outers = max_of<int64_t>(1, kBlock * kLanes / max_of<int64_t>(1, run));
-  Buffer<T> first(p.channels * kLanes), second(p.channels * kLanes);
-  for (int64_t begin = 0; begin < p.inner; begin += run) {
-    const int64_t end = min_of(begin + run, p.inner);
-    const int64_t whole = begin + (end - begin) / kLanes * kLanes;
-    int64_t added = 0;
-    for (int64_t outer = p.outer - 1; outer >= 0; --outer) {
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const int64_t base = (outer * p.channels + c) * p.inner, position = outer * p.inner;
-        T* __restrict s = first.data() + c * kLanes;
-        T* __restrict t = second.data() + c * kLanes;
-        T a[kLanes], b[kLanes];
-        memcpy(a, s, sizeof(a)), memcpy(b, t, sizeof(b));
-        for (int64_t i = begin; i < whole; i += kLanes)
-          for (int64_t l = 0; l < kLanes; ++l) add(base + i + l, position + i + l, c, a[l], b[l]);
-        for (int64_t i = whole; i < end; ++i)
-          add(base + i, position + i, c, a[i - whole], b[i - whole]);
-        memcpy(s, a, sizeof(a)), memcpy(t, b, sizeof(b));
-      }
-      if (++added == outers || outer == 0) {
-        drain_lanes(p.channels, first.data(), r), drain_lanes(p.channels, second.data(), q);
-        added = 0;
-      }
-    }
-  }
-}
-
-// Two sums per channel: terms(i, column, s, t) adds the two terms of value i to s and t; the totals
-// are added to r and q (C, double).
-template <typename T, typename Terms>
-void channel_sums(Planes p, double* r, double* q, Terms terms) {
+// Calls body(i, column), with body = piece(start, count) and i the index in the piece, for every
+// value, in any order, and then done(start, count).
+template <typename Piece, typename Done>
+void each_value(Planes p, Piece piece, Done done) {
   if (p.inner > 1) {
-    sums_of_runs<T>(p, r, q, [=](int64_t i, int64_t, int64_t c, T& s, T& t) { terms(i, c, s, t); });
-    return;
-  }
-  const int64_t width = width_of(p.channels), rows = width > 0 ? p.size() / width : 0;
-  Buffer<T> first(width), second(width);
-  T* __restrict s = first.data();
-  T* __restrict t = second.data();
-  for (int64_t i = rows * width; i < p.size(); ++i) {
-    const int64_t c = i - rows * width;
-    terms(i, c, s[c], t[c]);
-  }
-  for (int64_t start = (rows - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t stop = min_of(start + kBlock, rows);
-    int64_t row = start;
-    for (; row + 4 <= stop; row += 4) {
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < width; ++c) {
-        T a = s[c], b = t[c];
-        for (int64_t k = 0; k < 4; ++k) terms((row + k) * width + c, c, a, b);
-        s[c] = a, t[c] = b;
-      }
-    }
-    for (; row < stop; ++row) {
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < width; ++c) terms(row * width + c, c, s[c], t[c]);
-    }
-    drain(p.channels, s, r), drain(p.channels, t, q);
-  }
-}
-
-// The same with weights per position: terms(i, column, weight, s, t).
-template <typename T, typename Terms>
-void weighted_sums(Planes p, const T* __restrict weights, double* r, double* q, Terms terms) {
-  if (p.inner > 1) {
-    sums_of_runs<T>(p, r, q, [=](int64_t i, int64_t position, int64_t c, T& s, T& t) {
-      terms(i, c, weights[position], s, t);
-    });
-    return;
-  }
-  const int64_t channels = p.channels;
-  Buffer<T> first(channels), second(channels);
-  T* __restrict s = first.data();
-  T* __restrict t = second.data();
-  for (int64_t start = (p.outer - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t stop = min_of(start + kBlock, p.outer);
-    int64_t row = start;
-    for (; row + 4 <= stop; row += 4) {
-      const T w[4] = {weights[row], weights[row + 1], weights[row + 2], weights[row + 3]};
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < channels; ++c) {
-        T a = s[c], b = t[c];
-        for (int64_t k = 0; k < 4; ++k) terms((row + k) * channels + c, c, w[k], a, b);
-        s[c] = a, t[c] = b;
-      }
-    }
-    for (; row < stop; ++row) {
-      const T w = weights[row];
-      SYNCBN_INDEPENDENT
-      for (int64_t c = 0; c < channels; ++c) terms(row * channels + c, c, w, s[c], t[c]);
-    }
-    for (int64_t c = 0; c < channels; ++c) r[c] += s[c], q[c] += t[c];
-    memset(s, 0, channels * sizeof(T));
-    memset(t, 0, channels * sizeof(T));
-  }
-}
-
-// Calls body(i, column) for every value, in any order: the calls are independent.
-template <typename Body>
-void each_value(Planes p, Body body) {
-  if (p.inner > 1) {
-    for (int64_t outer = 0; outer < p.outer; ++outer)
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const int64_t begin = (outer * p.channels + c) * p.inner;
+    for (int64_t c = 0; c < p.outer * p.channels; ++c)
+      for (int64_t begin = 0; begin < p.inner; begin += longest_piece(p)) {
+        const int64_t start = c * p.inner + begin,
+                      count = min_of(longest_piece(p), p.inner - begin);
+        const auto body = piece(start, count);
+        const int64_t column = c % p.channels;
         SYNCBN_INDEPENDENT
-        for (int64_t i = begin; i < begin + p.inner; ++i) body(i, c);
+        for (int64_t i = 0; i < count; ++i) body(i, column);
+        done(start, count);
       }
     return;
   }
   const int64_t width = width_of(p.channels);
   for (int64_t start = 0; start < p.size(); start += width) {
     const int64_t columns = min_of(width, p.size() - start);
+    const auto body = piece(start, columns);
     SYNCBN_INDEPENDENT
-    for (int64_t c = 0; c < columns; ++c) body(start + c, c);
+    for (int64_t c = 0; c < columns; ++c) body(c, c);
+    done(start, columns);
   }
 }
 
-// Calls body(i, column, weight) for every value, in any order.
-template <typename T, typename Body>
-void each_weighted_value(Planes p, const T* __restrict weights, Body body) {
+// The same with body(i, column, weight).
+template <typename T, typename Piece, typename Done>
+void each_weighted_value(Planes p, const T* __restrict weights, Piece piece, Done done) {
   if (p.inner > 1) {
-    for (int64_t outer = 0; outer < p.outer; ++outer)
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const int64_t base = (outer * p.channels + c) * p.inner;
-        const T* __restrict w = weights + outer * p.inner;
+    for (int64_t c = 0; c < p.outer * p.channels; ++c)
+      for (int64_t begin = 0; begin < p.inner; begin += longest_piece(p)) {
+        const int64_t start = c * p.inner + begin,
+                      count = min_of(longest_piece(p), p.inner - begin);
+        const auto body = piece(start, count);
+        const int64_t column = c % p.channels;
+        const T* __restrict w = weights + c / p.channels * p.inner + begin;
         SYNCBN_INDEPENDENT
-        for (int64_t i = 0; i < p.inner; ++i) body(base + i, c, w[i]);
+        for (int64_t i = 0; i < count; ++i) body(i, column, w[i]);
+        done(start, count);
       }
     return;
   }
   for (int64_t row = 0; row < p.outer; ++row) {
     const T w = weights[row];
+    const int64_t start = row * p.channels;
+    const auto body = piece(start, p.channels);
     SYNCBN_INDEPENDENT
-    for (int64_t c = 0; c < p.channels; ++c) body(row * p.channels + c, c, w);
+    for (int64_t c = 0; c < p.channels; ++c) body(c, c, w);
+    done(start, p.channels);
+  }
+}
+
+// Calls body(i, column), or body(i, column, weight) if there are weights, for every value of the
+// piece from `start` on, with i the index in the piece.
+template <typename T, typename Body>
+void each_of_piece(Planes p, const T* weights, int64_t start, int64_t count, Body body) {
+  const int64_t channels = p.channels;
+  const int64_t length = p.inner > 1 ? p.inner : weights == nullptr ? width_of(channels) : channels;
+  for (int64_t base = 0; base < count;) {
+    const int64_t first = start + base, part = min_of(length - first % length, count - base);
+    if (p.inner > 1) {
+      const int64_t c = first / p.inner % channels;
+      const T* w = weights + first / p.stride() * p.inner + first % p.inner;
+      if (weights == nullptr) {
+        SYNCBN_INDEPENDENT
+        for (int64_t i = 0; i < part; ++i) body(base + i, c);
+      } else {
+        SYNCBN_INDEPENDENT
+        for (int64_t i = 0; i < part; ++i) body(base + i, c, w[i]);
+      }
+    } else if (weights == nullptr) {
+      SYNCBN_INDEPENDENT
+      for (int64_t c = 0; c < part; ++c) body(base + c, c);
+    } else {
+      const T w = weights[first / channels];
+      SYNCBN_INDEPENDENT
+      for (int64_t c = 0; c < part; ++c) body(base + c, c, w);
+    }
+    base += part;
   }
 }
 

@@ -1,10 +1,10 @@
 // The arithmetic of the kernels without TensorFlow: `arithmetic_program [LEVEL] < IN > OUT`.
 //
 // IN: seven int64 (type: 0 half, 1 bfloat16, 2 float, 3 double; outer, channels, inner; bytes of a
-// value and of what is computed in; 1 for weights and a leaky ReLU), then x, dy, gamma, beta, the
-// moving mean and variance, and weights if there are.
+// value and of what is computed in; 1 for weights, a residual and a leaky ReLU), then x, dy, gamma, beta, the
+// moving mean and variance, and weights and the residual if there are.
 // OUT: the wire forward, moments, next mean and variance, y, the wire backward, the gradients of
-// gamma and beta, dx. All as for one rank, with epsilon 1e-3 and momentum 0.9. The level used goes
+// gamma and beta, dx, the gradient before the activation. All as for one rank, with epsilon 1e-3 and momentum 0.9. The level used goes
 // to standard error.
 
 #include <stdint.h>
@@ -50,6 +50,8 @@ void run(const syncbn::Arithmetic& arithmetic) {
   const bool special = header[6] != 0;
   const int64_t positions = p.outer * p.inner;
   const Bytes counts = read(special ? positions * kernels.compute_size : 0);
+  const Bytes added = read(special ? p.size() * kernels.value_size : 0);
+  const void* residual = special ? added.data() : nullptr;
   const void* weights = special ? counts.data() : nullptr;
   const Rectifier rectifier = special ? kLeaky : kNone;
 
@@ -70,13 +72,14 @@ void run(const syncbn::Arithmetic& arithmetic) {
   Bytes terms(kernels.terms_size(channels)), y(x.size());
   kernels.normalization_terms(moments.data(), channels, kEpsilon, gamma.data(), beta.data(),
                               terms.data());
-  kernels.normalize(x.data(), p, weights, terms.data(), rectifier, y.data());
+  kernels.normalize(x.data(), residual, p, weights, terms.data(), rectifier, y.data());
   write(y);
 
   std::vector<double> gradients(2 * channels), backward(2 * channels);
   Bytes of_gamma(by_channel), of_beta(by_channel), dx(x.size());
-  kernels.gradient_sums(dy.data(), x.data(), p, weights, moments.data(), terms.data(), rectifier,
-                        gradients.data(), gradients.data() + channels);
+  Bytes through = dy;  // also the gradient of the residual
+  kernels.gradient_sums(dy.data(), x.data(), residual, p, weights, moments.data(), terms.data(),
+                        rectifier, gradients.data(), gradients.data() + channels, through.data());
   kernels.finish_gradient_sums(gradients.data(), moments.data(), channels, kEpsilon, gamma.data(),
                                backward.data(), of_gamma.data(), of_beta.data());
   write(backward);
@@ -84,8 +87,9 @@ void run(const syncbn::Arithmetic& arithmetic) {
   write(of_beta);
   kernels.gradient_terms(moments.data(), channels, kEpsilon, gamma.data(), beta.data(),
                          backward.data(), terms.data());
-  kernels.input_gradient(dy.data(), x.data(), p, weights, terms.data(), rectifier, dx.data());
+  kernels.input_gradient(through.data(), x.data(), p, weights, terms.data(), kNone, dx.data());
   write(dx);
+  write(through);
 }
 
 }  // namespace

@@ -27,7 +27,18 @@ _X86 = platform.machine() == "x86_64"
 _TYPES = [np.dtype(kind) for kind in ("float16", ml_dtypes.bfloat16, "float32", "float64")]
 # (outer, channels, inner): folded and not, whole blocks and rests, tails of every vector.
 _SHAPES = [(40, 7, 1), (700, 24, 1), (9, 1031, 1), (150_000, 2, 1), (5, 3, 37), (3, 2, 50_001)]
-_QUANTITIES = ("wire", "moments", "mean", "variance", "y", "backward", "dgamma", "dbeta", "dx")
+_QUANTITIES = (
+    "wire",
+    "moments",
+    "mean",
+    "variance",
+    "y",
+    "backward",
+    "dgamma",
+    "dbeta",
+    "dx",
+    "through",
+)
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
@@ -37,7 +48,7 @@ class Case:
 
     kind: np.dtype
     shape: tuple[int, int, int]
-    special: bool = False  # weights, and a leaky ReLU behind
+    special: bool = False  # weights, a residual and a leaky ReLU
 
     def __str__(self) -> str:
         kind = f"{self.kind.name}-{'x'.join(map(str, self.shape))}"
@@ -49,14 +60,16 @@ class Case:
 
     @cached_property
     def data(self) -> list[np.ndarray]:
-        """x, dy, gamma, beta, moving mean and variance."""
+        """x, dy, gamma, beta, moving mean and variance, weights and the residual."""
         random = np.random.default_rng(self.shape)
         channels = self.shape[1]
         far = 3.0 if self.kind.itemsize == 2 else 1e3
         x, dy = (random.normal(mean, size=self.shape).astype(self.kind) for mean in (far, 0.1))
         small = [random.uniform(0.5, 2.0, channels).astype(self.computed) for _ in range(4)]
         positions = (self.shape[0], self.shape[2]) if self.special else (0, 0)
-        return [x, dy, *small, random.choice([0.0, 0.5, 1.0, 3.0], positions).astype(self.computed)]
+        weights = random.choice([0.0, 0.5, 1.0, 3.0], positions).astype(self.computed)
+        residual = random.normal(size=self.shape if self.special else 0).astype(self.kind)
+        return [x, dy, *small, weights, residual]
 
     def ask(self, run: Run, level: str = "") -> tuple[str, dict[str, np.ndarray]]:
         """The level that was used, and the results."""
@@ -73,11 +86,11 @@ class Case:
         done = run(level, input=source)
         assert done.returncode == 0, done.stderr
         channels, size = self.shape[1], int(np.prod(self.shape))
-        kinds = {"y": self.kind, "dx": self.kind} | dict.fromkeys(
+        kinds = {"y": self.kind, "dx": self.kind, "through": self.kind} | dict.fromkeys(
             ("wire", "moments", "backward"), np.dtype("float64")
         )
         sizes = {"wire": 4 * channels + 2, "moments": 3 * channels + 1, "backward": 2 * channels}
-        sizes |= {"y": size, "dx": size}
+        sizes |= {"y": size, "dx": size, "through": size}
         results, start = {}, 0
         for name in _QUANTITIES:
             kind, count = kinds.get(name, self.computed), sizes.get(name, channels)
@@ -150,12 +163,13 @@ def _check_bits(reference: dict[Case, dict[str, np.ndarray]], run: Run, level: s
 def test_this_processor_beside_the_oracle(
     case: Case, reference: dict[Case, dict[str, np.ndarray]]
 ) -> None:
-    x, dy, gamma, beta, mean, variance, weights = case.data
+    x, dy, gamma, beta, mean, variance, weights, residual = case.data
     count, y = float(x.size // case.shape[1]), None
     if case.special:
         spread = np.broadcast_to(weights[:, None, :], x.shape)
         count = float(np.asarray(weights, "float64").sum())
         y = oracle.normalize(x, dy, gamma, beta, 1, weights=spread).outputs
+        y = y + np.asarray(residual, "float64")
         dy = np.where(y > 0, 1.0, 0.2) * np.asarray(dy, "float64")
         exact = oracle.normalize(x, dy, gamma, beta, 1, weights=spread)
         y = np.where(y > 0, y, 0.2 * y)
@@ -180,6 +194,7 @@ def test_this_processor_beside_the_oracle(
         ("dbeta", found["dbeta"], exact.dbeta.sum(axis=(0, 2)), of_sums),
         ("y", found["y"].reshape(x.shape), exact.outputs if y is None else y, of_values),
         ("dx", found["dx"].reshape(x.shape), exact.dx, of_values),
+        ("through", found["through"].reshape(x.shape), dy, of_values),
     ):
         assert relative_error(ours, expected) < limit, name
     assert found["moments"][0] == count
