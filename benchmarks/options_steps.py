@@ -19,9 +19,9 @@ class Option:
         ours: Arguments of `SyncBatchNormalization`.
         keras: Arguments of Keras' layer for the same; None if it has no such option.
         dtype: The dtype policy.
-        call: `mask` or `batch_weights`, if the option is an argument of the call.
+        call: `mask`, `batch_weights` or `residual`, if the option is an argument of the call.
         channels_first: Whether the inputs are (batch, C, ...).
-        activation: The activation after Keras' layer.
+        activation: The activation after Keras' layer, and after the addition of a residual.
         sequences: Whether to measure on sequences instead of images.
     """
 
@@ -47,6 +47,9 @@ OPTIONS = {
     "`zero_debias_moving_mean`": Option({"zero_debias_moving_mean": True}),
     "`bessel_correction`": Option({"bessel_correction": True}),
     '`activation="relu"`': Option({"activation": "relu"}, {}, activation="relu"),
+    '`residual`, `activation="relu"`': Option(
+        {"activation": "relu"}, {}, call="residual", activation="relu"
+    ),
     "channels first": Option({"axis": 1}, {"axis": 1}, channels_first=True),
     "`mixed_bfloat16`": Option(keras={}, dtype="mixed_bfloat16"),
     "`mixed_float16`": Option(keras={}, dtype="mixed_float16"),
@@ -76,6 +79,15 @@ class Service(rank.TimingService):
             call["mask"] = tf.constant(random.random(shape[:-1]) > 0.3)
         if option.call == "batch_weights":
             call["batch_weights"] = tf.constant(random.uniform(0.5, 2.0, shape[0]), tf.float32)
+        ours = contender == "ours"
+        adds = option.call == "residual"
+
+        def block(layer: Any, inputs: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
+            if not adds:
+                return follow(layer(inputs, training=True, **call))
+            if ours:
+                return layer(inputs, residual=residual, training=True)
+            return follow(layer(inputs, training=True) + residual)
 
         @tf.function
         def chain(inputs: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -83,7 +95,7 @@ class Service(rank.TimingService):
                 tape.watch(inputs)
                 outputs = inputs
                 for layer in layers:
-                    outputs = follow(layer(outputs, training=True, **call))
+                    outputs = block(layer, outputs, inputs)
             return tape.gradient(outputs, [inputs, *weights], output_gradients=upstream)
 
         return lambda: chain(inputs, upstream)

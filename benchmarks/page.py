@@ -42,7 +42,8 @@ _INTRODUCTION = {
     "settings.",
     "options": "The cost of an option: the median step divided by that of the layer without it, "
     "and by that of Keras' local layer with the same option, if Keras has it (for `activation`, "
-    "Keras' layer is followed by a ReLU; half precision is compared with the float32 layer).",
+    "Keras' layer is followed by a ReLU, and for `residual` by an addition and a ReLU; half "
+    "precision is compared with the float32 layer).",
     "training": "Forward, backward, averaging of gradients over the ranks, and update, for "
     "ResNet-20 with 32 images of 32x32 on each rank, ResNet-50 and MobileNetV2 with 4 of 224x224. "
     "`Keras local` averages gradients like syncbn, but does not "

@@ -253,7 +253,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         if self.zero_debias_moving_mean:
             biased = tf.convert_to_tensor(self.moving_mean_biased)
             step = tf.convert_to_tensor(self.moving_mean_step)
-            after |= moving_statistics.zero_debiased_update(batch, moving, biased, step)
+            after |= normalize.zero_debiased_update(batch, moving, biased, step)
         for name, value in after.items():
             getattr(self, name).assign(value)
         if activation is not None:

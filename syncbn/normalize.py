@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from syncbn import dispatch, moments, residuals
+from syncbn import dispatch, moments, moving_statistics, residuals
 from syncbn.moments import Layout, Moments
 from syncbn.moving_statistics import MovingStatistics, RenormStatistics, renorm_correction
 from syncbn.native import fused
@@ -137,6 +137,16 @@ def synchronized_normalization(
         r, d = renorm_correction(statistics, renorm, context.epsilon, scale.dtype)
         scale, offset = r * scale, d * scale + offset
     return apply_moments(inputs, statistics, scale, offset, context), statistics
+
+
+def zero_debiased_update(
+    batch: Moments, moving: MovingStatistics, biased: tf.Tensor, step: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """`moving_statistics.zero_debiased_update` by the implementation that `dispatch` chooses."""
+    operations = dispatch.native_operations()
+    if operations is None or moving.mean.dtype not in (tf.float32, tf.float64):
+        return moving_statistics.zero_debiased_update(batch, moving, biased, step)
+    return fused.zero_debiased_update(operations, batch, moving, biased, step)
 
 
 def by_moving_statistics(

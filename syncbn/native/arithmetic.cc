@@ -6,6 +6,7 @@
 
 #include "arithmetic.h"
 
+#include "gradients.h"
 #include "kernels.h"
 
 namespace {

@@ -104,6 +104,22 @@ def ghost_normalization(
     return outputs, sums
 
 
+def zero_debiased_update(
+    operations: Any, batch: Moments, moving: MovingStatistics, biased: tf.Tensor, step: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """`moving_statistics.zero_debiased_update` with an operation of `native`."""
+    names = ("moving_mean", "moving_mean_biased", "moving_mean_step")
+    after = operations.syncbn_zero_debias(
+        count=batch.count,
+        mean=batch.mean,
+        moving_mean=moving.mean,
+        biased=biased,
+        step=step,
+        momentum=tf.constant(moving.momentum, tf.float64),
+    )
+    return dict(zip(names, after, strict=True))
+
+
 class _Layer:
     """The operations with their common arguments."""
 

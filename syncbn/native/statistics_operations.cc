@@ -1,5 +1,5 @@
-// Operations on a few numbers per channel: sums over ghost batches, and the corrections and
-// statistics of batch renormalization.
+// Operations on a few numbers per channel: sums over ghost batches, the corrections and statistics
+// of batch renormalization, and the zero-debiased moving mean.
 
 #include <stdint.h>
 
@@ -105,6 +105,68 @@ void renorm(const Renorm& state, Run& run) {
                                                                  options.data<double>(), now, next);
 }
 
+struct ZeroDebias {
+  explicit ZeroDebias(Construction& construction) : type(construction.type("Compute")) {}
+
+  DataType type;
+};
+
+// base^exponent for a whole number.
+double power(double base, int64_t exponent) {
+  double result = 1;
+  for (; exponent > 0; exponent >>= 1, base *= base)
+    if (exponent & 1) result *= base;
+  return result;
+}
+
+// `zero_debiased_update` of moving_statistics.py.
+template <typename T>
+void zero_debias_of(const Tensor& count, const double* mean, double momentum, int64_t channels,
+                    const void* const* now, void* const* next) {
+  const T *moving = static_cast<const T*>(now[0]), *biased = static_cast<const T*>(now[1]),
+          *steps = static_cast<const T*>(now[2]);
+  T *next_moving = static_cast<T*>(next[0]), *next_biased = static_cast<T*>(next[1]),
+    *next_steps = static_cast<T*>(next[2]);
+  double step = -1, weight = 1;  // usually the same for all channels
+  for (int64_t c = 0; c < channels; ++c) {
+    const bool counted = count.data<double>()[count.size() > 1 ? c : 0] > 0;
+    next_biased[c] =
+        counted ? static_cast<T>(biased[c] * momentum + mean[c] * (1 - momentum)) : biased[c];
+    next_steps[c] = steps[c] + (counted ? T(1) : T(0));
+    if (next_steps[c] != step) {
+      step = next_steps[c];
+      weight = 1 - power(momentum, static_cast<int64_t>(step));
+    }
+    const T debiased = weight > 0 ? static_cast<T>(next_biased[c] / weight) : T(0);
+    next_moving[c] = counted ? debiased : moving[c];
+  }
+}
+
+// count (1 or C), mean, moving mean, biased mean, step, momentum → the next three
+void zero_debias(const ZeroDebias& state, Run& run) {
+  const Tensor count = run.input(0), mean = run.input(1), moving = run.input(2),
+               biased = run.input(3), step = run.input(4), momentum = run.input(5);
+  if (!run.ok()) return;
+  const int64_t channels = moving.size();
+  if (mean.size() != channels || biased.size() != channels || step.size() != channels ||
+      (count.size() != 1 && count.size() != channels)) {
+    run.status.set(kInvalidArgument, "all statistics must have %lld channels",
+                   static_cast<long long>(channels));
+    return;
+  }
+  const int64_t size = state.type == kDouble ? sizeof(double) : sizeof(float);
+  const Shape by_channel = Shape::vector(channels);
+  Tensor outputs[3] = {run.output(0, state.type, size, by_channel),
+                       run.output(1, state.type, size, by_channel),
+                       run.output(2, state.type, size, by_channel)};
+  if (!run.ok()) return;
+  const void* now[3] = {moving.data(), biased.data(), step.data()};
+  void* next[3] = {outputs[0].data(), outputs[1].data(), outputs[2].data()};
+  (state.type == kDouble ? zero_debias_of<double>
+                         : zero_debias_of<float>)(count, mean.data<double>(),
+                                                  momentum.data<double>()[0], channels, now, next);
+}
+
 }  // namespace
 
 void register_statistics() {
@@ -119,6 +181,11 @@ void register_statistics() {
       {"r: Compute", "d: Compute", "next_renorm_mean: Compute", "next_renorm_stddev: Compute",
        "next_moving_stddev: Compute", "next_variance: Compute"},
       shapes<1, 1, 1, 1, 1, 1>));
+  register_operation(define<ZeroDebias, zero_debias>(
+      "SyncbnZeroDebias", {compute},
+      {"count: double", "mean: double", "moving_mean: Compute", "biased: Compute", "step: Compute",
+       "momentum: double"},
+      {"next_mean: Compute", "next_biased: Compute", "next_step: Compute"}, shapes<2, 3, 4>));
 }
 
 }  // namespace syncbn

@@ -61,19 +61,29 @@ void sums_of_runs(Planes p, double* r, double* q, Piece piece, Call call) {
         for (int64_t k = 0; k < joined; ++k) {
           T* __restrict s = first.data() + (c + k) * kLanes;
           T* __restrict t = second.data() + (c + k) * kLanes;
-          T a[kLanes], b[kLanes];
-          memcpy(a, s, sizeof(a)), memcpy(b, t, sizeof(b));
           const int64_t base = k * length, whole = length / kLanes * kLanes;
-          for (int64_t i = 0; i < whole; i += kLanes)
-            for (int64_t l = 0; l < kLanes; ++l) {
+          T u[4 * kLanes], v[4 * kLanes];
+          using Lanes [[gnu::vector_size(kLanes * sizeof(T))]] = T;
+          Lanes a, b, next;
+          memcpy(&a, s, sizeof(a)), memcpy(&b, t, sizeof(b));
+          for (int64_t i = 0; i < whole;) {
+            const int64_t part = min_of(4 * kLanes, whole - i);
+            SYNCBN_INDEPENDENT
+            for (int64_t l = 0; l < part; ++l) {
               const Two<T> two = call(term, base + i + l, position + i + l, c + k);
-              a[l] += two.first, b[l] += two.second;
+              u[l] = two.first, v[l] = two.second;
             }
+            for (int64_t l = 0; l < part; l += kLanes) {
+              memcpy(&next, u + l, sizeof(next)), a += next;
+              memcpy(&next, v + l, sizeof(next)), b += next;
+            }
+            i += part;
+          }
+          memcpy(s, &a, sizeof(a)), memcpy(t, &b, sizeof(b));
           for (int64_t i = whole; i < length; ++i) {
             const Two<T> two = call(term, base + i, position + i, c + k);
-            a[i - whole] += two.first, b[i - whole] += two.second;
+            s[i - whole] += two.first, t[i - whole] += two.second;
           }
-          memcpy(s, a, sizeof(a)), memcpy(t, b, sizeof(b));
         }
       }
       if (++added == outers || outer == 0) {

@@ -120,35 +120,34 @@ class _Plan:
 
 def _plan_functional(model: keras.Model, calls: Counter[int], plan: _Plan) -> None:
     consumers = consumers_of(model)
-    nodes = {id(node.outputs[0]): node for node in nodes_of(model)}
+    nodes: dict[int, Any] = {id(node.outputs[0]): node for node in nodes_of(model)}
     for node in nodes.values():
         user = single_consumer(node, consumers)
         if user is None:
             continue
-        if _fusable(node.operation, calls):
-            plan.add_activation(node.operation, user.operation, calls)
+        layer, follower = node.operation, user.operation
+        if _fusable(layer, calls):
+            plan.add_activation(layer, follower, calls)
             continue
         terms = _terms(node)
-        activation = _activation_of(user.operation)
-        if activation is None or terms is None or calls[id(node.operation)] != 1:
+        if terms is None or _activation_of(follower) is None or calls[id(layer)] != 1:
             continue
+        producers = [nodes.get(id(term)) for term in terms]
         # The later of two batch normalizations in the order of the model, which does not change.
-        for i in sorted((0, 1), key=lambda i: -_place(model, nodes.get(id(terms[i])))):
-            term = nodes.get(id(terms[i]))
-            if term is None or single_consumer(term, consumers) is not node:
+        for i in sorted((0, 1), key=lambda i: _place(model, producers[i]), reverse=True):
+            before = producers[i]
+            if before is None or single_consumer(before, consumers) is not node:
                 continue
-            layer = term.operation
             if (
-                _fusable(layer, calls)
-                and len(term.input_tensors) == 1
-                and _fits(layer, node.operation, calls)
-                and _fits(layer, user.operation, calls)
-                and terms[i].dtype == terms[1 - i].dtype == layer.compute_dtype
-                and not _weights_between(model, layer, user.operation)
+                _fusable(before.operation, calls)
+                and len(before.input_tensors) == 1
+                and _fits(before.operation, layer, calls)
+                and _fits(before.operation, follower, calls)
+                and {term.dtype for term in terms} == {before.operation.compute_dtype}
+                and not _weights_between(model, before.operation, follower)
             ):
-                options = dict(term.arguments.kwargs)
-                options.pop("inputs", None)
-                plan.add_sum(layer, options, node.operation, user.operation, i)
+                options = {k: v for k, v in before.arguments.kwargs.items() if k != "inputs"}
+                plan.add_sum(before.operation, options, layer, follower, i)
                 break
 
 

@@ -193,13 +193,13 @@ def test_functional_models_are_saved_loaded_and_trained(tmp_path: Path) -> None:
 
 def test_subclassed_models_train() -> None:
     x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
-    weights = []
+    weights: list[np.ndarray] = []
     for inside in (True, False):
         model = Subclassed(inside)
         model.compile("sgd", "mse")
         model.fit(x, np.maximum(x, 0), epochs=3, batch_size=4, shuffle=False, verbose=0)
         weights.append(np.concatenate([w.ravel() for w in model.get_weights()]))
-    np.testing.assert_allclose(*weights, 1e-5, 1e-6)
+    np.testing.assert_allclose(weights[0], weights[1], 1e-5, 1e-6)
 
 
 def test_one_layer_with_and_without_residual() -> None:

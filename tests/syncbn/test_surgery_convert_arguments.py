@@ -1,6 +1,7 @@
 """Arguments of converted layers, and invalid ones."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -54,7 +55,7 @@ def test_renorm_given_to_a_trained_model_starts_from_its_statistics() -> None:
     ],
 )
 def test_bad_arguments_are_named_before_anything_changes(
-    arguments: dict[str, object], message: str
+    arguments: dict[str, Any], message: str
 ) -> None:
     model = Subclassed()
     with pytest.raises(ValueError, match=message):
