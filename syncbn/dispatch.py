@@ -32,7 +32,9 @@ class BytesMoved:
     """The number of passes over the input tensor that one step of a layer makes.
 
     Forward: the sums read x, normalizing reads x and writes y. Backward: the sums read dy and x,
-    the input gradient reads dy and x and writes dx. Nothing else has the size of the inputs.
+    the input gradient reads dy and x and writes dx. Nothing else has the size of the inputs. A
+    residual is read once forward; before a rectifier it is read once backward, and its gradient is
+    written once, then read instead of dy.
 
     On the CPU the native operations make exactly these passes. A tensor that fits in the cache
     costs less, since the second pass of each direction begins where the first one ended. On a GPU

@@ -68,8 +68,8 @@ def status() -> Status:
 def operations() -> Any | None:
     """The module of operations from `tf.load_op_library`, or None, with the reason in the log.
 
-    The first call in a new installation builds the library (about 10 s). `SYNCBN_NATIVE=0` in the
-    environment disables it.
+    The first call in a new installation builds the library (about a minute on two cores).
+    `SYNCBN_NATIVE=0` in the environment disables it.
     """
     loaded = kernels()
     return None if loaded is None else loaded.operations
