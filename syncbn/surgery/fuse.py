@@ -133,9 +133,8 @@ def _plan_functional(model: keras.Model, calls: Counter[int], plan: _Plan) -> No
         if terms is None or _activation_of(follower) is None or calls[id(layer)] != 1:
             continue
         producers = [nodes.get(id(term)) for term in terms]
-        # The later of two batch normalizations in the order of the model, which does not change.
-        for i in sorted((0, 1), key=lambda i: _place(model, producers[i]), reverse=True):
-            before = producers[i]
+        # Of two batch normalizations only the later one in the order of the model can move.
+        for i, before in enumerate(producers):
             if before is None or single_consumer(before, consumers) is not node:
                 continue
             if (
@@ -175,10 +174,6 @@ def _fits(layer: Any, other: Any, calls: Counter[int]) -> bool:
     if not isinstance(other, keras.Layer):
         return True
     return other.compute_dtype == layer.compute_dtype and other.activity_regularizer is None
-
-
-def _place(model: keras.Model, node: Any | None) -> int:
-    return -1 if node is None else model._operations.index(node.operation)
 
 
 def _weights_between(model: keras.Model, layer: Any, other: Any) -> bool:
