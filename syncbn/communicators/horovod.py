@@ -2,7 +2,8 @@
 
 Horovod matches operations between ranks by name. If Horovod runs over MPI and the tensors are on
 the CPU, this communicator calls MPI directly: a Horovod all-reduce waits for the next cycle (1 ms
-by default) and then calls MPI, while an MPI all-reduce takes microseconds.
+by default) and then calls MPI, while an MPI all-reduce takes microseconds. If Horovod runs over
+Gloo, small tensors on the CPU are summed by direct messages between the ranks (`exchange`).
 """
 
 import logging
@@ -18,6 +19,14 @@ from syncbn.communicators.cluster_environment import (
     cluster_environment,
     local_ranks,
     prepare_open_mpi,
+)
+from syncbn.communicators.exchange import (
+    DirectExchange,
+    exchange_over,
+    first_reason,
+    gather,
+    reason_against,
+    small_enough,
 )
 from syncbn.communicators.mailboxes import Mailbox, rendezvous_mailbox
 from syncbn.communicators.mpi import MPICommunicator, graph_name
@@ -55,15 +64,22 @@ class HorovodCommunicator(Communicator):
     Args:
         process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
         direct: An MPI communicator over the same ranks to send tensors with, or None.
+        exchange: The exchange of the same ranks to sum small tensors with, or None.
     """
 
     name = "horovod"
 
-    def __init__(self, process_set: Any = None, direct: MPICommunicator | None = None) -> None:
+    def __init__(
+        self,
+        process_set: Any = None,
+        direct: MPICommunicator | None = None,
+        exchange: DirectExchange | None = None,
+    ) -> None:
         super().__init__()
         self._hvd = import_horovod()
         self._process_set = self._hvd.global_process_set if process_set is None else process_set
         self._direct = direct
+        self._exchange = exchange
 
     @property
     def rank(self) -> int:
@@ -83,6 +99,8 @@ class HorovodCommunicator(Communicator):
 
     @property
     def transport(self) -> str:
+        if self._exchange is not None:
+            return "exchange"
         return self.name if self._direct is None else self._direct.transport
 
     def open_mailbox(self) -> Mailbox | None:
@@ -104,8 +122,25 @@ class HorovodCommunicator(Communicator):
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         if self._direct is not None:
             return self._direct.all_reduce(tensor, name)
+        exchange = self._exchange
+        if exchange is None:
+            return self._sum_by_horovod(tensor, name)
+        small = small_enough(tensor)
+        if isinstance(small, bool):
+            if small:
+                return exchange.sum(tensor, graph_name(name))
+            return self._sum_by_horovod(tensor, name)
+        total = tf.cond(
+            small,
+            lambda: exchange.sum(tensor, graph_name(name)),
+            lambda: self._sum_by_horovod(tensor, name),
+        )
+        total.set_shape(tensor.shape)
+        return total
+
+    def _sum_by_horovod(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         if tensor.dtype == tf.bfloat16:
-            return tf.cast(self._sum(tf.cast(tensor, tf.float32), name), tf.bfloat16)
+            return tf.cast(self._sum_by_horovod(tf.cast(tensor, tf.float32), name), tf.bfloat16)
         return self._hvd.allreduce(
             tensor,
             op=self._hvd.Sum,
@@ -150,7 +185,9 @@ class HorovodCommunicator(Communicator):
         if self._direct is not None:
             subgroup = self._direct.subgroup(size)
             direct = subgroup if isinstance(subgroup, MPICommunicator) else None
-        return HorovodCommunicator(blocks[self.rank // size], direct)
+        mine = blocks[self.rank // size]
+        exchange = None if self._exchange is None else exchange_over(self._hvd, mine)
+        return HorovodCommunicator(mine, direct, exchange)
 
 
 def initialise_horovod() -> HorovodCommunicator:
@@ -164,8 +201,9 @@ def initialise_horovod() -> HorovodCommunicator:
         choose_cycle_time()
         prepare_open_mpi()
         hvd.init()
-    direct = _direct_mpi(hvd)
-    return HorovodCommunicator(direct=direct)
+    if not hvd.mpi_enabled():
+        return HorovodCommunicator(exchange=_direct_exchange(hvd))
+    return HorovodCommunicator(direct=_direct_mpi(hvd))
 
 
 def choose_cycle_time() -> None:
@@ -185,13 +223,25 @@ def choose_cycle_time() -> None:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
 
 
+def _direct_exchange(hvd: Any) -> DirectExchange | None:
+    """The exchange of all ranks if each of them can use one; logs the choice and its reason."""
+    reason = reason_against()
+    # The ranks of an elastic job must not communicate before they share their state.
+    if hvd.size() > 1 and os.environ.get("HOROVOD_ELASTIC") != "1":
+        reasons = gather(hvd, hvd.global_process_set, "exchange.reasons", reason)
+        reason = first_reason(reasons)
+    if reason:
+        _log.info("statistics are reduced by Horovod over Gloo: %s", reason)
+        return None
+    _log.info("statistics are reduced by direct messages between ranks: Horovod runs over Gloo")
+    return exchange_over(hvd, hvd.global_process_set)
+
+
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:
     """An MPI communicator for tensors on the CPU if available; logs the choice and its reason."""
     if hvd.size() == 1:
         return None
-    if not hvd.mpi_enabled():
-        reason = "this Horovod job runs over Gloo, without MPI"
-    elif tf.config.get_visible_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         reason = "tensors are on GPUs, where Horovod reduces them in place"
     else:
         try:

@@ -20,6 +20,7 @@ __attribute__((constructor)) void on_load() {
   register_layer();
   register_statistics();
   register_mpi();
+  register_exchange();
   register_telemetry();
   registered = true;
 }

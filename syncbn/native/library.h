@@ -17,6 +17,7 @@ const Kernels& kernels_of(DataType type);
 void register_layer();
 void register_statistics();
 void register_mpi();
+void register_exchange();
 void register_telemetry();
 
 }  // namespace syncbn

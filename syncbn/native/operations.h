@@ -26,7 +26,7 @@ class Status {
   bool ok() const { return tensorflow.GetCode(status_) == kOk; }
 
   [[gnu::format(printf, 3, 4)]] void set(Code code, const char* format, ...) {
-    char message[256];
+    char message[512];
     va_list values;
     va_start(values, format);
     vsnprintf(message, sizeof(message), format, values);

@@ -21,8 +21,21 @@ struct TF_Tensor;
 
 namespace syncbn {
 
-enum DataType : int { kFloat = 1, kDouble = 2, kBFloat16 = 14, kHalf = 19 };
-enum Code : int { kOk = 0, kInvalidArgument = 3, kUnavailable = 14 };
+enum DataType : int {
+  kFloat = 1,
+  kDouble = 2,
+  kInt32 = 3,
+  kUInt8 = 4,
+  kInt16 = 5,
+  kInt8 = 6,
+  kInt64 = 9,
+  kBFloat16 = 14,
+  kUInt16 = 17,
+  kHalf = 19,
+  kUInt32 = 22,
+  kUInt64 = 23
+};
+enum Code : int { kOk = 0, kUnknownError = 2, kInvalidArgument = 3, kUnavailable = 14 };
 
 using Create = void* (*)(TF_OpKernelConstruction*);
 using Compute = void (*)(void*, TF_OpKernelContext*);

@@ -3,33 +3,17 @@
 #include <pthread.h>
 #include <signal.h>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+#include "floating_point.h"
 
 namespace syncbn {
 namespace {
-
-// The floating-point mode of the calling thread (rounding, flushing of denormals), as set by
-// TensorFlow: all parts of an operation must use the same.
-struct FloatingPoint {
-#if defined(__SSE__)
-  unsigned mode = _mm_getcsr();
-  void adopt() const { _mm_setcsr(mode); }
-#elif defined(__aarch64__)
-  uint64_t mode;
-  FloatingPoint() { asm volatile("mrs %0, fpcr" : "=r"(mode)); }
-  void adopt() const { asm volatile("msr fpcr, %0" : : "r"(mode)); }
-#else
-  void adopt() const {}
-#endif
-};
 
 // One call of `in_parallel`, on the stack of its caller. `lock` guards the mutable fields.
 struct Job {
   void (*work)(void*, int64_t);
   void* context;
   int64_t parts;
+  // Set by TensorFlow; all parts of an operation must use the same.
   FloatingPoint floating_point{};
   int64_t taken = 0, ended = 0;
   pthread_cond_t all_ended = PTHREAD_COND_INITIALIZER;
