@@ -26,6 +26,11 @@ _ENTRIES = (
     (OURS, "ours", Plan("horovod over MPI", "horovodrun", "horovod", stops=True)),
     (OURS, "ours", Plan("horovod over Gloo", "gloo", "horovod", stops=True)),
     (
+        OURS,
+        "ours",
+        Plan("horovod over Gloo, TCP", "gloo", "horovod", {"SYNCBN_EXCHANGE": "tcp"}, stops=True),
+    ),
+    (
         "Horovod with default settings, in a tf.function",
         "ours",
         Plan("horovodrun, defaults", "horovodrun", "horovod-defaults", stops=True),
@@ -59,9 +64,18 @@ def measure(toy: bool) -> Report:
     over = report.median(OURS, case_in_words, "mpi") - report.median(RAW, case_in_words)
     report.bars = [
         Bar("one all-reduce in a tf.function, mpi, over raw MPI", over * 1e6, 25, True, "µs"),
+        *_direct(report, toy),
         *_starting(1 if toy else 7),
     ]
     return report
+
+
+def _direct(report: Report, toy: bool) -> list[Bar]:
+    """The bar of the direct exchange; the small benchmark has no job over Gloo."""
+    if toy:
+        return []
+    seconds = report.median(OURS, in_words(VALUES[1]), "horovod over Gloo")
+    return [Bar(f"{in_words(VALUES[1])}, horovod over Gloo", seconds * 1e6, 30, True, "µs")]
 
 
 def in_words(values: int) -> str:

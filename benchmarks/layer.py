@@ -59,6 +59,7 @@ ENTRIES = (
     Entry(KERAS_SYNC, "keras synchronized", "tf"),
     Entry(OURS, "ours", "horovod over MPI", big=False),
     Entry(OURS, "ours", "horovod over Gloo", big=False),
+    Entry(KERAS_LOCAL, "keras", "horovod over Gloo", big=False),
     Entry(DEFAULTS, "ours", "horovodrun, defaults", big=False),
     Entry(DEFAULTS, "ours", "Gloo, defaults", big=False),
 )
@@ -159,6 +160,13 @@ def _bars(report: Report) -> list[Bar]:
             / median(OURS, small, "horovod over MPI"),
             5,
             False,
+        ),
+        Bar(
+            f"{small}, horovod over Gloo, of Keras local",
+            median(OURS, small, "horovod over Gloo")
+            / median(KERAS_LOCAL, small, "horovod over Gloo"),
+            1.0,
+            True,
         ),
     ]
 
