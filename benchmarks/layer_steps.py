@@ -79,7 +79,7 @@ class Service(rank.TimingService):
     def transport(self) -> str:
         """A description of the transport of statistics."""
         transport = self.communicator.transport
-        return transport if transport == self.communicator.name else f"{transport} directly"
+        return transport if transport == self.communicator.name else f"by {transport}"
 
     def _layer(self, contender: str) -> keras.layers.BatchNormalization:
         if contender == "ours":

@@ -34,7 +34,7 @@ from launcher.train.observers.exporter import Exporter
 from launcher.train.observers.startup import StartupTimes
 from launcher.train.optimizer import learning_rate, make_optimizer
 from launcher.train.output_lock import OutputLock
-from launcher.train.rank_log import log_fingerprint, start_rank_log
+from launcher.train.rank_log import implementation, log_fingerprint, start_rank_log
 from launcher.train.replicas import make_replicas
 from launcher.train.report import summarize, write_summary
 from launcher.train.resume import restore, save_state
@@ -174,7 +174,7 @@ def _run(config: TrainConfig, heartbeat: Heartbeat, startup: StartupTimes) -> in
             steps_per_epoch=sharding.steps(len(data.train)),
             output=output,
             notes=tuple(notes),
-            kernels=native.status().brief,
+            kernels=implementation(communicator),
         )
         observers = assemble(
             model,

@@ -40,7 +40,15 @@ def start_rank_log(output: Path, communicator: Communicator) -> None:
         communicator.name,
         os.getpid(),
     )
-    _log.info("statistics by %s", native.status())
+    _log.info("statistics by %s, summed over %s", native.status(), communicator.transport)
+
+
+def implementation(communicator: Communicator) -> str:
+    """How layers compute statistics and, unless by the backend itself, sum them; in a few words."""
+    brief = native.status().brief
+    if communicator.transport == communicator.name:
+        return brief
+    return f"{brief}, sums over {communicator.transport}"
 
 
 def log_fingerprint(variables: Sequence[Any]) -> None:

@@ -34,7 +34,7 @@ VARIABLE = "SYNCBN_EXCHANGE"
 
 # Larger tensors are summed by Horovod, whose ring sends each value twice at most, regardless of the
 # number of ranks; recursive doubling sends it once for each doubling.
-MOST_BYTES = 1 << 20
+MOST_BYTES = 2 << 20
 
 _DTYPES = (
     tf.float32,

@@ -100,7 +100,7 @@ class HorovodCommunicator(Communicator):
     @property
     def transport(self) -> str:
         if self._exchange is not None:
-            return "exchange"
+            return "direct exchange"
         return self.name if self._direct is None else self._direct.transport
 
     def open_mailbox(self) -> Mailbox | None:

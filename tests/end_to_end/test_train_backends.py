@@ -35,7 +35,7 @@ def test_twenty_steps_end_alike_on_all_backends(
 
     trained = mpirun(2, TRAIN, arguments("mpi", "--backend", "mpi")).check()
     over_gloo = arguments("horovod", "--backend", "horovod")
-    horovodrun(2, TRAIN, over_gloo, options=["--gloo"]).check()
+    by_messages = horovodrun(2, TRAIN, over_gloo, options=["--gloo"]).check()
     tf_cluster(2, TRAIN, arguments("cluster", "--backend", "tf")).check()
     single_process(1, TRAIN, arguments("mirrored", "--backend", "tf", "--replicas", "2")).check()
     single_process(1, TRAIN, arguments("alone", "--batch-size", "72", *ONE_RANK)).check()
@@ -44,6 +44,8 @@ def test_twenty_steps_end_alike_on_all_backends(
     assert _summary(tmp_path / "mpi")["steps"] == 20
     assert _summary(tmp_path / "mpi")["kernels"] == asdict(native.status())
     assert native.status().brief in trained.stdout[0].splitlines()[0]
+    if native.kernels() is not None:
+        assert "sums over direct exchange" in by_messages.stdout[0].splitlines()[0]
     for name in ("horovod", "cluster", "mirrored", "alone"):
         summary = _summary(tmp_path / name)
         assert summary["world_size"] == (1 if name == "alone" else 2)

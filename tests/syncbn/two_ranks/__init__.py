@@ -26,6 +26,6 @@ def run(communicator: Communicator) -> dict[str, list[dict[str, Any]]]:
     Horovod over MPI sums only gradients itself, and statistics like the backend `mpi`, so only the
     trainings run there.
     """
-    over_mpi = communicator.transport != communicator.name
+    over_mpi = (communicator.name, communicator.transport) == ("horovod", "mpi")
     names = ["training"] if over_mpi else PARTS
     return {name: [PARTS[name](communicator)] for name in names}
