@@ -50,6 +50,7 @@ _DTYPES = (
 )
 _WIDENED = (tf.float16, tf.bfloat16)
 _ENTRY_BYTES = 512
+_ABSTAINS = "abstains: "
 _SPINS = 500
 _MOST_SECONDS_TO_OPEN = 60.0  # every rank has sent its address before
 _GLOO_TIMEOUT_SECONDS = 30.0  # Horovod's default
@@ -113,7 +114,8 @@ class DirectExchange:
         problem = ""
         if size > 1:
             with Links(address_of_job(), host, shared_memory_size(self._kernels)) as links:
-                found = self._gather("addresses", links.address.to_json(), size)
+                found = self._gather("addresses", links.address.to_json())
+                _check_alike(found)
                 try:
                     connections = links.open(
                         rank,
@@ -123,7 +125,7 @@ class DirectExchange:
                 except (WorldError, OSError) as error:
                     problem = str(error)
                 # No rank may use what another one could not open.
-                problems = list(filter(None, self._gather("problems", problem, size)))
+                problems = list(filter(None, self._gather("problems", problem)))
             if problems:
                 for connection in connections:
                     os.close(connection.watch)
@@ -133,8 +135,53 @@ class DirectExchange:
         spins = 0 if crowded else _SPINS
         return open_exchange(self._kernels, rank, size, connections, seconds, spins)
 
-    def _gather(self, what: str, text: str, size: int) -> list[str]:
+    def _gather(self, what: str, text: str) -> list[str]:
         return gather(self._hvd, self._process_set, f"exchange.{self._name}.{what}", text)
+
+
+class Abstention:
+    """A rank that cannot use an exchange, in a job where the others may wait for it to connect.
+
+    Args:
+        hvd: The module `horovod.tensorflow`.
+        process_set: The ranks.
+        name: That of their exchange.
+        reason: Why this rank cannot use it.
+    """
+
+    def __init__(self, hvd: Any, process_set: Any, name: str, reason: str) -> None:
+        self._hvd, self._process_set = hvd, process_set
+        self._name, self.reason = name, reason
+        self._told = False
+        _call_before_shutdown(hvd, self._forget)
+
+    def before(self, tensor: tf.Tensor) -> tf.Tensor:
+        """`tensor`, once the other ranks know; fails if one of them can use the exchange."""
+        known = tf.numpy_function(self._tell, [], tf.bool)
+        with tf.control_dependencies([known]):
+            return tf.identity(tensor)
+
+    def _tell(self) -> bool:
+        if not self._told and int(self._process_set.size()) > 1:
+            name = f"exchange.{self._name}.addresses"
+            _check_alike(gather(self._hvd, self._process_set, name, _ABSTAINS + self.reason))
+        self._told = True
+        return True
+
+    def _forget(self) -> None:
+        self._told = False
+
+
+def _check_alike(entries: Sequence[str]) -> None:
+    """Raises WorldError unless all ranks can use an exchange, or none."""
+    reasons = {r: e for r, e in enumerate(entries) if e.startswith(_ABSTAINS)}
+    if reasons and len(reasons) < len(entries):
+        rank, text = next(iter(reasons.items()))
+        raise WorldError(
+            f"rank {rank} cannot take part ({text.removeprefix(_ABSTAINS)}), but other ranks can. "
+            "Build the C++ operations there (python -m syncbn.native.build), or set "
+            f"{VARIABLE}=0 on all ranks"
+        )
 
 
 _exchanges: dict[str, DirectExchange] = {}
@@ -149,12 +196,17 @@ def exchange_over(hvd: Any, process_set: Any) -> DirectExchange | None:
     kernels = native.kernels()
     if kernels is None:
         return None
-    everyone = process_set is hvd.global_process_set
-    name = "world" if everyone else "-".join(map(str, process_set.ranks))
+    name = name_of(hvd, process_set)
     if name not in _exchanges:
         _exchanges[name] = DirectExchange(kernels, hvd, process_set, name)
     _exchanges[name].use(process_set)
     return _exchanges[name]
+
+
+def name_of(hvd: Any, process_set: Any) -> str:
+    """A name of the ranks, equal on all of them."""
+    everyone = process_set is hvd.global_process_set
+    return "world" if everyone else "-".join(map(str, process_set.ranks))
 
 
 def gather(hvd: Any, process_set: Any, name: str, text: str) -> list[str]:

@@ -21,10 +21,12 @@ from syncbn.communicators.cluster_environment import (
     prepare_open_mpi,
 )
 from syncbn.communicators.exchange import (
+    Abstention,
     DirectExchange,
     exchange_over,
     first_reason,
     gather,
+    name_of,
     reason_against,
     small_enough,
 )
@@ -64,7 +66,8 @@ class HorovodCommunicator(Communicator):
     Args:
         process_set: A `horovod.tensorflow.ProcessSet`, or None for all ranks.
         direct: An MPI communicator over the same ranks to send tensors with, or None.
-        exchange: The exchange of the same ranks to sum small tensors with, or None.
+        exchange: The exchange of the same ranks to sum small tensors with, or None; in an elastic
+            job, that this rank cannot use it.
     """
 
     name = "horovod"
@@ -73,7 +76,7 @@ class HorovodCommunicator(Communicator):
         self,
         process_set: Any = None,
         direct: MPICommunicator | None = None,
-        exchange: DirectExchange | None = None,
+        exchange: DirectExchange | Abstention | None = None,
     ) -> None:
         super().__init__()
         self._hvd = import_horovod()
@@ -99,7 +102,7 @@ class HorovodCommunicator(Communicator):
 
     @property
     def transport(self) -> str:
-        if self._exchange is not None:
+        if isinstance(self._exchange, DirectExchange):
             return "direct exchange"
         return self.name if self._direct is None else self._direct.transport
 
@@ -125,16 +128,16 @@ class HorovodCommunicator(Communicator):
         exchange = self._exchange
         if exchange is None:
             return self._sum_by_horovod(tensor, name)
+
+        def small_sum() -> tf.Tensor:
+            if isinstance(exchange, DirectExchange):
+                return exchange.sum(tensor, graph_name(name))
+            return self._sum_by_horovod(exchange.before(tensor), name)
+
         small = small_enough(tensor)
         if isinstance(small, bool):
-            if small:
-                return exchange.sum(tensor, graph_name(name))
-            return self._sum_by_horovod(tensor, name)
-        total = tf.cond(
-            small,
-            lambda: exchange.sum(tensor, graph_name(name)),
-            lambda: self._sum_by_horovod(tensor, name),
-        )
+            return small_sum() if small else self._sum_by_horovod(tensor, name)
+        total = tf.cond(small, small_sum, lambda: self._sum_by_horovod(tensor, name))
         total.set_shape(tensor.shape)
         return total
 
@@ -186,7 +189,11 @@ class HorovodCommunicator(Communicator):
             subgroup = self._direct.subgroup(size)
             direct = subgroup if isinstance(subgroup, MPICommunicator) else None
         mine = blocks[self.rank // size]
-        exchange = None if self._exchange is None else exchange_over(self._hvd, mine)
+        exchange = self._exchange
+        if isinstance(exchange, DirectExchange):
+            exchange = exchange_over(self._hvd, mine)
+        elif exchange is not None:
+            exchange = Abstention(self._hvd, mine, name_of(self._hvd, mine), exchange.reason)
         return HorovodCommunicator(mine, direct, exchange)
 
 
@@ -223,18 +230,18 @@ def choose_cycle_time() -> None:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
 
 
-def _direct_exchange(hvd: Any) -> DirectExchange | None:
+def _direct_exchange(hvd: Any) -> DirectExchange | Abstention | None:
     """The exchange of all ranks if each of them can use one; logs the choice and its reason."""
-    reason = reason_against()
+    reason, everyone = reason_against(), hvd.global_process_set
     # The ranks of an elastic job must not communicate before they share their state.
-    if hvd.size() > 1 and os.environ.get("HOROVOD_ELASTIC") != "1":
-        reasons = gather(hvd, hvd.global_process_set, "exchange.reasons", reason)
-        reason = first_reason(reasons)
-    if reason:
-        _log.info("statistics are reduced by Horovod over Gloo: %s", reason)
-        return None
-    _log.info("statistics are reduced by direct messages between ranks: Horovod runs over Gloo")
-    return exchange_over(hvd, hvd.global_process_set)
+    elastic = os.environ.get("HOROVOD_ELASTIC") == "1"
+    if hvd.size() > 1 and not elastic:
+        reason = first_reason(gather(hvd, everyone, "exchange.reasons", reason))
+    if not reason:
+        _log.info("statistics are reduced by direct messages between ranks: Horovod runs over Gloo")
+        return exchange_over(hvd, everyone)
+    _log.info("statistics are reduced by Horovod over Gloo: %s", reason)
+    return Abstention(hvd, everyone, name_of(hvd, everyone), reason) if elastic else None
 
 
 def _direct_mpi(hvd: Any) -> MPICommunicator | None:

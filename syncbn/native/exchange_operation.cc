@@ -74,8 +74,12 @@ void direct_all_reduce(const DirectAllReduce& operation, Run& run) {
   const bool done = exchange != nullptr && exchange->sum(input.data(), output.data(), shape.size(),
                                                          type, reason, sizeof reason);
   pthread_mutex_unlock(&group.lock);
-  // Programs recognize a failed collective by this name and code, for example hvd.elastic.run.
-  if (!done)
+  // Elastic programs recognize a failed collective, after which they start again with other ranks,
+  // by this name and code. A failure to connect has the name in its reason if Horovod is the
+  // reason.
+  if (exchange == nullptr)
+    run.status.set(kUnknownError, "the ranks cannot be connected for direct sums: %s", reason);
+  else if (!done)
     run.status.set(kUnknownError, "HorovodAllreduce failed (direct exchange between ranks): %s",
                    reason);
 }

@@ -12,6 +12,7 @@ CHANNELS = 8
 # All operations that send data to other ranks, including host calls.
 COLLECTIVES = (
     "SyncbnMpiAllReduce",
+    "SyncbnDirectAllReduce",
     "HorovodAllreduce",
     "HorovodGroupedAllreduce",
     "HorovodAllgather",

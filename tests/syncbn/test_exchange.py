@@ -137,3 +137,35 @@ def test_a_rank_without_the_kernels_makes_all_use_horovod(
     for result in results:
         assert result.json() == [["horovod", [2.0, 2.0]]]
         assert "by Horovod over Gloo: rank 1: SYNCBN_NATIVE=0 is set" in result.stderr[0]
+
+
+ELASTIC = """
+import json, os, sys
+if os.environ["HOROVOD_HOSTNAME"] in sys.argv[1:]: os.environ["SYNCBN_NATIVE"] = "0"
+import syncbn, tensorflow as tf
+world = syncbn.init("horovod")
+try:
+    found = [world.all_reduce(tf.ones([n]), f"sum {n}").numpy()[0].item() for n in (600000, 2)]
+except tf.errors.OpError as error:
+    found = str(error)
+print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.mark.parametrize("without", [["127.0.0.1"], ["127.0.0.1", "localhost"], []])
+def test_ranks_of_an_elastic_job_that_differ_end_with_an_error(
+    horovodrun: Launcher, script: Callable[[str], Path], tmp_path: Path, without: list[str]
+) -> None:
+    """They cannot agree at the start, when other ranks may already be training."""
+    discover = tmp_path / "discover.sh"
+    discover.write_text("#!/bin/sh\necho localhost:1; echo 127.0.0.1:1\n")
+    discover.chmod(0o755)
+    options = ["--gloo", "--min-np", "2", "--max-np", "2"]
+    options += ["--host-discovery-script", str(discover)]
+    for found in horovodrun(2, script(ELASTIC), without, options=options).json():
+        if len(without) == 1:
+            assert "cannot take part (SYNCBN_NATIVE=0 is set), but other ranks can" in found
+            # By this word an elastic program would take it for a lost rank, and try again.
+            assert "orovod" not in found.split("[[")[0].split("for direct sums")[1]
+        else:
+            assert found == [2.0, 2.0]

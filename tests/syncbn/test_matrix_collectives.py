@@ -8,8 +8,12 @@ from tests.syncbn.runs import LOCAL, WORLDS, Runs
 # float64: two parts of the count and four sums per channel; then two sums per channel.
 FORWARD, BACKWARD = 8 * (2 + 4 * CHANNELS), 8 * 2 * CHANNELS
 
-# The worlds whose statistics MPI reduces.
-BY_MPI = ("mpi", "horovod-mpi")
+# The worlds whose statistics an operation of the C++ library reduces, in the order of the program.
+BY_OUR_OPERATION = {
+    "mpi": "SyncbnMpiAllReduce",
+    "horovod-mpi": "SyncbnMpiAllReduce",
+    "horovod-gloo": "SyncbnDirectAllReduce",
+}
 
 
 @pytest.mark.parametrize(("world", "size"), WORLDS)
@@ -19,8 +23,8 @@ def test_one_collective_each_way(world: str, size: int, runs: Runs) -> None:
             assert found == []
         elif (world, size) == ("mirrored", 3):
             assert found == []  # Three replicas sum with AddN, which is not a collective.
-        elif world in BY_MPI:
-            assert {kind for kind, _ in found} == {"SyncbnMpiAllReduce"}
+        elif world in BY_OUR_OPERATION:
+            assert {kind for kind, _ in found} == {BY_OUR_OPERATION[world]}
             assert [size for _, size in found] == [FORWARD, BACKWARD]
         else:
             replicas = size if world == "mirrored" else 1
