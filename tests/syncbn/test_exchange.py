@@ -146,7 +146,7 @@ import syncbn, tensorflow as tf
 world = syncbn.init("horovod")
 try:
     found = [world.all_reduce(tf.ones([n]), f"sum {n}").numpy()[0].item() for n in (600000, 2)]
-except tf.errors.OpError as error:
+except (tf.errors.OpError, syncbn.errors.WorldError) as error:
     found = str(error)
 print(json.dumps(found), flush=True)
 """
@@ -166,6 +166,6 @@ def test_ranks_of_an_elastic_job_that_differ_end_with_an_error(
         if len(without) == 1:
             assert "cannot take part (SYNCBN_NATIVE=0 is set), but other ranks can" in found
             # By this word an elastic program would take it for a lost rank, and try again.
-            assert "orovod" not in found.split("[[")[0].split("for direct sums")[1]
+            assert "orovod" not in found
         else:
             assert found == [2.0, 2.0]

@@ -119,7 +119,7 @@ def test_memory_within_a_host_and_tcp_between_hosts(
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()
+                rank.communicate()
 
 
 def _answer(rank: "subprocess.Popen[str]") -> Any:
