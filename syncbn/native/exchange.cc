@@ -162,7 +162,8 @@ void Exchange::describe(const Header& mine, char* message, int message_size) con
                  static_cast<unsigned long long>(unequal_.sequence));
       return;
     case Cause::kLeft:
-      snprintf(message, message_size, "rank %d has shut Horovod down or ended", failure.rank);
+      snprintf(message, message_size,
+               "Horovod has been shut down: rank %d has left the job or ended", failure.rank);
       return;
     default:
       snprintf(message, message_size, "Connection closed by peer: rank %d has ended", failure.rank);
