@@ -76,6 +76,12 @@ def test_the_first_failure_is_the_cause() -> None:
         "[/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:1234",
         "UnavailableError: Collective ops is aborted by: Socket closed",
         "MPI_ABORT was invoked on rank 1",
+        "UnknownError: HorovodAllreduce failed (direct exchange between ranks): Connection closed "
+        "by peer: rank 1 has ended",
+        "UnknownError: HorovodAllreduce failed (direct exchange between ranks): heartbeat timeout: "
+        "rank 1 is stopped, or its connection is cut",
+        "UnknownError: HorovodAllreduce failed (direct exchange between ranks): Horovod has been "
+        "shut down: rank 1 has left the job or ended",
     ],
 )
 def test_messages_about_peers_are_not_the_cause(line: str) -> None:
