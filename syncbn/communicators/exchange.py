@@ -51,7 +51,7 @@ _DTYPES = (
 _WIDENED = (tf.float16, tf.bfloat16)
 _ENTRY_BYTES = 512
 _ABSTAINS = "abstains: "
-_SPINS = 500
+_SPINS = 5000
 _MOST_SECONDS_TO_OPEN = 60.0  # every rank has sent its address before
 _GLOO_TIMEOUT_SECONDS = 30.0  # Horovod's default
 

@@ -15,8 +15,8 @@
 namespace syncbn {
 namespace {
 
-// A rank that waits longer than this sleeps; the others are computing or have other work.
-constexpr int64_t kYieldNanoseconds = 200000;
+// How long a rank that shares its core with others gives it away before it sleeps.
+constexpr int64_t kYieldNanoseconds = 50000;
 // A sleeping rank wakes up this often to see whether the exchange has failed.
 constexpr int kSleepMilliseconds = 50;
 
@@ -36,14 +36,18 @@ void relax() {
 
 bool stopped(const int64_t* stop) { return __atomic_load_n(stop, __ATOMIC_ACQUIRE) != 0; }
 
-// Calls `ready` until it is true: busily, then giving the core to other threads in between, for
-// some time each. False if it did not become true.
+// Calls `ready` until it is true, for a limited time: `spins` times in succession, or, if zero,
+// giving the core to other threads in between. False if it did not become true.
+//
+// With a core for each rank, other programs would get the time slice of a rank that gives its core
+// away, while a rank that sleeps, as all do after this, runs as soon as it is woken.
 template <typename Ready>
 bool becomes(const Ready& ready, int spins) {
   for (int i = 0; i < spins; ++i) {
     if (ready()) return true;
     relax();
   }
+  if (spins > 0) return ready();
   const int64_t limit = now() + kYieldNanoseconds;
   do {
     if (ready()) return true;

@@ -60,7 +60,7 @@ struct Channel {
 
   // Sends one message and receives one; null omits either. The received data are valid until the
   // next call. kStopped: `*stop` is no longer zero; kClosed: the other rank closed the socket.
-  // `spins`: how often to look for a message before giving the core to other threads.
+  // `spins`: how often to look for a message before sleeping; 0 if ranks share cores.
   Outcome swap(const Message* outgoing, Message* incoming, const int64_t* stop, int spins);
 
  private:

@@ -88,7 +88,7 @@ def open_exchange(
         size: The number of ranks.
         connections: To the partners of this rank in recursive doubling.
         limit: Seconds without a heartbeat after which a rank is considered lost.
-        spins: How often to look for a message before giving the core to other threads.
+        spins: How often to look for a message before sleeping; 0 if ranks share cores.
 
     Raises:
         MemoryError: Memory could not be mapped.
