@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from launcher import heartbeat
-from launcher.agent import tree
+from launcher.agent import shared_signals, tree
 from launcher.agent.channel import Channel
 from launcher.agent.child import Child, reap, wake_on_signals
 from launcher.agent.pinned import pinned_process
@@ -43,6 +43,7 @@ class Agent:
         self._input_open = commanded
         self._orphaned = False
         self._parent = os.getppid()
+        self._shares_signals = shared_signals.reach_every_process()
         self._last_command = time.monotonic()
         self._last_tick = 0.0
         self._last_poll = 0.0
@@ -60,6 +61,8 @@ class Agent:
     def run(self) -> int:
         tree.adopt_orphans()
         self._signals = wake_on_signals([signal.SIGCHLD, *_END_SIGNALS, *_COMMAND_SIGNALS])
+        if self._shares_signals:
+            shared_signals.hold_back()
         try:
             self._child = Child(self._spec)
         except OSError as error:
@@ -101,6 +104,8 @@ class Agent:
                 self._channel.write()
             else:
                 self._channel.pass_on(descriptor, self._child.pipes)
+        if self._shares_signals:
+            self._take_shared_signals()
         now = time.monotonic()
         if os.getppid() != self._parent:
             self._lose_launcher()
@@ -204,6 +209,14 @@ class Agent:
                 self._end(self._spec.grace)
             elif number == signal.SIGUSR1:
                 self._dump_stacks()
+
+    def _take_shared_signals(self) -> None:
+        for sender in shared_signals.senders():
+            if sender == self._parent:  # mpirun or its daemon, which ends the job
+                self._end(min(self._spec.grace, _ABORT_GRACE))
+            elif not self._end_requested:
+                # The rank has received it too. The launcher commands how long it may save.
+                self._end_requested = self._only_child_signalled = True
 
     def _dump_stacks(self) -> None:
         if self._spec.raw:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from launcher import heartbeat
-from launcher.agent import tree
+from launcher.agent import shared_signals, tree
 from launcher.agent.process_spec import ProcessSpec
 
 _STARTUP = str(Path(__file__).parent / "startup")
@@ -37,6 +37,8 @@ class Child:
 
         def before_exec() -> None:
             tree.die_with(agent)
+            if not spec.raw:  # mpirun and its daemon must not end their ranks on a SIGTERM to all
+                shared_signals.let_through()
             if cpus:
                 os.sched_setaffinity(0, cpus)
 

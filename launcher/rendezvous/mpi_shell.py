@@ -6,6 +6,7 @@ the daemon, then forwards its output until the connection closes. The worker dec
 
 import json
 import os
+import signal
 import socket
 import sys
 from itertools import pairwise
@@ -21,6 +22,7 @@ _LOST = 255
 
 def main() -> None:
     node, words = sys.argv[1], sys.argv[2:]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent to all processes: ranks save
     host, port = json.loads(os.environ[WORKERS_VARIABLE])[node]
     parameters = {name: value.strip('"') for name, value in pairwise(words) if name in PARAMETERS}
     try:

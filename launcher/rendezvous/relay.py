@@ -5,6 +5,7 @@ The first container runs one for every rank elsewhere. Exits with 255 when the c
 
 import os
 import selectors
+import signal
 import socket
 import sys
 
@@ -14,6 +15,7 @@ _LOST = 255
 
 def main() -> None:
     host, port = sys.argv[1], int(sys.argv[2])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent to all processes: ranks save
     try:
         with socket.create_connection((host, port), _CONNECT_SECONDS) as connection:
             connection.settimeout(None)

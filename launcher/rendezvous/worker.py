@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from launcher.agent import shared_signals
 from launcher.agent.command import own_agent
 from launcher.agent.process_spec import TRANSPORT_RANK, ProcessSpec
 from launcher.errors import LauncherError
@@ -93,7 +94,8 @@ class Worker:
                 )
             select.select([stop.descriptor], [], [], _REQUEST_SECONDS)
         # The ranks save together: one that receives SIGTERM informs the others.
-        for number, agent in [*self._agents.items()]:
+        agents = [] if shared_signals.reach_every_process() else [*self._agents.items()]
+        for number, agent in agents:
             with suppress(psutil.Error):
                 for rank in _ranks_of(number, psutil.Process(agent.pid)):
                     rank.send_signal(signal.SIGTERM)

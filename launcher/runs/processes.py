@@ -4,6 +4,7 @@ Kills what an agent could not because it was killed itself. Ranks on other hosts
 variable: there only the agents end them.
 """
 
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,18 +20,29 @@ _MARK = "LAUNCHER_RUN_HERE"
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process id with its start in seconds since boot, since the kernel reuses ids."""
+    """A process id with its start in seconds since boot, since the kernel reuses ids.
+
+    `host` is empty in records of versions that did not write it.
+    """
 
     pid: int
     started: float
+    host: str = ""
 
     @classmethod
     def of(cls, pid: int) -> "ProcessIdentity":
-        return cls(pid, tree.started_at(pid))
+        return cls(pid, tree.started_at(pid), socket.gethostname())
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is a process of another machine that shares the record's file system."""
+        return self.host not in {"", socket.gethostname()}
 
     def process(self) -> psutil.Process | None:
-        """The running process, or None if it has ended or another one has its id."""
+        """The running process, or None if it has ended, is elsewhere, or its id is reused."""
         try:
+            if self.elsewhere:
+                return None
             if tree.started_at(self.pid) != self.started:
                 return None
             process = psutil.Process(self.pid)

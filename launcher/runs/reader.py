@@ -76,6 +76,8 @@ class RunState:
         self.id, self.directory = event["id"], event["directory"]
         self.backend, self.command = event["backend"], event["command"]
         self.began = event["time"]
+        # A run that is continued has ended before.
+        self.state, self.exit_code, self.cause = "starting", None, None
         self.ranks = {rank: RankStatus() for rank in range(event["ranks"])}
 
     def _on_started(self, event: Mapping[str, Any]) -> None:
@@ -124,10 +126,10 @@ def read_run(directory: Path) -> RunState:
 
 
 def launcher_of(directory: Path) -> ProcessIdentity | None:
-    """The running launcher of the run, or None when it has ended."""
+    """The running launcher of the run, or None when it has ended; unknown for another machine."""
     with suppress(OSError, ValueError, TypeError):
         identity = ProcessIdentity(**json.loads((directory / layout.LAUNCHER).read_text()))
-        return identity if identity.process() is not None else None
+        return identity if identity.elsewhere or identity.process() is not None else None
     return None
 
 

@@ -17,6 +17,7 @@ from launcher.runs import layout
 from launcher.runs.events import Event
 from launcher.runs.logs import RankLog, append_whole
 from launcher.runs.processes import ProcessIdentity
+from launcher.runs.reader import read_journal
 from launcher.spec import JobSpec
 from launcher.spec.secrets import without_secrets
 
@@ -29,9 +30,10 @@ _RESERVE_BYTES = 64 * 1024
 class RunWriter:
     """The directory of one run: an observer of events that records them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, first_attempt: int = 0) -> None:
         self.directory = directory
         self.id = directory.name
+        self.first_attempt = first_attempt
         self._reserve = directory / layout.RESERVE
         self._descriptor: int | None = None
         self._journaled: dict[int, float] = {}
@@ -41,13 +43,18 @@ class RunWriter:
         self._warned: set[str] = set()
 
     @classmethod
-    def create(cls, spec: JobSpec) -> "RunWriter":
-        """Creates the directory and writes the job into it. Raises LauncherError if it cannot."""
+    def create(cls, spec: JobSpec, run: str | None = None) -> "RunWriter":
+        """Creates the directory and writes the job into it. Raises LauncherError if it cannot.
+
+        `run` is its name, chosen if None. An existing run of that name is continued: its next
+        attempt is a restart.
+        """
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        directory = spec.output.absolute() / f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
-        record = cls(directory)
+        name = run or f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
+        directory = spec.output.absolute() / name
+        record = cls(directory, 0 if run is None else _attempts(directory))
         try:
-            layout.logs_directory(directory).mkdir(parents=True)
+            layout.logs_directory(directory).mkdir(parents=True, exist_ok=run is not None)
             replace_json(directory / layout.SPEC, without_secrets(spec), durable=False)
             launcher = asdict(ProcessIdentity.of(os.getpid()))
             replace_json(directory / layout.LAUNCHER, launcher, durable=False)
@@ -136,3 +143,9 @@ class RunWriter:
             self._journaled[rank] = event.time
             return True
         return False
+
+
+def _attempts(directory: Path) -> int:
+    """How many attempts the run has begun."""
+    begun = (event["attempt"] for event in read_journal(directory) if event["event"] == "started")
+    return max(begun, default=-1) + 1

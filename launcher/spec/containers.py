@@ -53,7 +53,9 @@ class Container(Data):
     """
 
     image: Image | None = option(None, "The image.", _PANEL, shown="that of our Dockerfile")
-    slots: Annotated[Whole, Field(ge=1, le=64)] = option(1, "Ranks per container.", _PANEL)
+    slots: Annotated[Whole, Field(ge=1, le=64)] = option(
+        1, "Ranks per container, or per node of Slurm.", _PANEL
+    )
     port: Annotated[Whole, Field(ge=1024, le=65000)] = 29400
     join_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
     shared_memory: Quantity = "1Gi"

@@ -13,6 +13,7 @@ from launcher.spec import flag_values
 from launcher.spec.containers import Container, Kubernetes
 from launcher.spec.fields import Bytes, Data, Directory, Seconds, Share, Text, VariableName, Whole
 from launcher.spec.messages import describe_errors
+from launcher.spec.slurm import Slurm
 from launcher.spec.targets import TARGETS
 
 # `auto` is for jobs in containers, which choose the fastest backend of their image.
@@ -115,7 +116,7 @@ class JobSpec(Data):
     how long ranks may show no activity once another has exited with 0; 0 for no limit. `grace` is
     the time between SIGTERM and SIGKILL for peers after a failure, `save_timeout` that for all
     ranks when the job is stopped. `output` contains one directory per run. `target` None is hosts
-    if there are any, else local; the other targets read `container` and `kubernetes`.
+    if there are any, else local; the other targets read `container`, `kubernetes` and `slurm`.
     """
 
     command: tuple[Text, ...]
@@ -179,6 +180,7 @@ class JobSpec(Data):
     )
     container: Container = Container()
     kubernetes: Kubernetes = Kubernetes()
+    slurm: Slurm = Slurm()
 
     @field_validator("target")
     @classmethod

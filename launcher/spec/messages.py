@@ -48,6 +48,18 @@ EXAMPLES: dict[str, object] = {
     "kubernetes.priority_class": "training",
     "kubernetes.queue": "vision",
     "kubernetes.time_limit": 86400,
+    "slurm": {"partition": "main"},
+    "slurm.partition": "main",
+    "slurm.account": "vision",
+    "slurm.qos": "normal",
+    "slurm.time": "12:00:00",
+    "slurm.constraint": "a100&ib",
+    "slurm.gpu_type": "h100",
+    "slurm.dependency": "afterok:4711",
+    "slurm.setup": ["module load cuda"],
+    "slurm.options": ["--reservation=maintenance"],
+    "slurm.container_image": "/images/syncbn.sif",
+    "slurm.mounts": ["/data"],
     "kubernetes.managed_by": "kueue.x-k8s.io/multikueue",
 }
 

@@ -6,4 +6,5 @@ TARGETS = {
     "hosts": "launcher.targets.hosts.target:HostsTarget",
     "compose": "launcher.targets.compose.target:ComposeTarget",
     "kubernetes": "launcher.targets.kubernetes.target:KubernetesTarget",
+    "slurm": "launcher.targets.slurm.target:SlurmTarget",
 }

@@ -28,6 +28,9 @@ _VARIABLES_OF_ANOTHER_JOB = (
     "HOROVOD_SIZE",
     "HOROVOD_LOCAL_",
     "HOROVOD_CROSS_",
+    # Of the tasks that srun starts; with SLURM_JOBID, mpirun would start its daemons by srun.
+    *("SLURM_JOBID", "SLURM_NODELIST", "SLURM_STEP", "SLURM_TASK", "SLURM_NTASKS", "SLURM_NPROCS"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_LAUNCH_NODE"),
 )
 
 

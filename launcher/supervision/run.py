@@ -22,10 +22,15 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-def supervise(job: Launchable, stop: StopRequests, make_view: Callable[[], View]) -> Result:
-    """Runs the job to its end; the view is made once the job can start, and closed."""
+def supervise(
+    job: Launchable, stop: StopRequests, make_view: Callable[[], View], run: str | None = None
+) -> Result:
+    """Runs the job to its end; the view is made once the job can start, and closed.
+
+    `run` is the name of the run, which is continued if it exists; None to choose one.
+    """
     job.check()
-    record = RunWriter.create(job.spec)
+    record = RunWriter.create(job.spec, run)
     view = make_view()
     try:
         with job_metrics(job.spec, record.directory) as observers:

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from launcher.agent import shared_signals
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ONE_REQUEST_SECONDS = 2.0  # to preempt a job, Slurm sends SIGTERM twice
 
 
 class StopRequests:
@@ -15,6 +19,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.count = 0
+        self._latest = float("-inf")
         self.descriptor, self._writing = os.pipe()
         for descriptor in (self.descriptor, self._writing):
             os.set_blocking(descriptor, False)
@@ -28,7 +33,9 @@ class StopRequests:
         return 130 if self.signal == signal.SIGINT else 143
 
     def drain(self) -> None:
-        os.read(self.descriptor, 64)
+        """Makes `descriptor` unreadable until the next signal."""
+        with suppress(BlockingIOError):
+            os.read(self.descriptor, 64)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -48,5 +55,9 @@ class StopRequests:
                 signal.signal(number, handler)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
+        before, self._latest = self._latest, time.monotonic()
+        repeated = self._latest - before < _ONE_REQUEST_SECONDS
+        if repeated and shared_signals.reach_every_process():
+            return
         self.count += 1
         self.signal = self.signal or signal.Signals(number)

@@ -64,7 +64,7 @@ class Supervisor:
         self._spec = job.spec
         self._record = record
         self._observers: list[Observer] = [record, *observers]
-        self._number = 0
+        self._first = self._number = record.first_attempt
         self._fenced_until = 0.0
         self._leftovers: list[str] = []
 
@@ -90,6 +90,7 @@ class Supervisor:
     def _attempts(self, stop: StopRequests) -> Result:
         while True:
             cause = self._try_once(stop)
+            done = self._number - self._first
             if cause is not None and not stop.requested():
                 self._event("failed", cause.rank, **cause.as_json())
             while self._leftovers:
@@ -97,20 +98,20 @@ class Supervisor:
                     "warning", text=f"killed a leftover process of the job: {self._leftovers.pop()}"
                 )
             if stop.requested():
-                return Result("stopped", stop.exit_code, self._number, cause)
+                return Result("stopped", stop.exit_code, done, cause)
             if cause is None:
-                return Result("succeeded", 0, self._number)
-            if not worth_a_restart(self._spec.restart, cause, self._number):
+                return Result("succeeded", 0, done)
+            if not worth_a_restart(self._spec.restart, cause, done):
                 code = 2 if cause.kind == "bad config" else 1
-                return Result("failed", code, self._number, cause)
+                return Result("failed", code, done, cause)
             seconds = max(
-                wait_seconds(self._spec.restart, self._number),
+                wait_seconds(self._spec.restart, done),
                 self._fenced_until - time.monotonic(),
             )
-            self._event("restarting", next=self._number + 1, seconds=round(seconds, 1))
+            self._event("restarting", next=done + 1, seconds=round(seconds, 1))
             self._pause(stop, seconds)
             if stop.requested():
-                return Result("stopped", stop.exit_code, self._number, cause)
+                return Result("stopped", stop.exit_code, done, cause)
             self._number += 1
 
     def _try_once(self, stop: StopRequests) -> Cause | None:
@@ -121,7 +122,7 @@ class Supervisor:
             "LAUNCHER_WORLD_SIZE": str(self._spec.ranks),
         }
         try:
-            if self._number > 0:
+            if self._number > self._first:
                 self._job.check()  # a host may have become unreachable in the meantime
             with self._job.attempt(environment) as plan:
                 self._event("started", hosts=list(plan.hosts))
@@ -151,8 +152,8 @@ class Supervisor:
             for text in self._record.take_warnings():
                 self._event("warning", text=text)
             now = time.monotonic()
+            stop.drain()
             if stop.count > stops_handled:
-                stop.drain()
                 attempt.end(self._spec.save_timeout if stop.count == 1 else 0.0)
                 name = stop.signal.name if stop.signal else ""
                 self._event("stopping", signal=name, at_once=stop.count > 1)

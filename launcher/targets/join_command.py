@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launcher.spec import Container, JobSpec, Kubernetes, Resources
+from launcher.spec import Container, JobSpec, Kubernetes, Resources, Slurm
 
 
 def join_arguments(spec: JobSpec, role: str, head: str = "head") -> list[str]:
@@ -20,10 +20,11 @@ def join_arguments(spec: JobSpec, role: str, head: str = "head") -> list[str]:
     return [*words, "--", *spec.command]
 
 
-def job_json(spec: JobSpec) -> str:
+def job_json(spec: JobSpec, shared: Path | None = None) -> str:
     """The fields of the job that the launcher in a container needs, besides command and role.
 
-    The container itself has its variables, cores and GPUs already. Defaults are omitted.
+    The container itself has its variables, cores and GPUs already. Defaults are omitted. `shared`
+    is the output directory where it is the same inside and outside.
     """
     box, each, metrics = spec.container, spec.resources, spec.metrics
     if metrics is not None and metrics.port is not None:
@@ -33,8 +34,10 @@ def job_json(spec: JobSpec) -> str:
         "container": Container(slots=box.slots, port=box.port, join_timeout=box.join_timeout),
         "resources": Resources(threads=each.threads or each.cpus, memory=each.memory),
         "metrics": metrics,
-        "output": Path(box.output) if box.output != Container().output else Path("runs"),
+        "output": shared
+        or (Path(box.output) if box.output != Container().output else Path("runs")),
         "kubernetes": Kubernetes(),
+        "slurm": Slurm(),
         **{"environment": {}, "pass_environment": (), "hosts": (), "target": None},
     }
     shown = spec.model_copy(update=inside).model_dump(

@@ -95,6 +95,11 @@ class SupervisedTarget(Target):
     def cancel(self, name: str | None, now: bool) -> str:
         directory = find_run(self.where.output, name)
         launcher = launcher_of(directory)
+        if launcher is not None and launcher.elsewhere:
+            raise LauncherError(
+                f"{directory.name} is {read_run(directory).state} on {launcher.host}; run launcher "
+                "cancel there, or with the --target it was submitted to"
+            )
         process = launcher.process() if launcher is not None else None
         if process is None:
             left = kill_processes_of(directory)
