@@ -23,7 +23,7 @@ SCRIPTS = Path(sys.executable).parent
 THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 # What one rank must not inherit from a job that happens to surround the tests.
-_RANK_VARIABLES = ("TF_CONFIG", "HOROVOD_", "OMPI_", "PMI_", "PMIX_", "LAUNCHER_")
+_RANK_VARIABLES = ("TF_CONFIG", "HOROVOD_", "OMPI_", "PMI_", "PMIX_", "LAUNCHER_", "SLURM_")
 
 _QUIET_AND_SMALL = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -9,11 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# By launcher: horovodrun and ours, Open MPI, MPICH.
-_LOCAL_RANK_VARIABLES = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+# By launcher: horovodrun and ours, Open MPI, MPICH, srun.
+_LOCAL_RANK_VARIABLES = (
+    "HOROVOD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+)
 _LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # Every launcher that syncbn knows sets a variable with one of these prefixes.
-_LAUNCHER_PREFIXES = ("HOROVOD_", "OMPI_", "PMI_", "TF_CONFIG")
+_LAUNCHER_PREFIXES = ("HOROVOD_", "OMPI_", "PMI_", "TF_CONFIG", "SLURM_STEP_")
 
 
 def load_tensorflow() -> None:

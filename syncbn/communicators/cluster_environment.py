@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from syncbn.communicators import slurm
 from syncbn.errors import WorldError
 
 
@@ -17,8 +18,8 @@ class ClusterEnvironment:
     """The job as described by its launcher.
 
     Attributes:
-        backend: `"horovod"` (HOROVOD_* variables), `"mpi"` (Open MPI or PMI), `"tf"` (TF_CONFIG
-            with more than one worker), or `"local"`.
+        backend: `"horovod"` (HOROVOD_* variables), `"mpi"` (Open MPI, PMI, or Slurm with PMIx),
+            `"tf"` (TF_CONFIG with more than one worker, or Slurm without PMIx), or `"local"`.
         rank: Rank of this process, 0 for a single process.
         size: Number of processes.
         source: The variable that gives the size, for error messages.
@@ -58,7 +59,8 @@ def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnviron
     """Reads rank and size; the variables of the most specific launcher take precedence.
 
     Horovod's variables precede MPI's because `horovodrun --gloo` may run inside an MPI allocation;
-    MPI's precede TF_CONFIG because cloud platforms set TF_CONFIG by default.
+    MPI's precede TF_CONFIG because cloud platforms set TF_CONFIG by default. Slurm's come last: its
+    tasks may start another launcher.
     """
     env = dict(os.environ) if environ is None else environ
     for backend, size_key, rank_key in (
@@ -79,6 +81,8 @@ def cluster_environment(environ: dict[str, str] | None = None) -> ClusterEnviron
         addresses, index = cluster_from_tf_config(env["TF_CONFIG"])
         if len(addresses) > 1:
             return ClusterEnvironment("tf", index, len(addresses), "TF_CONFIG")
+    if (found := slurm.rank_and_size(env)) is not None:
+        return ClusterEnvironment("mpi" if slurm.has_pmix(env) else "tf", *found, slurm.SIZE)
     return ClusterEnvironment("local", 0, 1, "")
 
 

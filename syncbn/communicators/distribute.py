@@ -13,7 +13,7 @@ from functools import partial
 
 import tensorflow as tf
 
-from syncbn.communicators import listening
+from syncbn.communicators import listening, slurm
 from syncbn.communicators.base import Communicator, matched_name
 from syncbn.communicators.bits import broadcast_by_sum
 from syncbn.communicators.captures import captured
@@ -249,7 +249,12 @@ def current_replica() -> ReplicaCommunicator | None:
 
 
 def initialise_cluster() -> ClusterCommunicator | None:
-    """Starts the cluster in TF_CONFIG; None if it has fewer than two workers."""
+    """Starts the cluster in TF_CONFIG; None if it has fewer than two workers.
+
+    Tasks of Slurm get a TF_CONFIG here.
+    """
+    if not os.environ.get("TF_CONFIG") and slurm.rank_and_size(os.environ) is not None:
+        os.environ["TF_CONFIG"] = slurm.tf_config(os.environ)
     addresses, rank = cluster_from_tf_config(os.environ.get("TF_CONFIG") or "{}")
     if len(addresses) < 2:
         return None

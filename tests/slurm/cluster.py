@@ -177,7 +177,9 @@ class Cluster:
     def processes(self) -> list[psutil.Process]:
         """All living processes of the cluster: daemons, steps, and the jobs below them."""
         ours = str(self.directory)
-        return [one for one in psutil.process_iter() if ours in _environment(one).get("SLURM_CONF", "")]
+        return [
+            one for one in psutil.process_iter() if ours in _environment(one).get("SLURM_CONF", "")
+        ]
 
     def close(self) -> None:
         """Ends all processes of the cluster. Does not raise."""
@@ -236,7 +238,9 @@ class Cluster:
 
     def _told(self) -> str:
         files = [*self.directory.glob("*.out"), *self.directory.glob("*.log")]
-        return "\n".join(f"{file.name}: {file.read_text(errors='replace')[-600:]}" for file in files)
+        return "\n".join(
+            f"{file.name}: {file.read_text(errors='replace')[-600:]}" for file in files
+        )
 
 
 def _free_ports(count: int) -> Sequence[int]:
@@ -273,6 +277,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with Cluster(Path(sys.argv[1]).absolute()) as cluster:
         print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
