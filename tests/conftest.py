@@ -27,6 +27,7 @@ from tests.processes import (
     python_path,
 )
 from tests.requirements import require_horovod
+from tests.slurm import cluster
 
 # For every Python that a test starts, and for the workers that run the tests side by side.
 os.environ["PYTHONPATH"] = python_path(REPOSITORY / "tests" / "start_up", REPOSITORY)
@@ -48,6 +49,7 @@ def _lacks_browser() -> str | None:
 _PROBES: dict[str, Callable[[], str | None]] = {
     "multiprocess": cache(_lacks_mpirun),
     "docker": engine.lacks,
+    "slurm": cluster.lacks,
     "prometheus": cache(_lacks_prometheus),
     "browser": cache(_lacks_browser),
 }

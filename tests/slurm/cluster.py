@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -46,11 +47,8 @@ SlurmctldPidFile={directory}/slurmctld.pid
 SlurmdPidFile={directory}/slurmd-%n.pid
 SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
+ProctrackType=proctrack/{tracking}
+TaskPlugin=task/{tasks}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
@@ -63,11 +61,28 @@ KillWait=20
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=127.0.0.[1-{nodes}] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports} CPUs=8 RealMemory=16000
+NodeName=DEFAULT CPUs=8 RealMemory=16000
+NodeName=127.0.0.[1-{nodes}] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 DefMemPerNode=4000
 PartitionName=graceful Nodes=ALL MaxTime=60 PriorityTier=1 DefMemPerNode=4000 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10 DefMemPerNode=4000
 """
+
+
+_CGROUPS = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
+"""
+
+
+@cache
+def lacks_cgroups() -> str | None:
+    """Why Slurm cannot limit memory here: nodes of one machine need cgroups of version 1."""
+    memory = Path("/sys/fs/cgroup/memory")
+    if not memory.is_dir() or not os.access(memory, os.W_OK):
+        return "Slurm limits memory here by cgroups of version 1 only, and there are none"
+    return None
 
 
 @cache
@@ -100,6 +115,8 @@ class Cluster:
             port=ports[0],
             ports=f"[{ports[1]}-{ports[nodes]}]",
             nodes=nodes,
+            tracking="linuxproc" if lacks_cgroups() else "cgroup",
+            tasks="none" if lacks_cgroups() else "cgroup",
             host=socket.gethostname().partition(".")[0],
         )
 
@@ -113,6 +130,7 @@ class Cluster:
         for name in ("state", "munge", *(f"spool-{node}" for node in self.nodes)):
             (self.directory / name).mkdir(parents=True)
         (self.directory / "slurm.conf").write_text(self._configuration)
+        (self.directory / "cgroup.conf").write_text(_CGROUPS)
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o400)
         # Everyone may use the socket, so munged insists on directories that everyone may enter.
@@ -192,8 +210,14 @@ class Cluster:
             for process in left:
                 _kill(process)
             if not left:
-                return
+                break
             psutil.wait_procs(left, timeout=0.3)
+        for node in self.nodes:
+            for group in Path("/sys/fs/cgroup").glob(f"*/slurm_{node}"):
+                below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
+                for path in (*below, group):
+                    with suppress(OSError):
+                        path.rmdir()
 
     def _is_of(self, step: psutil.Process, node: str) -> bool:
         names = [_environment(one).get("SLURMD_NODENAME") for one in step.children(recursive=True)]
