@@ -16,7 +16,7 @@ _PANEL = "Slurm"
 Word = Annotated[str, StringConstraints(pattern=r"^[^\s#'\"\\]+$", max_length=512)]
 # https://slurm.schedmd.com/sbatch.html#OPT_time: minutes, [hours:]minutes:seconds, or with days.
 Time = Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,9}(:\d{1,2}){0,2}$", max_length=24)]
-Directive = Annotated[str, StringConstraints(pattern=r"^--?[A-Za-z][^\s#'\"\\]*$", max_length=512)]
+Directive = Annotated[str, StringConstraints(pattern=r"^--[a-z][^\s#'\"\\]*$", max_length=512)]
 Image = Annotated[str, StringConstraints(pattern=r"^[^\s'\"\\]+$", max_length=512)]
 Mount = Annotated[str, StringConstraints(pattern=r"^/[^\s,'\"\\]*$", max_length=512)]
 

@@ -21,6 +21,8 @@ from typing import Self
 
 import psutil
 
+from launcher.agent.tree import die_with
+
 _SBIN = "/usr/sbin"
 _PROGRAMS = {
     "munged": "munge",
@@ -225,7 +227,7 @@ class Cluster:
 
     def _start(self, name: str, *words: str) -> None:
         program = name.partition(" ")[0]
-        path = shutil.which(program) or f"{_SBIN}/{program}"
+        path, parent = shutil.which(program) or f"{_SBIN}/{program}", os.getpid()
         with (self.directory / f"{name.replace(' ', '-')}.out").open("ab") as output:
             self._daemons[name] = subprocess.Popen(
                 [path, *words],
@@ -234,6 +236,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=lambda: die_with(parent),  # if the tests themselves are killed
             )
 
     def _end(self, name: str) -> None:

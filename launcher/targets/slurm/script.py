@@ -11,6 +11,7 @@ from launcher.spec.secrets import is_secret
 from launcher.targets.join_command import job_json
 
 _LEAVING_SECONDS = 30  # after the ranks have saved and ended
+_OWN_MEBIBYTES = 512  # for the launcher of a node and its agents
 _FIRST_PORT, _PORTS = 20000, 12000  # below those that the kernel assigns by itself
 _INDENT = " \\\n    "
 
@@ -73,21 +74,13 @@ def render(spec: JobSpec) -> str:
         *_variables(spec),
         *spec.slurm.setup,
         "",
-        "# Before the time limit Slurm sends USR1 to this script, which asks all tasks to save.",
-        "# scancel and preemption send SIGTERM to the tasks themselves.",
-        "warned=",
-        "trap 'interrupted=yes warned=yes; scancel --signal=TERM \"$SLURM_JOB_ID\"' USR1",
-        "trap 'interrupted=yes' TERM",
+        *_traps(spec),
         "",
         *_about_tasks(spec),
         _step(spec) + " &",
-        _END + (_CONTINUE % {"restarts": spec.restart.max_restarts} if _requeues(spec) else ""),
+        _END + (_CONTINUE % {"restarts": spec.restart.max_restarts} if spec.slurm.requeue else ""),
     ]
     return "\n".join(parts) + 'exit "$code"'
-
-
-def _requeues(spec: JobSpec) -> bool:
-    return spec.slurm.requeue
 
 
 def _directives(spec: JobSpec) -> Iterator[str]:
@@ -105,7 +98,7 @@ def _directives(spec: JobSpec) -> Iterator[str]:
         kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
         yield f"gpus-per-node={kind}{each.gpus * slots}"
     if each.memory:
-        yield f"mem={-(-each.memory * slots // 2**20)}M"
+        yield f"mem={-(-each.memory * slots // 2**20) + _OWN_MEBIBYTES}M"
     given = ("partition", "account", "qos", "time", "constraint")
     for name in given:
         if (value := getattr(slurm, name)) is not None:
@@ -116,9 +109,9 @@ def _directives(spec: JobSpec) -> Iterator[str]:
         yield f"dependency={slurm.dependency}"
         yield "kill-on-invalid-dep=yes"
     yield f"signal=B:USR1@{warning}"
-    yield "requeue" if _requeues(spec) else "no-requeue"
+    yield "requeue" if slurm.requeue else "no-requeue"
     for line in slurm.options:
-        yield line.lstrip("-") if line.startswith("--") else line
+        yield line.removeprefix("--")
 
 
 def _variables(spec: JobSpec) -> Iterator[str]:
@@ -128,6 +121,16 @@ def _variables(spec: JobSpec) -> Iterator[str]:
             yield f"# {name}: in the environment of sbatch; the value is not written here."
         else:
             yield f"export {name}={shlex.quote(value)}"
+
+
+def _traps(spec: JobSpec) -> Iterator[str]:
+    warned = " warned=yes" if spec.slurm.requeue else ""
+    yield "# Before the time limit Slurm sends USR1 to this script, which asks all tasks to save."
+    yield "# scancel and preemption send SIGTERM to the tasks themselves."
+    if warned:
+        yield "warned="
+    yield f"trap 'interrupted=yes{warned}; scancel --signal=TERM \"$SLURM_JOB_ID\"' USR1"
+    yield "trap 'interrupted=yes' TERM"
 
 
 def _about_tasks(spec: JobSpec) -> Iterator[str]:
