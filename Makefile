@@ -21,7 +21,7 @@ unexport WORKERS
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast mutants soak bench test-cluster test-docker test-machines test-slow test-threads docs lint format setup pins wheel clean
+.PHONY: help train test test-fast mutants soak bench test-cluster test-docker test-machines test-slurm test-slow test-threads docs lint format setup pins wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -39,7 +39,7 @@ test: setup ## Run every test that this machine supports, except those of the ta
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup ## Run the tests of a single process: two minutes
-	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not prometheus and not browser and not machines and not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not multiprocess and not docker and not slurm and not prometheus and not browser and not machines and not slow" $(ARGS)
 
 test-slow: setup ## Run the tests that take minutes: whole trainings, every style of program on every backend
 	$(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
@@ -58,6 +58,9 @@ soak: setup ## Train for half an hour on each backend: launcher and ranks must n
 
 test-docker: setup ## Build the images in Docker Engine and run jobs in containers
 	$(BIN)/python -m pytest $(WORKERS) -m docker $(ARGS)
+
+test-slurm: setup ## Run jobs on a Slurm cluster that the tests start on this machine
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 test-machines: setup .venv/.wheel-tools ## Run the README's commands on Debian 12, 13 and sid
 	$(BIN)/python -m pytest $(WORKERS) -m machines $(ARGS)

@@ -28,6 +28,7 @@ _ORPHAN_GRACE = 3.5  # the launcher was killed: everything ends within five seco
 _ABORT_GRACE = 2.0  # SIGTERM from outside or from mpirun, which sends SIGKILL after three seconds
 _LEFTOVER_GRACE = 0.5  # the rank has ended; the processes it left have nothing to save
 _READER_SECONDS = 60.0  # a launcher on this machine may be busy, or stopped by Ctrl-Z
+_SHARED_SECONDS = 0.5  # within which a SIGTERM to all processes has reached all of them
 _UNKILLABLE_SECONDS = 3.0  # a process that waits for an unreachable disk does not end on SIGKILL
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _COMMAND_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -53,6 +54,7 @@ class Agent:
         self._ended_at = 0.0
         self._deadline: float | None = None  # when SIGKILL follows the SIGTERM
         self._end_requested = False
+        self._signal_at: float | None = None  # when the rank receives the SIGTERM
         self._only_child_signalled = False
         self._stacks_of: list[int] = []
         self._out_of_memory: str | None = None
@@ -160,6 +162,13 @@ class Agent:
             self._deadline = min(deadline, self._deadline or deadline)
             return
         self._end_requested, self._deadline = True, deadline
+        if self._shares_signals:
+            self._signal_at = time.monotonic() + _SHARED_SECONDS
+        else:
+            self._signal_end()
+
+    def _signal_end(self) -> None:
+        self._signal_at = None
         if self._spec.daemon:
             # Killed first, so that mpirun learns of the lost host and of nothing else.
             tree.send([self._child.pid], signal.SIGKILL)
@@ -214,9 +223,12 @@ class Agent:
         for sender in shared_signals.senders():
             if sender == self._parent:  # mpirun or its daemon, which ends the job
                 self._end(min(self._spec.grace, _ABORT_GRACE))
-            elif not self._end_requested:
+            else:
                 # The rank has received it too. The launcher commands how long it may save.
                 self._end_requested = self._only_child_signalled = True
+                self._signal_at = None
+        if self._signal_at is not None and time.monotonic() > self._signal_at:
+            self._signal_end()
 
     def _dump_stacks(self) -> None:
         if self._spec.raw:

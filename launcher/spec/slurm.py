@@ -83,6 +83,4 @@ class Slurm(Data):
     def _fits(self) -> "Slurm":
         if any("\n" in line for line in self.setup):
             raise ValueError("setup: expected one line each")
-        if self.mounts and self.container_image is None:
-            raise ValueError("mounts: expected a container_image with them")
         return self

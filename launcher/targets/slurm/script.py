@@ -51,6 +51,8 @@ def check(spec: JobSpec) -> None:
         raise SpecError(
             "backend: expected auto, mpi, horovod or tf for several ranks. Received: local"
         )
+    if spec.slurm.mounts and spec.slurm.container_image is None:
+        raise SpecError("slurm.mounts: expected a container_image with them; --container-image")
     for path in (spec.output.absolute(), spec.directory):
         if any(character in str(path) for character in " \t\n#'\"\\%"):
             raise SpecError(
@@ -71,9 +73,7 @@ def render(spec: JobSpec) -> str:
         "#!/bin/bash",
         "\n".join(f"#SBATCH --{line}" for line in _directives(spec)),
         "",
-        *_variables(spec),
-        *spec.slurm.setup,
-        "",
+        *_preparation(spec),
         *_traps(spec),
         "",
         *_about_tasks(spec),
@@ -114,13 +114,16 @@ def _directives(spec: JobSpec) -> Iterator[str]:
         yield line.removeprefix("--")
 
 
-def _variables(spec: JobSpec) -> Iterator[str]:
+def _preparation(spec: JobSpec) -> Iterator[str]:
     """sbatch passes its own environment on; secrets are only there."""
     for name, value in sorted(spec.environment.items()):
         if is_secret(name):
             yield f"# {name}: in the environment of sbatch; the value is not written here."
         else:
             yield f"export {name}={shlex.quote(value)}"
+    yield from spec.slurm.setup
+    if spec.environment or spec.slurm.setup:
+        yield ""
 
 
 def _traps(spec: JobSpec) -> Iterator[str]:

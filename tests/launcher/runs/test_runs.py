@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -29,10 +30,10 @@ def spec(tmp_path: Path) -> JobSpec:
     return build_spec(fields)
 
 
-def begin(record: RunWriter, spec: JobSpec) -> None:
+def begin(record: RunWriter, spec: JobSpec, attempt: int = 0) -> None:
     details = {"id": record.id, "directory": str(record.directory), "ranks": spec.ranks}
     record(Event("run", details=details | {"backend": "local", "command": ["a"]}))
-    record(Event("started", details={"hosts": ["localhost"] * spec.ranks}))
+    record(Event("started", attempt, details={"hosts": ["localhost"] * spec.ranks}))
 
 
 def test_a_run_is_read_from_its_journal(spec: JobSpec) -> None:
@@ -169,6 +170,32 @@ def test_a_run_whose_launcher_was_killed_is_lost(spec: JobSpec) -> None:
     process.kill()
     process.wait()
     assert launcher_of(record.directory) is None
+    assert read_run(record.directory).state == "lost"
+
+
+def test_a_run_is_continued_as_a_restart(spec: JobSpec) -> None:
+    first = RunWriter.create(spec, "digits-4711")
+    begin(first, spec)
+    first(Event("done", 0, None, {"result": "stopped", "exit_code": 143}))
+    first.close()
+    assert first.first_attempt == 0
+    assert read_run(first.directory).state == "stopped"
+    second = RunWriter.create(spec, "digits-4711")
+    assert (second.directory, second.first_attempt) == (first.directory, 1)
+    begin(second, spec, attempt=1)
+    assert (read_run(second.directory).state, read_run(second.directory).attempt) == ("running", 1)
+    second.close()
+
+
+def test_a_launcher_of_another_machine_is_not_judged_by_the_processes_here(spec: JobSpec) -> None:
+    record = RunWriter.create(spec)
+    begin(record, spec)
+    record.close()
+    ended = {"pid": 2**22 - 1, "started": 1.0}
+    file = record.directory / "launcher.json"
+    file.write_text(json.dumps({**ended, "host": "another"}))
+    assert read_run(record.directory).state == "running"
+    file.write_text(json.dumps({**ended, "host": socket.gethostname()}))
     assert read_run(record.directory).state == "lost"
 
 

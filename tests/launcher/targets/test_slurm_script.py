@@ -120,6 +120,7 @@ def test_quotes_and_dollars_of_a_command_reach_the_program(tmp_path: Path) -> No
         ({"ranks": 3, "container": {"slots": 2}}, "ranks: expected a multiple of the 2 slots"),
         ({"hosts": [{"name": "n1", "slots": 2}]}, "hosts: Slurm chooses the nodes"),
         ({"backend": "local"}, "backend: expected auto, mpi, horovod or tf"),
+        ({"slurm": {"mounts": ["/data"]}}, "slurm.mounts: expected a container_image"),
         ({"output": "/scratch/my runs"}, "output, directory: sbatch takes no space"),
     ],
 )
@@ -137,7 +138,6 @@ def test_what_slurm_cannot_provide_is_refused(changes: dict[str, Any], problem: 
         ("options", ["reservation=maint"]),
         ("options", ["--comment=a\nb"]),
         ("setup", ["a\nb"]),
-        ("mounts", ["/data"]),
         ("container_runtime", "docker"),
     ],
 )

@@ -8,7 +8,6 @@
 #SBATCH --signal=B:USR1@64
 #SBATCH --no-requeue
 
-
 # Before the time limit Slurm sends USR1 to this script, which asks all tasks to save.
 # scancel and preemption send SIGTERM to the tasks themselves.
 trap 'interrupted=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
