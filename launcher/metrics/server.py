@@ -52,8 +52,9 @@ class MetricsServer:
 
     @property
     def address(self) -> str:
-        """host:port, as a client writes it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """host:port, as a client writes it: the name of this machine for all of its addresses."""
+        host = socket.gethostname() if self.host in {"0.0.0.0", "::"} else self.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def close(self) -> None:
         self._server.shutdown()

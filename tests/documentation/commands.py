@@ -66,6 +66,7 @@ def check(command: str, programs: Sequence[str]) -> Outcome:
         "python": _python,
         "mpirun": _ranks,
         "horovodrun": _ranks,
+        "srun": _ranks,
         "make": _make,
         "pip": _pip,
         "kubectl": _kubectl,

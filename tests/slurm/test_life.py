@@ -2,7 +2,9 @@
 
 import json
 import signal
+import socket
 import subprocess
+import urllib.request
 
 import pytest
 
@@ -109,6 +111,20 @@ def test_scancel_lets_the_ranks_save(jobs: Jobs, backend: str) -> None:
     assert jobs.log("plain", number).count("the state is saved") == 1
     assert jobs.status("plain")["slurm"]["state"] == "CANCELLED"
     assert jobs.weights("plain", number)
+
+
+def test_the_metrics_of_the_job_are_served_and_discovered(jobs: Jobs) -> None:
+    number = jobs.submit("measured", "--metrics-port", "0", program=training(epochs=500))
+    jobs.trains("measured", number)
+    (file,) = (jobs.output / "targets").glob("*.json")
+    assert file.name == f"measured-{number}.json"
+    (target,) = json.loads(file.read_text())
+    host, _, port = target["targets"][0].rpartition(":")
+    assert host == socket.gethostname()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert b"training_loss" in answer.read()
+    assert jobs("cancel", "measured", *SLURM).returncode == 0
+    assert not file.exists()
 
 
 def test_cancel_now_does_not_wait(jobs: Jobs) -> None:

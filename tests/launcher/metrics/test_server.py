@@ -106,3 +106,13 @@ def test_ipv6_addresses_are_written_with_brackets() -> None:
         assert _get(server, "/healthz")[0] == 200
     finally:
         server.close()
+
+
+def test_a_server_on_all_addresses_is_found_by_the_name_of_its_machine(tmp_path: Path) -> None:
+    server = MetricsServer(Page(RANK_METRICS).text, "0.0.0.0", 0)
+    try:
+        record_address(tmp_path / "targets.json", server, {})
+    finally:
+        server.close()
+    (target,) = json.loads((tmp_path / "targets.json").read_text())
+    assert target["targets"] == [f"{socket.gethostname()}:{server.port}"]
