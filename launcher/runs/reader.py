@@ -153,6 +153,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def is_stamped(run: Path) -> bool:
+    """Whether the name of the run ends with the time of its start, as RunWriter chooses it."""
+    return _STAMP.search(run.name) is not None
+
+
 def find_run(output: Path, name: str | None) -> Path:
     """The directory of the run with this id, the newest run of the job with this name, the only
     run whose id starts with it, or the newest of all for None.

@@ -56,7 +56,7 @@ class StopRequests:
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         before, self._latest = self._latest, time.monotonic()
-        repeated = self._latest - before < _ONE_REQUEST_SECONDS
+        repeated = number == signal.SIGTERM and self._latest - before < _ONE_REQUEST_SECONDS
         if repeated and shared_signals.reach_every_process():
             return
         self.count += 1

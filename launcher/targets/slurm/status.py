@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from launcher.errors import UnknownRunError
 from launcher.runs import layout
-from launcher.runs.reader import RunState, read_run, read_spec
+from launcher.runs.reader import RunState, is_stamped, read_run, read_spec
 from launcher.supervision.causes import Cause
 from launcher.targets.base import JobStatus
 from launcher.targets.slurm import queue, reasons
@@ -117,9 +118,9 @@ class SlurmStatus(JobStatus):
 def find(output: Path, name: str | None, no_jobs: str) -> SlurmStatus:
     """The job of this name or number, or the newest one. Raises UnknownRunError."""
     found = [
-        job
-        for job in jobs(output)
-        if name is None or name in {job.name, str(job.id), f"{job.name}-{job.id}"}
+        known
+        for known in _known(output)
+        if name is None or name in {known.name, str(known.id), f"{known.name}-{known.id}"}
     ]
     if not found:
         raise UnknownRunError(
@@ -128,27 +129,37 @@ def find(output: Path, name: str | None, no_jobs: str) -> SlurmStatus:
             else f"no job {name!r} of yours in Slurm's queue, nor a record of one in {output}; "
             "see: launcher list --target slurm, and --output"
         )
-    return found[-1]
+    return found[-1].read()
 
 
 def jobs(output: Path) -> list[SlurmStatus]:
     """Those in the queue and those with a run in `output`, by number."""
-    found = {job.id: job for job in queue.jobs() if job.ours}
-    recorded = dict(_recorded(output))
-    statuses = []
-    for number in sorted({*found, *recorded}):
-        run = recorded.get(number)
-        queued = found.get(number)
-        name = queued.name if queued is not None else _name_of(run)
-        statuses.append(SlurmStatus(number, name, queued, None if run is None else read_run(run)))
-    return statuses
+    return [known.read() for known in _known(output)]
 
 
-def _recorded(output: Path) -> list[tuple[int, Path]]:
-    named = ((_OF_A_JOB.fullmatch(run.name), run) for run in layout.run_directories(output))
-    return [(int(match["id"]), run) for match, run in named if match is not None]
+@dataclass(frozen=True)
+class _Known:
+    """A job in the queue, with a run, or both."""
+
+    id: int
+    name: str
+    queued: QueuedJob | None
+    run: Path | None
+
+    def read(self) -> SlurmStatus:
+        run = None if self.run is None else read_run(self.run)
+        return SlurmStatus(self.id, self.name, self.queued, run)
 
 
-def _name_of(run: Path | None) -> str:
-    match = None if run is None else _OF_A_JOB.fullmatch(run.name)
-    return "" if match is None else match["name"]
+def _known(output: Path) -> list[_Known]:
+    known = {job.id: _Known(job.id, job.name, job, None) for job in queue.jobs() if job.ours}
+    for run in layout.run_directories(output):
+        match = _OF_A_JOB.fullmatch(run.name)
+        if match is None or is_stamped(run):
+            continue
+        number, name = int(match["id"]), match["name"]
+        queued = known[number].queued if number in known else None
+        # Slurm may have counted from the start again.
+        if queued is None or queued.name == name:
+            known[number] = _Known(number, name, queued, run)
+    return sorted(known.values(), key=lambda one: one.id)

@@ -53,6 +53,14 @@ def submit(spec: JobSpec) -> tuple[int, bool]:
     return int(answer.strip().partition(";")[0]), True
 
 
+def check(spec: JobSpec) -> None:
+    """Asks Slurm whether it would accept the job. Raises UsageError if not."""
+    try:
+        queue.command("sbatch", "--test-only", text=script.render(spec))
+    except SlurmError as error:
+        raise _explained(str(error)) from None
+
+
 def _cancel_hint(spec: JobSpec, job: queue.QueuedJob) -> str:
     return f"launcher cancel {spec.name} --target slurm, or " if job.ours else ""
 

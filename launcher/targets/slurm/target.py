@@ -10,10 +10,9 @@ from launcher.runs.logs import LogReader
 from launcher.runs.reader import read_spec
 from launcher.spec import JobSpec
 from launcher.targets.base import JobStatus, LogQuery, Target, is_of_rank
-from launcher.targets.slurm import queue, script, status
+from launcher.targets.slurm import queue, script, status, submit
 from launcher.targets.slurm.queue import UnreachableError
 from launcher.targets.slurm.status import SlurmStatus
-from launcher.targets.slurm.submit import submit
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 10.0  # the controller serves many users
 _LINE_SECONDS = 0.3
@@ -33,14 +32,13 @@ class SlurmTarget(Target):
         return super().flags() + self.where.flags("output")
 
     def check(self, spec: JobSpec) -> None:
-        script.check(spec)
-        queue.command("sbatch", "--test-only", text=script.render(spec))
+        submit.check(spec)
 
     def render(self, spec: JobSpec) -> str:
         return script.render(spec)
 
     def submit(self, spec: JobSpec) -> tuple[str, str]:
-        number, new = submit(spec)
+        number, new = submit.submit(spec)
         log = script.log_file(spec.output, spec.name, number)
         done = "submitted" if new else "the same job is queued or runs already"
         return spec.name, f"Slurm job {number}, {spec.name}: {done}; its output is {log}"
