@@ -51,6 +51,10 @@ def check(spec: JobSpec) -> None:
         raise SpecError(
             "backend: expected auto, mpi, horovod or tf for several ranks. Received: local"
         )
+    if spec.container.image is not None:
+        raise SpecError("container.image: on Slurm the image is slurm.container_image")
+    if spec.kubernetes.time_limit is not None:
+        raise SpecError("kubernetes.time_limit: on Slurm the limit is slurm.time, as sbatch has it")
     if spec.slurm.mounts and spec.slurm.container_image is None:
         raise SpecError("slurm.mounts: expected a container_image with them; --container-image")
     for path in (spec.output.absolute(), spec.directory):

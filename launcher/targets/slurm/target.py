@@ -41,7 +41,10 @@ class SlurmTarget(Target):
         number, new = submit.submit(spec)
         log = script.log_file(spec.output, spec.name, number)
         done = "submitted" if new else "the same job is queued or runs already"
-        return spec.name, f"Slurm job {number}, {spec.name}: {done}; its output is {log}"
+        slots = spec.container.slots
+        ranks = "a rank" if slots == 1 else f"{slots} ranks"
+        request = f"nodes: {spec.ranks // slots}, with {ranks} on each; output: {log}"
+        return spec.name, f"Slurm job {number}, {spec.name}: {done}\n  {request}"
 
     def describe(self, name: str | None) -> JobStatus:
         return self._find(name)

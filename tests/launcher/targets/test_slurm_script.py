@@ -120,6 +120,8 @@ def test_quotes_and_dollars_of_a_command_reach_the_program(tmp_path: Path) -> No
         ({"ranks": 3, "container": {"slots": 2}}, "ranks: expected a multiple of the 2 slots"),
         ({"hosts": [{"name": "n1", "slots": 2}]}, "hosts: Slurm chooses the nodes"),
         ({"backend": "local"}, "backend: expected auto, mpi, horovod or tf"),
+        ({"container": {"image": "syncbn:cpu"}}, "on Slurm the image is slurm.container_image"),
+        ({"kubernetes": {"time_limit": 60}}, "on Slurm the limit is slurm.time"),
         ({"slurm": {"mounts": ["/data"]}}, "slurm.mounts: expected a container_image"),
         ({"output": "/scratch/my runs"}, "output, directory: sbatch takes no space"),
     ],
