@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from launcher.errors import LauncherError, UsageError
@@ -11,7 +12,7 @@ from launcher.runs.reader import read_spec
 from launcher.spec import JobSpec
 from launcher.targets.base import JobStatus, LogQuery, Target, is_of_rank
 from launcher.targets.slurm import queue, script, status, submit
-from launcher.targets.slurm.queue import UnreachableError
+from launcher.targets.slurm.queue import SlurmError, UnreachableError
 from launcher.targets.slurm.status import SlurmStatus
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 10.0  # the controller serves many users
@@ -92,13 +93,13 @@ class SlurmTarget(Target):
             return f"{job.name}: {job.state} already"
         number, run = str(job.id), _run_of(self.where.output, job)
         if now or job.state != "running" or not (run / layout.JOURNAL).exists():
-            # The name makes sure that a number which Slurm has used again is not meant.
-            queue.command("scancel", f"--jobname={job.name}", number)
-            if now:
-                queue.command("scancel", "--signal=KILL", f"--jobname={job.name}", number)
+            if now and job.state == "running":
+                _kill(number)
+            with suppress(SlurmError):  # it has ended in the meantime
+                queue.command("scancel", number)
             return f"{job.name}: cancelled{'; its ranks are killed' if now else ''}"
         # scancel alone would grant the ranks KillWait (30 s by default).
-        queue.command("scancel", "--signal=TERM", f"--jobname={job.name}", number)
+        queue.command("scancel", "--signal=TERM", number)
         limit = time.monotonic() + read_spec(run).get("save_timeout", 30.0) + _CLOSING_SECONDS
         for job in self._states(number):
             if job.ended or job.state == "queued":
@@ -128,6 +129,16 @@ class SlurmTarget(Target):
 def _run_of(output: Path, job: SlurmStatus) -> Path:
     """The directory of the run of the job."""
     return output / f"{job.name}-{job.id}"
+
+
+def _kill(number: str) -> None:
+    """Kills the ranks; a script that sees this must not queue the job again."""
+    queue.command("scontrol", "update", f"JobId={number}", "Requeue=0")
+    # For a whole job, scancel would send SIGTERM first, whatever the signal.
+    steps = queue.command("squeue", "--noheader", "--steps", f"--jobs={number}", "--format=%i")
+    for step in steps.split():
+        if step.rpartition(".")[2].isdigit():
+            queue.command("scancel", "--signal=KILL", step)
 
 
 def _followed(reader: LogReader, states: Iterator[JobStatus]) -> Iterator[str]:
