@@ -95,9 +95,10 @@ def _lead(
     with Registry(spec.name, workers, slots, port, address) as registry:
         try:
             result = supervise(Leader(spec, registry, stop), stop, view, run)
-        except LauncherError:
+        except LauncherError as error:
             if stop.count:
                 return stop.exit_code
+            registry.finish(error.exit_code)  # the others need not wait for a leader
             raise
         if result.outcome != "stopped":  # else a replaced first container may continue the job
             registry.finish(result.exit_code)

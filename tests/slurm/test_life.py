@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -16,6 +17,16 @@ from tests.slurm.jobs import QUICK, Jobs, training
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
 SLURM = ("--target", "slurm")
+
+# Takes the port of Horovod's rendezvous, the one after that of the job.
+HOLDER = """
+import os, socket, time
+port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 4000 * 3 + 1
+held = socket.socket()
+held.bind(("127.0.0.1", port))
+held.listen()
+time.sleep(25)
+"""
 
 
 @pytest.mark.parametrize("backend", ["mpi", "horovod", "tf"])
@@ -253,3 +264,13 @@ def test_without_slurm_the_missing_package_is_named(jobs: Jobs) -> None:
     )
     assert done.returncode == 2
     assert "squeue is not installed" in done.stderr
+
+
+def test_a_leader_that_cannot_start_ends_the_job_at_once(jobs: Jobs) -> None:
+    # The port of the job is taken on the first node only.
+    taken = f'[ "$SLURM_NODEID" = 0 ] && {sys.executable} hold.py & sleep 2'
+    (jobs.directory / "hold.py").write_text(HOLDER)
+    number = jobs.submit("nowhere", "--backend", "horovod", "--setup", taken)
+    assert jobs.wait("nowhere", seconds=60) == 2
+    assert "cannot be used" in jobs.log("nowhere", number)
+    assert jobs.status("nowhere")["slurm"]["restarts"] == 0

@@ -56,6 +56,14 @@ def test_a_rank_that_fails_restarts_the_ranks_of_all_members(group: Group, backe
     assert group.steps() == 20
 
 
+def test_a_leader_that_gives_up_tells_those_who_have_joined(group: Group) -> None:
+    group.join("--workers", "2", container={"join_timeout": 3.0})
+    group.join(container={"join_timeout": 60.0})
+    assert group.end(0) == 1
+    assert "worker 2 has not joined within 3 s" in group.log(0)
+    assert group.end(1, seconds=15) == 1, group.log(1)
+
+
 def test_of_two_usage_errors_the_one_with_bad_input_is_named(
     group: Group,
 ) -> None:
