@@ -99,11 +99,14 @@ class SlurmTarget(Target):
                 queue.command("scancel", number)
             return f"{job.name}: cancelled{'; its ranks are killed' if now else ''}"
         # scancel alone would grant the ranks KillWait (30 s by default).
+        _never_again(number)
         queue.command("scancel", "--signal=TERM", number)
         limit = time.monotonic() + read_spec(run).get("save_timeout", 30.0) + _CLOSING_SECONDS
         for job in self._states(number):
-            if job.ended or job.state == "queued":
+            if job.ended:
                 break
+            if job.state == "queued":  # it was being queued again at that moment
+                queue.command("scancel", number)
             if time.monotonic() > limit:
                 raise LauncherError(f"{job.name} has not ended; try: launcher cancel --now")
         return f"{job.name}: {job.state}"
@@ -131,9 +134,14 @@ def _run_of(output: Path, job: SlurmStatus) -> Path:
     return output / f"{job.name}-{job.id}"
 
 
-def _kill(number: str) -> None:
-    """Kills the ranks; a script that sees this must not queue the job again."""
+def _never_again(number: str) -> None:
+    """A time limit or a preemption at this moment must not queue the job again."""
     queue.command("scontrol", "update", f"JobId={number}", "Requeue=0")
+
+
+def _kill(number: str) -> None:
+    """Kills all ranks at once."""
+    _never_again(number)
     # For a whole job, scancel would send SIGTERM first, whatever the signal.
     steps = queue.command("squeue", "--noheader", "--steps", f"--jobs={number}", "--format=%i")
     for step in steps.split():
