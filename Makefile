@@ -81,7 +81,7 @@ docs: .venv/.installed ## Build the documentation into build/site; a warning is 
 bench: setup ## Measure speed and memory, compared with Keras and Horovod; updates docs/performance.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-CPP := $(wildcard syncbn/native/*.cc syncbn/native/*.h)
+CPP := $(wildcard syncbn/native/*.cc syncbn/native/*.h tests/machines/*.cc benchmarks/*/*.c)
 
 lint: .venv/.installed ## Check style and types
 	$(BIN)/ruff check .

@@ -145,13 +145,13 @@ def _bars(report: Report) -> list[Bar]:
     keras_small, keras_big = median(KERAS_LOCAL, small), median(KERAS_LOCAL, big)
     sync_small = median(KERAS_SYNC, small)
     return [
-        Bar(f"{small}, mpi, of Keras local", ours_small / keras_small, 0.45, True),
-        Bar(f"{small}, mpi, faster than Keras synchronized", sync_small / ours_small, 20, False),
-        Bar(f"{big}, mpi, of Keras local", ours_big / keras_big, 0.28, True),
+        Bar(f"{small}, mpi, of Keras local", ours_small / keras_small, 0.35, True),
+        Bar(f"{small}, mpi, faster than Keras synchronized", sync_small / ours_small, 40, False),
+        Bar(f"{big}, mpi, of Keras local", ours_big / keras_big, 0.22, True),
         Bar(
             f"{small}, tf, faster than Keras synchronized",
             sync_small / median(OURS, small, "tf"),
-            2.2,
+            3.3,
             False,
         ),
         Bar(

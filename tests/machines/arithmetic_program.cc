@@ -1,11 +1,11 @@
 // The arithmetic of the kernels without TensorFlow: `arithmetic_program [LEVEL] < IN > OUT`.
 //
 // IN: seven int64 (type: 0 half, 1 bfloat16, 2 float, 3 double; outer, channels, inner; bytes of a
-// value and of what is computed in; 1 for weights, a residual and a leaky ReLU), then x, dy, gamma, beta, the
-// moving mean and variance, and weights and the residual if there are.
-// OUT: the wire forward, moments, next mean and variance, y, the wire backward, the gradients of
-// gamma and beta, dx, the gradient before the activation. All as for one rank, with epsilon 1e-3 and momentum 0.9. The level used goes
-// to standard error.
+// value and of what is computed in; 1 for weights, a residual and a leaky ReLU), then x, dy, gamma,
+// beta, the moving mean and variance, and weights and the residual if there are. OUT: the wire
+// forward, moments, next mean and variance, y, the wire backward, the gradients of gamma and beta,
+// dx, the gradient before the activation. All as for one rank, with epsilon 1e-3 and momentum 0.9.
+// The level used goes to standard error.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -58,8 +58,8 @@ void run(const syncbn::Arithmetic& arithmetic) {
   std::vector<double> pivot(channels), sums(2 * channels), wire(4 * channels + 2);
   kernels.choose_pivot(x.data(), p, weights, pivot.data());
   kernels.local_sums(x.data(), p, weights, pivot.data(), sums.data(), sums.data() + channels);
-  arithmetic.pack(special ? kernels.total(weights, positions) : double(positions), pivot.data(), sums.data(), sums.data() + channels,
-                  channels, wire.data());
+  arithmetic.pack(special ? kernels.total(weights, positions) : double(positions), pivot.data(),
+                  sums.data(), sums.data() + channels, channels, wire.data());
   write(wire);
   std::vector<double> moments(3 * channels + 1);
   arithmetic.merge(wire.data(), channels, moments.data());
