@@ -59,7 +59,7 @@ void direct_all_reduce(const DirectAllReduce& operation, Run& run) {
                      "a sum over ranks has at most %d dimensions. Received: %d dimensions",
                      kMaxDims, input.rank());
   }
-  const Tensor output = run.output_in_place_of(0, shape);
+  const Tensor output = run.output_in_place_of(0, 0, shape);
   const Tensor input = run.input(0);
   if (!run.ok()) return;
 
