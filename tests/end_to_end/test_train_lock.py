@@ -27,7 +27,12 @@ def test_the_second_trainer_in_a_directory_leaves(
 ) -> None:
     output = tmp_path / "out"
     job = mpirun.start(2, TRAIN, [*RUN, "--epochs", "500", "--output", str(output)])
-    _wait_for((output / "metrics.jsonl").exists, job, seconds=80)
+    logs = [output / "logs" / f"rank-{rank}.log" for rank in range(2)]
+    _wait_for(
+        lambda: all(log.exists() and "first step" in log.read_text() for log in logs),
+        job,
+        seconds=80,
+    )
     holder = job.rank_process(0)
     before = _contents(output)
     for resume in (["--resume"], []):

@@ -113,8 +113,8 @@ def test_a_member_that_never_joins_is_named_in_bounded_time(group: Group) -> Non
     group.join("--index", "2", container={"join_timeout": 3})
     assert group.end(0, 20) == 1
     assert "launcher: worker 1 has not joined within 3 s" in group.log(0)
-    assert group.end(1, 20) == 1
-    assert "launcher: lost host: 127.0.0.1:" in group.log(1)
+    assert group.end(1, 20) == 1  # told by the leader, which is no lost host
+    assert "lost host" not in group.log(1)
 
 
 @over_either
