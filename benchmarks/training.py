@@ -30,7 +30,6 @@ _CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 _TOYS: dict[str, tuple[int, int, dict[str, Any]]] = {
     RESNET20: (1, 2, {"batch": 2, "pixels": 8, "blocks": 1}),
-    "a step of MobileNetV2": (1, 2, {"batch": 1, "pixels": 32, "application": "MobileNetV2"}),
 }
 
 

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
 import pytest
 
+import syncbn
 from benchmarks import (
     end_to_end,
     figures,
@@ -18,6 +20,7 @@ from benchmarks import (
     scaling,
     startup,
     training,
+    training_steps,
 )
 from benchmarks.harness.conductor import BenchmarkError, Conductor, Plan
 from benchmarks.harness.results import Bar, Report, Timing, with_unit
@@ -45,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]]) -> None:
     contenders = {
         name: {(t["contender"], t["backend"]) for t in part["timings"]}
@@ -97,7 +100,7 @@ def test_every_benchmark_measures_its_contenders(found: dict[str, dict[str, Any]
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_page_holds_every_bar_and_plot(
     found: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +125,16 @@ def test_the_page_holds_every_bar_and_plot(
     assert before.startswith(f"before\n\n{page.BEGIN}\n\n| ")
     assert after.endswith(f" |\n\n{page.END}\n\nafter\n")
     assert "old figures" not in before + after
+
+
+@pytest.mark.parametrize("contender", training_steps.NORMS)
+def test_an_application_has_the_normalization_of_its_contender(contender: str) -> None:
+    model = training_steps.application(contender, "MobileNet", 32)
+    layers = [la for la in model.layers if isinstance(la, keras.layers.BatchNormalization)]
+    ours = contender == "ours"
+    assert len(layers) == 27
+    assert all(isinstance(layer, syncbn.SyncBatchNormalization) is ours for layer in layers)
+    assert all(layer.synchronized is (contender != "keras") for layer in layers)
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
