@@ -105,7 +105,7 @@ class Joined:
         if self.residual is None:
             return normalized(self.upstream_gradient)
         total = normalized(self.upstream_gradient).outputs + self.residual.astype(np.float64)
-        gated = normalized(np.where(total > 0, self.upstream_gradient, 0.0))
+        gated = normalized(np.where(total > 0, np.asarray(self.upstream_gradient, np.float64), 0.0))
         return dataclasses.replace(gated, outputs=np.maximum(total, 0.0))
 
     def shard(self, rank: int) -> slice:
