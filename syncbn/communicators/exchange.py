@@ -21,6 +21,7 @@ from syncbn.communicators.addresses import Address, address_of_job, host_identit
 from syncbn.communicators.cluster_environment import local_ranks
 from syncbn.communicators.links import Links
 from syncbn.errors import WorldError
+from syncbn.native.dtypes import NATIVE, WIDENED
 from syncbn.native.exchange import (
     Connection,
     NativeGroup,
@@ -36,19 +37,6 @@ VARIABLE = "SYNCBN_EXCHANGE"
 # number of ranks; recursive doubling sends it once for each doubling.
 MOST_BYTES = 2 << 20
 
-_DTYPES = (
-    tf.float32,
-    tf.float64,
-    tf.int8,
-    tf.uint8,
-    tf.int16,
-    tf.uint16,
-    tf.int32,
-    tf.uint32,
-    tf.int64,
-    tf.uint64,
-)
-_WIDENED = (tf.float16, tf.bfloat16)
 _ENTRY_BYTES = 512
 _ABSTAINS = "abstains: "
 _SPINS = 5000
@@ -83,7 +71,7 @@ class DirectExchange:
             tf.errors.UnknownError: When it runs: a rank has ended, is stopped or unreachable, or
                 sent another sum. The message names it.
         """
-        if tensor.dtype in _WIDENED:
+        if tensor.dtype in WIDENED:
             return tf.cast(self.sum(tf.cast(tensor, tf.float32), name), tensor.dtype)
         return self._group(tensor, name)
 
@@ -235,7 +223,7 @@ def small_enough(tensor: tf.Tensor) -> bool | tf.Tensor:
     Every rank must decide alike, even if one has traced the graph for a fixed size and another one
     for any size.
     """
-    if tensor.dtype not in (*_DTYPES, *_WIDENED):
+    if tensor.dtype not in (*NATIVE, *WIDENED):
         return False
     most = MOST_BYTES // tensor.dtype.size
     count = tensor.shape.num_elements()

@@ -19,25 +19,12 @@ from syncbn.communicators.base import Communicator
 from syncbn.communicators.cluster_environment import prepare_open_mpi
 from syncbn.communicators.mailboxes import MpiMailbox
 from syncbn.errors import MissingBackendError, SyncbnError
+from syncbn.native.dtypes import NATIVE, WIDENED
 from syncbn.native.mpi import NativeSum, native_sum
 
-# MPI has no 16-bit floating point types: these are sent and summed as float32.
-_WIDENED = (tf.float16, tf.bfloat16)
 _UNEQUAL = (
     "Every rank must send the same number of values, of the same dtype, in the same order: "
     "look for layers or metrics that exist on some ranks only, and for an empty batch."
-)
-_NATIVE = (
-    tf.float32,
-    tf.float64,
-    tf.int8,
-    tf.uint8,
-    tf.int16,
-    tf.uint16,
-    tf.int32,
-    tf.uint32,
-    tf.int64,
-    tf.uint64,
 )
 
 
@@ -111,9 +98,9 @@ class MPICommunicator(Communicator):
         return total
 
     def _sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        if tensor.dtype in _WIDENED:
+        if tensor.dtype in WIDENED:
             return tf.cast(self._sum(tf.cast(tensor, tf.float32), name), tensor.dtype)
-        if tensor.dtype not in _NATIVE:
+        if tensor.dtype not in NATIVE:
             raise SyncbnError(
                 f"all_reduce needs a numeric tensor. Received: dtype={tensor.dtype.name} ({name})"
             )

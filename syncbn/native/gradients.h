@@ -45,6 +45,7 @@ void gradient_sums(const In* g, const In* x, const In* residual, Planes p, const
   const T slope = static_cast<T>(rectifier.slope), cap = static_cast<T>(rectifier.cap);
   Source<In, T> gs(g, longest), xs(x, longest), residuals(residual, adds ? longest : 0);
   Sink<In, T> products(through, adds ? longest : 0);
+  Source<In, T> stored(through, adds ? longest : 0);
 
   const auto deviation = [=](T value, int64_t c, auto... weight) {
     const T off = value - h[c];
@@ -66,8 +67,10 @@ void gradient_sums(const In* g, const In* x, const In* residual, Planes p, const
       else
         multiply([=](T v, T z) { return through_activation<After::kRectifier>(v, z, slope, cap); });
       products.store(start, count);
+      // As rounded: dx, whose sum is zero, is computed from them, too.
+      const auto sv = stored.at(start, count);
       return [=](int64_t i, int64_t c, auto... weight) {
-        const T value = product[i];
+        const T value = sv[i];
         return Two<T>{value, value * deviation(xv[i], c, weight...)};
       };
     };

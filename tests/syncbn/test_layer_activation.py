@@ -8,18 +8,9 @@ import pytest
 import tensorflow as tf
 
 from syncbn import SyncBatchNormalization
+from tests.syncbn.layer_options import OPTIONS
 
 RECTIFIERS = ["relu", "relu6", "leaky_relu"]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "channels first": {"axis": 1},
-    "renorm": {"renorm": True},
-    "ghost batches": {"virtual_batch_size": 2},
-    "scaled by channel": {"adjustment": lambda shape: (tf.fill(shape[-1:], 1.5), -0.25)},
-    "scaled by position": {"adjustment": lambda shape: (tf.ones(shape) * 1.5, -0.25)},
-    "mask": {},
-    "weights": {},
-}
 
 
 def step(

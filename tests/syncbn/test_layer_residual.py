@@ -9,20 +9,11 @@ import pytest
 import tensorflow as tf
 
 from syncbn import SyncBatchNormalization
+from tests.syncbn.layer_options import OPTIONS
 
 BACKWARD = ("SyncbnGradientSums", "SyncbnInputGradient")
 SHAPE = (6, 5, 4, 3)
 ACTIVATIONS = ["linear", "relu", "relu6", "leaky_relu", "gelu"]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "channels first": {"axis": 1},
-    "renorm": {"renorm": True},
-    "ghost batches": {"virtual_batch_size": 2},
-    "scaled by channel": {"adjustment": lambda shape: (tf.fill(shape[-1:], 1.5), -0.25)},
-    "scaled by position": {"adjustment": lambda shape: (tf.ones(shape) * 1.5, -0.25)},
-    "mask": {},
-    "weights": {},
-}
 
 
 def arguments_of(option: str) -> dict[str, Any]:
