@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import time
 import uuid
-from collections.abc import Callable
 from typing import Self
 
 from tests.docker.engine import docker_command
+from tests.waiting import until
 
 # Small and quiet: two cores serve all containers.
 _ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS=1", "OMP_NUM_THREADS=1")
@@ -102,15 +101,7 @@ class Engine:
 
     def says(self, container: str, text: str, seconds: float = 90) -> None:
         """Waits until the log has the text. Raises AssertionError with the log if it never does."""
-        self.until(lambda: text in self.log(container), seconds, lambda: self.log(container))
-
-    def until(
-        self, condition: Callable[[], bool], seconds: float, told: Callable[[], str] = str
-    ) -> None:
-        limit = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < limit, f"not within {seconds:g} s:\n{told()}"
-            time.sleep(0.2)
+        until(lambda: text in self.log(container), seconds, lambda: self.log(container))
 
     def inspect(self, container: str) -> dict:
         return dict(json.loads(self("inspect", container))[0])

@@ -21,6 +21,7 @@ from tests.docker.containers import Engine
 from tests.docker.engine import compose_plugin, docker_command
 from tests.launcher.rendezvous.members import free_port
 from tests.processes import REPOSITORY
+from tests.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400, func_only=True)]
 
@@ -114,7 +115,7 @@ def test_prometheus_sees_the_job_and_both_ranks(
             seen.append(_up(port))
             return seen[-1] == {"job": 1, "ranks": 2} or job.poll() is not None
 
-        engine.until(both_seen, 150, log.read_text)
+        until(both_seen, 150, log.read_text)
     assert seen[-1] == {"job": 1, "ranks": 2}, log.read_text()
 
 
@@ -192,7 +193,7 @@ def test_a_submitted_job_is_found_followed_and_cancelled(engine: Engine, tmp_pat
         )
         listed = json.loads(run("list", "--target", "compose", "--json").stdout.splitlines()[-1])
         assert (listed["name"], listed["state"], len(listed["containers"])) == (name, "running", 2)
-        engine.until(lambda: "epoch" in run("logs", name, "--target", "compose").stdout, 120)
+        until(lambda: "epoch" in run("logs", name, "--target", "compose").stdout, 120)
         of_one = run("logs", name, "--target", "compose", "--rank", "1").stdout.splitlines()
         assert all(line.startswith("[1]") for line in of_one)
         worker = run("logs", name, "--target", "compose", "--worker", "1").stdout

@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 from launcher.train.checkpoint import CheckpointStore
 from tests.processes import THREADS
 from tests.slurm.cluster import Cluster
+from tests.waiting import until
 
 QUICK = ("--time", "20", "--save-timeout", "10", "--grace", "1", "--backoff", "0.2")
 
@@ -76,7 +76,7 @@ class Jobs:
 
     def says(self, name: str, number: int, text: str, seconds: float = 60) -> None:
         """Waits for a text in the log of a job."""
-        self.until(lambda: text in self.log(name, number), seconds, lambda: self.log(name, number))
+        until(lambda: text in self.log(name, number), seconds, lambda: self.log(name, number))
 
     def trains(self, name: str, number: int, seconds: float = 60) -> None:
         """Waits until both ranks have finished a step."""
@@ -86,15 +86,7 @@ class Jobs:
             ranks = run["ranks"].values() if run else []
             return len(ranks) == 2 and all(rank["step"] for rank in ranks)
 
-        self.until(steps, seconds, lambda: self.log(name, number))
-
-    def until(
-        self, condition: Callable[[], bool], seconds: float, told: Callable[[], str] = str
-    ) -> None:
-        limit = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < limit, f"not within {seconds:g} s:\n{told()}"
-            time.sleep(0.2)
+        until(steps, seconds, lambda: self.log(name, number))
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """The processes of this test's jobs with all these words in their command line."""
@@ -121,7 +113,7 @@ class Jobs:
         for process in self._running:
             process.kill()
             process.communicate()
-        self.until(lambda: not self.cluster("squeue", "--noheader"), 60)
+        until(lambda: not self.cluster("squeue", "--noheader"), 60)
 
     def _command(self, words: Sequence[str]) -> list[str]:
         return [sys.executable, "-m", "launcher", *words]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import QUICK, Jobs, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -69,7 +70,7 @@ def test_the_loss_of_a_node_queues_the_job_again(jobs: Jobs, cluster: Cluster) -
     jobs.trains("lost", number)
     cluster.kill_node(cluster.nodes[1])
     try:
-        jobs.until(lambda: bool(jobs.status("lost")["slurm"]["restarts"]), 90, str)
+        until(lambda: bool(jobs.status("lost")["slurm"]["restarts"]), 90, str)
     finally:
         cluster.start_node(cluster.nodes[1])
     assert jobs.wait("lost", seconds=150) == 0

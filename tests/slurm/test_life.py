@@ -13,6 +13,7 @@ from launcher.runs.reader import read_journal
 from tests.requirements import require_horovod
 from tests.slurm.cluster import Cluster, lacks_cgroups
 from tests.slurm.jobs import QUICK, Jobs, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
@@ -142,14 +143,14 @@ def test_cancel_now_does_not_wait(jobs: Jobs) -> None:
     number = jobs.submit("long", program=training(epochs=500))
     jobs.trains("long", number)
     assert jobs("cancel", "long", "--now", *SLURM).returncode == 0
-    jobs.until(lambda: jobs.status("long")["state"] == "stopped", 15)
-    jobs.until(lambda: not jobs.processes("launcher.train"), 5)
+    until(lambda: jobs.status("long")["state"] == "stopped", 15)
+    until(lambda: not jobs.processes("launcher.train"), 5)
     assert "saved" not in jobs.log("long", number)
 
 
 def test_a_killed_rank_restarts_with_all_others(jobs: Jobs) -> None:
     number = jobs.submit("killed", "--backend", "mpi", program=training(epochs=40))
-    jobs.until(lambda: (jobs.status("killed")["run"] or {}).get("checkpoint") is not None, 60)
+    until(lambda: (jobs.status("killed")["run"] or {}).get("checkpoint") is not None, 60)
     ranks = [one for one in jobs.processes("launcher.train") if "join" not in one.cmdline()]
     assert len(ranks) == 2
     ranks[0].send_signal(signal.SIGKILL)
@@ -203,7 +204,7 @@ def test_a_drained_node_finishes_its_job_and_the_next_one_waits(
         jobs.submit("second", program=training(epochs=1))
         assert jobs.wait("first") == 0
         waits = "waits: nodes are drained, down or reserved"
-        jobs.until(lambda: waits in jobs("status", "second", *SLURM).stdout, 20)
+        until(lambda: waits in jobs("status", "second", *SLURM).stdout, 20)
     finally:
         cluster("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=resume")
     assert jobs.wait("second") == 0

@@ -190,14 +190,6 @@ def manifests(spec: JobSpec, **changes: object) -> list[dict]:
     return objects(spec.model_copy(update=changes))
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Waits for the condition. Raises AssertionError if it stays false."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "not within the limit"
-        time.sleep(0.05)
-
-
 _MERGE = "application/merge-patch+json"
 
 

@@ -12,7 +12,8 @@ from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import KINDS
 from launcher.targets.kubernetes.submit import submit
 from tests.launcher.targets.cluster.api_server import ApiServer
-from tests.launcher.targets.cluster.conftest import Actor, Place, manifests, until
+from tests.launcher.targets.cluster.conftest import Actor, Place, manifests
+from tests.waiting import until
 
 JOB = KINDS["job"]
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,8 +13,9 @@ from launcher.targets.kubernetes.kinds import KINDS
 from launcher.targets.kubernetes.submit import cancel, submit
 from launcher.targets.kubernetes.target import objects
 from tests.launcher.targets.cluster.api_server import ApiServer, Fault
-from tests.launcher.targets.cluster.conftest import REAL, Actor, Place, manifests, until
+from tests.launcher.targets.cluster.conftest import REAL, Actor, Place, manifests
 from tests.launcher.targets.jobs import PLAIN, job
+from tests.waiting import until
 
 JOB = KINDS["job"]
 

@@ -11,7 +11,8 @@ from launcher.targets.kubernetes.cluster import Cluster
 from launcher.targets.kubernetes.kinds import KINDS
 from launcher.targets.kubernetes.submit import cancel, submit
 from tests.launcher.targets.cluster.api_server import ApiServer, Fault
-from tests.launcher.targets.cluster.conftest import Actor, manifests, until
+from tests.launcher.targets.cluster.conftest import Actor, manifests
+from tests.waiting import until
 
 JOB = KINDS["job"]
 
